@@ -1,0 +1,56 @@
+# Everything runs in .venv, which is made on first use and again when the requirements change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+MODEL := examples/emoji/model
+DEMO := build/demo
+
+.PHONY: help setup demo test test-slow lint format types imports check-all bench example clean
+
+help: ## list what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## make .venv with everything the compiler, the tests and the training need
+
+# torch first and by itself: a later install must find it satisfied rather than pick another build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[compile,train,bench,dev]'
+	@touch $@
+
+demo: $(READY) ## compile the example model to INT8 for this CPU, check it, and make a picture with each of its four tasks
+	@BIN=$(BIN) MODEL=$(MODEL) OUT=$(DEMO) sh examples/emoji/demo.sh
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(READY) ## run the long tests too (SD 1.5-sized graphs: 16 GB of memory)
+	$(BIN)/python -m pytest -m 'slow or not slow' -n 0
+
+lint: $(READY) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY) ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(READY) ## the layering contract
+	$(BIN)/lint-imports
+
+check-all: lint types imports test ## what CI runs
+
+bench: $(READY) ## side-by-side timings; writes build/bench/*.json (see docs/benchmarks.md)
+	$(BIN)/python -m bench.example
+	$(BIN)/python -m bench.accuracy
+
+example: $(READY) ## train the example model anew, from data to checkpoint (hours on two cores; resumes)
+	BIN=$(BIN) sh examples/emoji/reproduce.sh
+
+clean: ## remove what was built, keep .venv
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,113 @@
+"""``mtu-compile build``: a model folder becomes a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mtu_compile.cli.console import ConsoleProgress, megabytes, table
+from mtu_compile.cli.options import Size, json_option, model_folder, quiet_option
+
+if TYPE_CHECKING:
+    from mtu_compile.compile import BuildResult
+
+
+@click.command("build")
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--target", "-t", default="cpu", show_default=True, help="Device to build for; see `mtu-compile targets`.")
+@click.option("--int8", "precision", flag_value="int8", default=True, help="Quantise to INT8 (the default).")
+@click.option("--bf16", "precision", flag_value="bf16", help="Keep weights and activations in bfloat16.")
+@click.option("--fp32", "precision", flag_value="fp32", help="Keep everything in float32.")
+@click.option("--task", "tasks", multiple=True, help="Build only this task; may be repeated.")
+@click.option("--size", type=Size(), help="Size of the pictures; the model's own by default.")
+@click.option("--data", type=click.Path(path_type=Path), help="Prompts and pictures to calibrate and check with.")
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000), help="Denoising steps.")
+@click.option("--calibration-pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")
+@click.option("--check-pictures", default=4, show_default=True, type=click.IntRange(1), help="Per task.")
+@click.option(
+    "--accuracy-gate",
+    "gate",
+    type=click.Choice(["off", "warn", "fail"]),
+    default="fail",
+    show_default=True,
+    help="What a task below its accuracy threshold does to the build.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder; MODEL-TARGET-PRECISION by default.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@json_option
+@quiet_option
+def command(
+    model: Path | None,
+    target: str,
+    precision: str,
+    tasks: tuple[str, ...],
+    size: tuple[int, int] | None,
+    data: Path | None,
+    steps: int,
+    calibration_pictures: int,
+    check_pictures: int,
+    gate: str,
+    seed: int,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Compile MODEL, a multi-task pipeline folder, into a bundle for one device.
+
+    MODEL is the current folder if that is a pipeline, else the example that comes with the source.
+    """
+    from mtu_compile.compile import BuildOptions, build
+
+    folder = model_folder(model)
+    options = BuildOptions(
+        model=folder,
+        output=output or Path(f"{folder.resolve().name}-{target}-{precision}"),
+        target=target,
+        precision=precision,  # type: ignore[arg-type]
+        tasks=tasks or None,
+        size=size,
+        data=data,
+        steps=steps,
+        calibration_pictures=calibration_pictures,
+        check_pictures=check_pictures,
+        gate=gate,  # type: ignore[arg-type]
+        seed=seed,
+        force=force,
+    )
+    result = build(options, ConsoleProgress(quiet))
+    if as_json:
+        click.echo(json.dumps(_summary(result), indent=2))
+    else:
+        _print(result, quiet)
+
+
+def _summary(result: BuildResult) -> dict[str, object]:
+    return {
+        "bundle": str(result.bundle),
+        "target": result.manifest.target,
+        "precision": result.manifest.precision,
+        "bytes": sum(p.stat().st_size for p in result.bundle.rglob("*") if p.is_file()),
+        "tasks": {name: entry.accuracy for name, entry in result.manifest.tasks.items()},
+    }
+
+
+def _print(result: BuildResult, quiet: bool) -> None:
+    from mtu_compile.cli.check import print_accuracy
+
+    if result.check is not None:
+        print_accuracy(result.check, quiet=quiet)
+    if quiet:
+        return
+    rows = []
+    for name, entry in result.manifest.tasks.items():
+        folder = (result.bundle / entry.engine.path).parent
+        size = sum(p.stat().st_size for p in folder.iterdir())
+        rewrites = sum(int(p["rewrites"]) for p in entry.passes)
+        rows.append((name, entry.engine.kind, entry.engine.path, megabytes(size), str(rewrites)))
+    title = f"{result.bundle}  ({result.manifest.target}, {result.manifest.precision})"
+    table(title, ("task", "engine", "file", "size", "rewrites"), rows)

@@ -1,0 +1,76 @@
+"""``mtu-compile run``: make one picture with a bundle, without torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from mtu_compile.cli.console import ConsoleProgress
+from mtu_compile.cli.options import json_option, quiet_option
+
+
+@click.command("run")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--task", required=True, help="One of the bundle's tasks.")
+@click.option("--prompt", default="", help="What to paint, or what to do to the picture.")
+@click.option("--negative-prompt", default="", help="What to keep away from.")
+@click.option("--image", type=click.Path(path_type=Path), help="The picture to start from.")
+@click.option("--mask", type=click.Path(path_type=Path), help="White where the picture is to be repainted.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the initial noise.")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps; the bundle's default otherwise.")
+@click.option("--guidance", "guidance_scale", type=float, help="Scale of the prompt's direction.")
+@click.option("--image-guidance", "image_guidance_scale", type=float, help="Scale of the picture's direction.")
+@click.option("--sampler", type=click.Choice(["ddim", "euler", "dpm++"]), help="The bundle's own by default.")
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Picture to write (.png, .jpg).")
+@json_option
+@quiet_option
+def command(
+    bundle: Path,
+    task: str,
+    prompt: str,
+    negative_prompt: str,
+    image: Path | None,
+    mask: Path | None,
+    seed: int,
+    steps: int | None,
+    guidance_scale: float | None,
+    image_guidance_scale: float | None,
+    sampler: str | None,
+    output: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make one picture with BUNDLE."""
+    from mtu_compile import runtime
+    from mtu_compile.runtime import images
+
+    images.check_writable(output)
+    progress = ConsoleProgress(quiet or as_json)
+    with progress.stage("load and verify"):
+        loaded = runtime.load(bundle)
+    source = None if image is None else images.open_image(image)
+    painted = None if mask is None else images.open_mask(mask)
+    began = time.monotonic()
+    with progress.stage(task, loaded.steps(task, steps)) as advance:
+        result = loaded.run(
+            task,
+            prompt,
+            negative_prompt=negative_prompt,
+            image=source,
+            mask=painted,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            scheduler=sampler,
+            progress=lambda done, total: advance(1),
+        )
+    seconds = time.monotonic() - began
+    images.save(result.image, output)
+    if as_json:
+        click.echo(json.dumps({"output": str(output), "task": task, "seed": seed, "seconds": round(seconds, 3)}))
+    elif not quiet:
+        click.echo(str(output))

@@ -1,0 +1,82 @@
+"""Every error a user can meet, and the exit code it ends the command with."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_OTHER = 1
+EXIT_USAGE = 2
+EXIT_ACCURACY = 3
+EXIT_TOOLCHAIN = 4
+EXIT_INPUT = 5
+
+
+class MtuError(Exception):
+    """Root of all errors: what is wrong, and what to do about it.
+
+    ``message`` is lower-case and names the thing that is wrong; ``hint`` says what to type or change.
+    """
+
+    exit_code: int = EXIT_OTHER
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(MtuError):
+    """Options that contradict each other or name what does not exist (an unknown task, target or size)."""
+
+    exit_code = EXIT_USAGE
+
+
+class ModelError(MtuError):
+    """A model folder that is missing, damaged, or not a multi-task upcycled UNet."""
+
+    exit_code = EXIT_INPUT
+
+
+class InputError(MtuError):
+    """A file the user handed over is not what it has to be (a picture that is not a picture, say)."""
+
+    exit_code = EXIT_INPUT
+
+
+class PassError(MtuError):
+    """A graph pass met a graph it must not rewrite, or produced one that breaks its contract."""
+
+
+class CalibrationError(MtuError):
+    """Calibration data made for another model or task, random, or damaged."""
+
+    exit_code = EXIT_INPUT
+
+
+class TargetError(MtuError):
+    """A target cannot take this model, or could not build it."""
+
+
+class ToolchainMissing(TargetError):
+    """The vendor toolchain a target needs is not installed; the hint is the command that installs it."""
+
+    exit_code = EXIT_TOOLCHAIN
+
+
+class BuildError(TargetError):
+    """The vendor toolchain refused or failed to build an engine."""
+
+
+class AccuracyError(MtuError):
+    """A task fell below its accuracy threshold."""
+
+    exit_code = EXIT_ACCURACY
+
+
+class BundleError(MtuError):
+    """A bundle that is incomplete, tampered with, or of another schema version."""
+
+    exit_code = EXIT_INPUT
+
+
+class DeployError(MtuError):
+    """A bundle could not be brought to, or switched on, a board."""

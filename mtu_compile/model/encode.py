@@ -1,0 +1,98 @@
+"""Pictures, masks and prompts to what the UNet takes: the one place that inference and training share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mtu_compile.core.tasks import Task
+
+
+def to_pixels(picture: Image.Image, height: int, width: int) -> NDArray[np.float32]:
+    """A picture as [3, height, width] in [-1, 1]: transparency on white, resized bicubically."""
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    rgb = picture.convert("RGB")
+    if rgb.size != (width, height):
+        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(rgb, np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
+
+
+def to_mask(mask: Image.Image, height: int, width: int) -> NDArray[np.float32]:
+    """A mask as [1, height, width], 1 where to repaint, else 0."""
+    grey = mask.convert("L")
+    if grey.size != (width, height):
+        grey = grey.resize((width, height), Image.Resampling.NEAREST)
+    return (np.asarray(grey) >= 128).astype(np.float32)[None]
+
+
+def degrade(picture: Image.Image, height: int, width: int, downscale: int) -> Image.Image:
+    """The small picture super-resolution starts from: resized to the output size, then averaged down.
+
+    ``height`` and ``width`` are the output's; the result is ``downscale`` times smaller.
+    """
+    pixels = torch.from_numpy(to_pixels(picture, height, width))
+    small = F.interpolate(pixels[None], (height // downscale, width // downscale), mode="area")[0]
+    return to_picture(small)
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] → an RGB picture."""
+    levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def latent_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    """A mask [B, 1, H, W] at latent size; each latent pixel takes the picture pixel at its centre (PIL's nearest)."""
+    return F.interpolate(mask, (height, width), mode="nearest-exact")
+
+
+def encode_pixels(vae: Any, pixels: Tensor, batch: int = 16) -> Tensor:
+    """Pictures [B, 3, H, W] in [-1, 1] → scaled latents [B, C, h, w], float32: the mean of the posterior."""
+    parts = [
+        vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode().float() * vae.config.scaling_factor
+        for part in pixels.split(batch)
+    ]
+    return torch.cat(parts)
+
+
+def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], batch: int = 64) -> Tensor:
+    """Prompts → [B, L, D], padded or cut to the tokenizer's maximum length."""
+    parts = []
+    for start in range(0, len(prompts), batch):
+        tokens = tokenizer(
+            list(prompts[start : start + batch]),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        parts.append(text_encoder(tokens.input_ids.to(text_encoder.device))[0])
+    return torch.cat(parts)
+
+
+def condition_pieces(task: Task, vae: Any, pixels: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Condition channels [B, c, h, w] of one task, in the order of ``task.condition``; ``None`` without a condition.
+
+    Args:
+        pixels: source pictures [B, 3, H, W] in [-1, 1].
+        mask: [B, 1, H, W], 1 where to repaint.
+    """
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    pieces: Mapping[str, Any] = {
+        "image": lambda: encode_pixels(vae, pixels),  # type: ignore[arg-type]
+        # The masked area is 0, mid-grey, before encoding.
+        "masked_image": lambda: encode_pixels(vae, pixels * (1 - mask)),  # type: ignore[operator]
+        "mask": lambda: latent_mask(mask, mask.shape[2] // scale, mask.shape[3] // scale),  # type: ignore[arg-type,union-attr]
+    }
+    if not task.condition:
+        return None
+    return torch.cat([pieces[fill]().to(vae.device) for fill in task.condition], dim=1)

@@ -1,0 +1,295 @@
+"""The multi-task pipeline in PyTorch: the float reference of every compiled bundle."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.tasks import Task, find_task
+from mtu_compile.model import encode
+from mtu_compile.model.folder import check_folder, load_component
+from mtu_compile.model.unet import MTUUNet2DConditionModel
+
+#: Called after every UNet call with the static graph's inputs (``sample`` [b, 4+c, h, w], ``timestep`` [1],
+#: ``encoder_hidden_states`` [b, L, D]), its output [b, 4, h, w], and the timestep.
+UNetHook = Callable[[dict[str, Tensor], Tensor, float], None]
+
+
+@dataclass
+class MTUPipelineOutput(BaseOutput):  # type: ignore[misc]
+    """What a run gives back.
+
+    Attributes:
+        images: one PIL picture, or an array [1, H, W, 3] in [0, 1] (``output_type="np"``), or ``None`` for latents.
+        latents: [1, C, h, w], float, after the last step.
+    """
+
+    images: list[Image.Image] | NDArray[np.float32] | None
+    latents: Tensor
+
+
+class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Text-to-image, editing, super-resolution, inpainting and any other task its UNet describes.
+
+    How a task is conditioned and guided comes from the task's description alone (``mtu_compile.core.tasks.Task``).
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+
+    def __init__(
+        self,
+        unet: MTUUNet2DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: SchedulerMixin,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
+        self.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, **components: Any
+    ) -> MTUPipeline:
+        """Load an MTU pipeline folder.
+
+        Only safetensors are read, only the classes of ``mtu_compile.model.folder.CLASSES`` are made, and nothing
+        outside the folder is opened.
+
+        Args:
+            folder: a local folder.
+            torch_dtype: of UNet, autoencoder and text encoder.
+            components: ready-made components instead of the folder's.
+
+        Raises:
+            ModelError: naming what is missing, damaged or not multi-task.
+        """
+        folder = Path(folder)
+        listed = check_folder(folder)
+        if listed["unet"][1] != "MTUUNet2DConditionModel":
+            raise ModelError(
+                f"the UNet of {folder} is not multi-task", hint=f"mtu-compile upcycle {folder} -o DIR makes it so"
+            )
+        if "text_encoder_2" in listed:
+            raise ModelError(
+                f"{folder} is an SDXL pipeline, whose UNet can be compiled but which can not be run whole yet",
+                hint="use a model of the Stable Diffusion 1.5 or 2.x anatomy",
+            )
+        loaders: dict[str, Callable[[], Any]] = {
+            "unet": lambda: load_component(MTUUNet2DConditionModel, folder / "unet", dtype=torch_dtype),
+            "vae": lambda: load_component(AutoencoderKL, folder / "vae", dtype=torch_dtype),
+            "text_encoder": lambda: load_component(CLIPTextModel, folder / "text_encoder", dtype=torch_dtype),
+            "tokenizer": lambda: _load_tokenizer(folder / "tokenizer"),
+            "scheduler": lambda: load_scheduler(listed["scheduler"][1], folder / "scheduler"),
+        }
+        return cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})
+
+    @property
+    def vae_scale(self) -> int:
+        """Picture pixels per latent pixel."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, of the pictures the UNet was made for."""
+        size = self.unet.config.sample_size
+        height, width = size if isinstance(size, Sequence) else (size, size)
+        return int(height) * self.vae_scale, int(width) * self.vae_scale
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str = "",
+        *,
+        task: str,
+        image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
+        negative_prompt: str = "",
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 20,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+        output_type: Literal["pil", "np", "latent"] = "pil",
+        paste_unmasked: bool = True,
+        on_unet_call: UNetHook | None = None,
+    ) -> MTUPipelineOutput:
+        """Make one picture.
+
+        Args:
+            prompt: what to show, or the instruction of an edit.
+            task: name of one of the UNet's tasks.
+            image: source picture of tasks with an image condition; resized to the output's size.
+            mask_image: white where to repaint, for tasks with a mask condition.
+            negative_prompt: takes the place of the empty prompt in guidance.
+            height, width: of the output in pixels; the UNet's own size by default.
+            guidance_scale, image_guidance_scale: the task's own by default.
+            seed: of the initial noise, a ``numpy.random.PCG64`` as in the on-board runtime.
+            generator: draws the initial noise instead, as elsewhere in diffusers.
+            latents: [1, C, h, w], initial noise of unit variance instead of a drawn one.
+            output_type: ``"latent"`` leaves the picture undecoded.
+            paste_unmasked: for tasks with a mask, take the pixels outside the mask from ``image``.
+            on_unet_call: sees every UNet call.
+
+        Raises:
+            ConfigError: an unknown task, a missing picture or mask, or a size the model can not take.
+        """
+        task_id, spec = find_task(self.unet.tasks, task)
+        height, width = self._size(height, width)
+        pixels, mask = self._source(spec, image, mask_image, height, width)
+        condition = encode.condition_pieces(spec, self.vae, pixels, mask)
+        text = self._text(spec, prompt, negative_prompt)
+        task_ids = torch.full((spec.unet_batch,), task_id, dtype=torch.int64, device=self.unet.device)
+        scale = spec.guidance_scale if guidance_scale is None else guidance_scale
+        image_scale = spec.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
+
+        self.scheduler.set_timesteps(num_inference_steps, device=self.unet.device)
+        x = self._noise(seed, generator, latents, height, width) * self.scheduler.init_noise_sigma
+        step_options = self._step_options(seed, generator)
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+            for t in self.scheduler.timesteps:
+                noisy = self.scheduler.scale_model_input(x, t)
+                inputs = {
+                    "sample": _unet_batch(spec, noisy, condition).to(self.unet.dtype),
+                    "timestep": t.reshape(1).to(torch.float32),
+                    "encoder_hidden_states": text,
+                }
+                output = self.unet(**inputs, task_ids=task_ids).sample
+                if on_unet_call is not None:
+                    on_unet_call(inputs, output, float(t))
+                guided = _guide(spec, output.to(x.dtype), scale, image_scale)
+                x = self.scheduler.step(guided, t, x, **step_options).prev_sample
+                bar.update()
+        if output_type == "latent":
+            return MTUPipelineOutput(images=None, latents=x)
+        decoded = self.vae.decode(x.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        if mask is not None and pixels is not None and paste_unmasked:
+            keep = mask.to(decoded)
+            decoded = decoded * keep + pixels.to(decoded) * (1 - keep)
+        if output_type == "pil":
+            return MTUPipelineOutput(images=[encode.to_picture(decoded[0])], latents=x)
+        array = (decoded.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return MTUPipelineOutput(images=array, latents=x)
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        default = self.default_size
+        height, width = height or default[0], width or default[1]
+        # Every down block but the last halves the latent.
+        unit = self.vae_scale * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if height % unit or width % unit or height < unit or width < unit:
+            raise ConfigError(
+                f"{width}x{height} is not a size this model can make", hint=f"use multiples of {unit} pixels"
+            )
+        return height, width
+
+    def _source(
+        self, task: Task, image: Image.Image | None, mask: Image.Image | None, height: int, width: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        needs_image = {"image", "masked_image"} & set(task.condition)
+        if needs_image and image is None:
+            raise ConfigError(f"task {task.name!r} needs a source picture", hint="pass image")
+        if "mask" in task.condition and mask is None:
+            raise ConfigError(f"task {task.name!r} needs a mask", hint="pass mask_image, white where to repaint")
+        pixels = grey = None
+        if needs_image:
+            assert image is not None
+            pixels = torch.from_numpy(encode.to_pixels(image, height, width))[None].to(self.vae.device)
+        if {"mask", "masked_image"} & set(task.condition):
+            if mask is None:
+                raise ConfigError(f"task {task.name!r} needs a mask", hint="pass mask_image, white where to repaint")
+            grey = torch.from_numpy(encode.to_mask(mask, height, width))[None].to(self.vae.device)
+        return pixels, grey
+
+    def _text(self, task: Task, prompt: str, negative_prompt: str) -> Tensor:
+        """Embeddings [b, L, D] in the order of the guidance batch."""
+        empty, full = encode.encode_prompts(self.tokenizer, self.text_encoder, [negative_prompt, prompt])
+        rows = {"none": (full,), "text": (empty, full), "text+image": (empty, empty, full)}[task.guidance]
+        return torch.stack(rows).to(self.unet.dtype)
+
+    def _noise(
+        self, seed: int | None, generator: torch.Generator | None, latents: Tensor | None, height: int, width: int
+    ) -> Tensor:
+        # Schedulers add many small steps up: half precision is for the networks only.
+        dtype = torch.promote_types(self.unet.dtype, torch.float32)
+        shape = (1, self.unet.latent_channels, height // self.vae_scale, width // self.vae_scale)
+        if latents is not None:
+            if tuple(latents.shape) != shape:
+                raise ConfigError(f"latents have shape {tuple(latents.shape)} instead of {shape}")
+            noise = latents
+        elif generator is not None:
+            noise = torch.randn(shape, generator=generator, device=generator.device)
+        else:
+            numbers = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
+            noise = torch.from_numpy(numbers)
+        return noise.to(self.unet.device, dtype)
+
+    def _step_options(self, seed: int | None, generator: torch.Generator | None) -> dict[str, Any]:
+        """A generator for the schedulers that draw noise at every step."""
+        if "generator" not in inspect.signature(self.scheduler.step).parameters:
+            return {}
+        if generator is None and seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+        return {"generator": generator}
+
+
+def _unet_batch(task: Task, noisy: Tensor, condition: Tensor | None) -> Tensor:
+    """The noisy latent [1, 4, h, w] with its condition, once for each part of the guidance: [b, 4+c, h, w]."""
+    batch = noisy.expand(task.unet_batch, -1, -1, -1)
+    if condition is None:
+        return batch.contiguous()
+    conditions = condition.to(noisy).expand(task.unet_batch, -1, -1, -1).clone()
+    if task.guidance == "text+image":
+        conditions[0] = 0
+    return torch.cat([batch, conditions], dim=1)
+
+
+def _guide(task: Task, output: Tensor, scale: float, image_scale: float) -> Tensor:
+    """Combine the parts of the guidance batch [b, 4, h, w] into one prediction [1, 4, h, w].
+
+    Sources: Ho and Salimans, "Classifier-Free Diffusion Guidance"; Brooks et al., "InstructPix2Pix", equation 3.
+    """
+    parts = output.chunk(task.unet_batch)
+    if task.guidance == "none":
+        return parts[0]
+    if task.guidance == "text":
+        empty, full = parts
+        return empty + scale * (full - empty)
+    empty, picture, full = parts
+    return empty + image_scale * (picture - empty) + scale * (full - picture)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{folder} can not be loaded: {error}", hint="fetch the model again") from error
+
+
+def load_scheduler(name: str, folder: Path) -> Any:
+    """The scheduler of diffusers called ``name`` with the configuration in ``folder``."""
+    cls = getattr(diffusers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
+        raise ModelError(f"{name!r} is not a scheduler of diffusers {diffusers.__version__}")
+    try:
+        return cls.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{folder} can not be loaded: {error}", hint="fetch the model again") from error

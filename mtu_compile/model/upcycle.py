@@ -1,0 +1,142 @@
+"""Turn a pretrained UNet into a multi-task one that starts as the same function."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from mtu_compile.core.errors import ModelError
+from mtu_compile.core.hashing import MODEL_SUFFIXES
+from mtu_compile.core.tasks import Task
+from mtu_compile.model.folder import INDEX, check_destination, check_folder, load_component, staged_folder
+from mtu_compile.model.unet import MTUUNet2DConditionModel
+
+
+def upcycle_unet(unet: UNet2DConditionModel, tasks: Sequence[Task], **options: Any) -> MTUUNet2DConditionModel:
+    """Upcycle ``unet``; for a sample without condition the result computes the same function.
+
+    Experts are shards of each feed-forward: value and gate half of the GEGLU projection are cut alike, the down
+    projection along its input. Down projections are scaled by N and keep the whole output bias, so the uniform mixture
+    of a fresh router is the pretrained feed-forward. Condition channels of the input convolutions start at zero.
+
+    Args:
+        unet: the pretrained UNet; it is not changed.
+        tasks: what the multi-task UNet will know.
+        options: ``num_experts``, ``d_task``, ``router_width``, ``norm_per_expert``, ``top_k``.
+
+    Raises:
+        ModelError: the UNet is multi-task already, or not of the Stable Diffusion family.
+    """
+    if isinstance(unet, MTUUNet2DConditionModel):
+        raise ModelError("the UNet is multi-task already", hint="upcycle the pretrained UNet it was made from")
+    if unet.config.in_channels != unet.config.out_channels:
+        raise ModelError(
+            f"the UNet takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: it has a condition",
+            hint="upcycle a plain text-to-image model; conditions come with the tasks",
+        )
+    known = inspect.signature(UNet2DConditionModel.__init__).parameters
+    base = {key: value for key, value in unet.config.items() if key in known}
+    upcycled = MTUUNet2DConditionModel(tasks=[task.to_json() for task in tasks], **options, **base)
+    upcycled.to(device=unet.device, dtype=unet.dtype)
+    state = upcycled.state_dict()
+    state.update(upcycle_state_dict(unet.state_dict(), state))
+    upcycled.load_state_dict(state)
+    return upcycled
+
+
+def upcycle_folder(
+    base: Path,
+    destination: Path,
+    tasks: Sequence[Task],
+    *,
+    dtype: torch.dtype = torch.float32,
+    force: bool = False,
+    **options: Any,
+) -> MTUUNet2DConditionModel:
+    """Upcycle the UNet of a diffusers pipeline folder and write an MTU pipeline folder; the rest is copied as it is.
+
+    Args:
+        base: a pipeline folder of the SD 1.5, SD 2.x or SDXL anatomy.
+        destination: the new folder; it appears whole or not at all.
+        tasks: what the multi-task UNet will know.
+        dtype: of the written UNet.
+        force: replace a model folder that is there.
+        options: as for ``upcycle_unet``.
+
+    Raises:
+        ModelError: weights are missing, damaged or pickles, or the UNet can not be upcycled.
+        ConfigError: ``destination`` exists.
+    """
+    check_destination(destination, force=force)
+    listed = check_folder(base)
+    if listed["unet"][1] != "UNet2DConditionModel":
+        raise ModelError(f"the UNet of {base} is multi-task already", hint="upcycle the pretrained pipeline it came from")
+    unet = upcycle_unet(load_component(UNet2DConditionModel, base / "unet", dtype=dtype), tasks, **options)
+    listed["unet"] = (MTUUNet2DConditionModel.__module__, MTUUNet2DConditionModel.__name__)
+    index = {"_class_name": "MTUPipeline", "_diffusers_version": diffusers.__version__, **listed}
+    with staged_folder(destination, force=force) as staging:
+        unet.save_pretrained(staging / "unet", safe_serialization=True)
+        for component in listed.keys() - {"unet"}:
+            shutil.copytree(base / component, staging / component, ignore=_not_model_files)
+        (staging / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return unet
+
+
+def _not_model_files(folder: str, names: list[str]) -> list[str]:
+    """What a copy leaves out: pickles, cards, and anything else that is not weights, configs or vocabularies."""
+    return [name for name in names if (Path(folder) / name).is_file() and Path(name).suffix not in MODEL_SUFFIXES]
+
+
+def upcycle_state_dict(base: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pretrained weights under the names and in the shapes of the multi-task UNet's state dict ``target``."""
+    result: dict[str, Tensor] = {}
+    for name, value in base.items():
+        pieces = dict(_pieces(name, value, target))
+        if unknown := pieces.keys() - target.keys():
+            raise ModelError(f"weight {name!r} has no place in the multi-task UNet ({sorted(unknown)[0]})")
+        result.update(pieces)
+    return result
+
+
+def _pieces(name: str, value: Tensor, target: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    if match := re.fullmatch(r"(.*)\.norm3\.(weight|bias)", name):
+        key = f"{match[1]}.ff.norm.{match[2]}"
+        yield key, value.expand_as(target[key]).clone()
+    elif match := re.fullmatch(r"(.*\.ff)\.net\.(0\.proj|2)\.(weight|bias)", name):
+        block, layer, kind = match.groups()
+        experts = [f"{block}.experts.{i}.net.{layer}.{kind}" for i in range(_count(target, f"{block}.experts"))]
+        yield from zip(experts, _shards(value, layer, kind, len(experts)), strict=True)
+    elif match := re.fullmatch(r"conv_in\.(weight|bias)", name):
+        for task in range(_count(target, "task_conv_in.convs")):
+            key = f"task_conv_in.convs.{task}.{match[1]}"
+            widened = torch.zeros_like(target[key])
+            widened[tuple(slice(size) for size in value.shape)] = value
+            yield key, widened
+    else:
+        yield name, value
+
+
+def _shards(value: Tensor, layer: str, kind: str, count: int) -> list[Tensor]:
+    """``count`` experts' parts of one tensor of a GEGLU feed-forward."""
+    if layer == "0.proj":
+        values, gates = (half.chunk(count) for half in value.chunk(2))
+        return [torch.cat(pair) for pair in zip(values, gates, strict=True)]
+    if kind == "weight":
+        return [shard * count for shard in value.chunk(count, dim=1)]
+    return [value.clone() for _ in range(count)]
+
+
+def _count(target: Mapping[str, Tensor], prefix: str) -> int:
+    """Number of entries of the module list ``prefix``."""
+    indices = {name[len(prefix) + 1 :].split(".")[0] for name in target if name.startswith(f"{prefix}.")}
+    return len(indices)

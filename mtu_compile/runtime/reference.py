@@ -1,0 +1,115 @@
+"""What the float original did on a few real inputs, recorded so that a bundle can be checked anywhere.
+
+A reference holds, for one task, whole denoising trajectories: the UNet's inputs and outputs at every step, the initial
+noise, the final latent and the picture. It is one safetensors file; pictures are stored as uint8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mtu_compile.core.errors import BundleError
+
+FORMAT = "mtu-reference-1"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One picture made by the float original.
+
+    Attributes:
+        prompt, seed: what was asked for.
+        image, mask: source picture (RGB) and mask (L) of the task's condition, or ``None``.
+        inputs: for each step, the static graph's inputs by name.
+        outputs: [steps, b, 4, h, w], the UNet's output at each step.
+        noise: [1, 4, h, w], standard normal, before the sampler scales it.
+        latents: [1, 4, h, w], after the last step.
+        picture: the decoded picture, before anything is pasted back.
+    """
+
+    prompt: str
+    seed: int
+    image: Image.Image | None
+    mask: Image.Image | None
+    inputs: Sequence[Mapping[str, NDArray[np.float32]]]
+    outputs: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    latents: NDArray[np.float32]
+    picture: Image.Image
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        return tuple(float(step["timestep"][0]) for step in self.inputs)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The recorded trajectories of one task.
+
+    ``producer`` says what made them, e.g. ``"torch 2.13.0 float32, dynamic routing"``.
+    """
+
+    task: str
+    steps: int
+    producer: str
+    trajectories: tuple[Trajectory, ...]
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        tensors: dict[str, NDArray[np.generic]] = {}
+        described = []
+        for i, one in enumerate(self.trajectories):
+            described.append({"prompt": one.prompt, "seed": one.seed})
+            for name in one.inputs[0]:
+                tensors[f"{i}.input.{name}"] = np.ascontiguousarray(np.stack([step[name] for step in one.inputs]))
+            tensors[f"{i}.output"] = np.ascontiguousarray(one.outputs)
+            tensors[f"{i}.noise"], tensors[f"{i}.latents"] = one.noise, one.latents
+            for key, picture in (("picture", one.picture), ("image", one.image), ("mask", one.mask)):
+                if picture is not None:
+                    tensors[f"{i}.{key}"] = np.ascontiguousarray(picture)
+        head = {"task": self.task, "steps": self.steps, "producer": self.producer}
+        save_file(tensors, path, {"format": FORMAT, "head": json.dumps(head), "trajectories": json.dumps(described)})
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Read a file written by ``save``; ``BundleError`` if it is not one."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise BundleError(f"{path.name} is not a reference of this version")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            head, described = json.loads(metadata["head"]), json.loads(metadata["trajectories"])
+            trajectories = tuple(_trajectory(tensors, i, one) for i, one in enumerate(described))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise BundleError(f"reference {path.name} can not be read: {error}") from error
+        return cls(trajectories=trajectories, **head)
+
+
+def _trajectory(tensors: Mapping[str, NDArray[np.float32]], i: int, described: Mapping[str, object]) -> Trajectory:
+    prefix = f"{i}.input."
+    names = [name[len(prefix) :] for name in tensors if name.startswith(prefix)]
+    steps = len(tensors[f"{i}.output"])
+    pictures = {key: tensors.get(f"{i}.{key}") for key in ("picture", "image", "mask")}
+    picture, image, mask = (None if p is None else Image.fromarray(p) for p in pictures.values())
+    assert picture is not None
+    return Trajectory(
+        prompt=str(described["prompt"]),
+        seed=int(str(described["seed"])),
+        image=image,
+        mask=mask,
+        inputs=[{name: tensors[prefix + name][step] for name in names} for step in range(steps)],
+        outputs=tensors[f"{i}.output"],
+        noise=tensors[f"{i}.noise"],
+        latents=tensors[f"{i}.latents"],
+        picture=picture,
+    )

@@ -1,0 +1,224 @@
+"""What a target is: its facts, the questions it answers before a build, and the build itself.
+
+A device family is one file in this package with one class and its ``TargetSpec`` values; ``targets.get`` finds them by
+name. Everything that differs between two members of a family (memory, precisions, compute capability) is in the spec.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from mtu_compile.core.errors import BuildError, ConfigError, ModelError, ToolchainMissing
+
+Precision = Literal["int8", "bf16", "fp16", "fp32"]
+
+#: Passes that make a static graph of one task, in order; every target so far takes static graphs.
+STATIC_TASK_PIPELINE: tuple[str, ...] = (
+    "mtu::bind-task",
+    "mtu::fold-routing",
+    "mtu::drop-experts",
+    "mtu::merge-experts",
+    "mtu::freeze-shapes",
+    "mtu::cleanup",
+)
+
+
+@dataclass(frozen=True)
+class QuantisationRules:
+    """What an INT8 Q/DQ graph has to look like for the target to run it in INT8.
+
+    Attributes:
+        activations: integer type of quantised activations.
+        weights: integer type of quantised weights.
+        symmetric: every zero point is 0.
+        weights_per_channel: one scale per output channel is understood.
+        bias: type biases stay in.
+    """
+
+    activations: Literal["int8", "uint8"] = "int8"
+    weights: Literal["int8"] = "int8"
+    symmetric: bool = True
+    weights_per_channel: bool = True
+    bias: Literal["float"] = "float"
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """Facts about a target; nothing here is probed.
+
+    Attributes:
+        name: what ``--target`` is given.
+        vendor: whose toolchain builds for it.
+        device: the device, in the vendor's words.
+        precisions: what it can be built in, best first.
+        opset: newest ONNX opset its importer reads.
+        memory_bytes: memory the engine has to fit in, or ``None`` if that depends on the machine (``Plan`` asks it).
+        pipeline: ids of the graph passes, in order.
+        quantisation: rules for INT8 graphs.
+        sources: where each number comes from, by attribute name.
+    """
+
+    name: str
+    vendor: str
+    device: str
+    precisions: tuple[Precision, ...]
+    opset: int
+    memory_bytes: int | None
+    pipeline: tuple[str, ...] = STATIC_TASK_PIPELINE
+    quantisation: QuantisationRules = field(default_factory=QuantisationRules)
+    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def check_precision(self, precision: str) -> None:
+        """``ConfigError`` naming the precisions this target knows."""
+        if precision not in self.precisions:
+            known = ", ".join(self.precisions)
+            raise ConfigError(f"target {self.name!r} cannot be built in {precision}", hint=f"it takes {known}")
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a target's toolchain is on this machine.
+
+    Attributes:
+        ok: a build can be started.
+        toolchain: name of the vendor package.
+        version: its version, or ``None`` if it is not here.
+        install_hint: the command that installs it.
+        detail: the device as the toolchain names it, or why it cannot be used.
+    """
+
+    ok: bool
+    toolchain: str
+    version: str | None
+    install_hint: str
+    detail: str = ""
+
+    def require(self, target: str) -> None:
+        """``ToolchainMissing`` (exit code 4) unless ``ok``."""
+        if not self.ok:
+            why = f": {self.detail}" if self.detail else ""
+            raise ToolchainMissing(f"target {target!r} needs {self.toolchain}{why}", hint=self.install_hint)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory a graph will need on the device, estimated from the graph before anything is built.
+
+    Attributes:
+        weights_bytes: all constants at the planned precision.
+        activation_bytes: largest sum of tensors alive at once, at the planned precision; a lower bound, because
+            engines add scratch space and padding.
+        device_bytes: memory of the device, or ``None`` if unknown.
+        unknown_shapes: tensors whose shape the graph does not tell; they are counted as empty.
+    """
+
+    weights_bytes: int
+    activation_bytes: int
+    device_bytes: int | None
+    unknown_shapes: int = 0
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether weights and activations are smaller than the device's memory; ``None`` if that is unknown."""
+        if self.device_bytes is None:
+            return None
+        return self.weights_bytes + self.activation_bytes <= self.device_bytes
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A built engine on disk.
+
+    Attributes:
+        kind: how the runtime opens it (``"openvino"``).
+        path: the file the runtime opens.
+        config: options the runtime opens it with.
+        files: every file that belongs to it, ``path`` included.
+        precision: what it was built in.
+        toolchain: name and version of what built it.
+    """
+
+    kind: str
+    path: Path
+    config: Mapping[str, str]
+    files: tuple[Path, ...]
+    precision: Precision
+    toolchain: str
+
+
+class Target(Protocol):
+    """A device an ONNX graph can be built for."""
+
+    @property
+    def spec(self) -> TargetSpec:
+        """The target's facts."""
+        ...
+
+    def probe(self) -> Availability:
+        """What toolchain is here. Never raises."""
+        ...
+
+    def plan(self, graph: Path, *, precision: Precision) -> Plan:
+        """Estimate the memory a static ONNX graph needs. Needs no toolchain."""
+        ...
+
+    def build(self, graph: Path, out: Path, *, precision: Precision) -> Artifact:
+        """Build ``graph`` (ONNX, or INT8 Q/DQ ONNX for ``int8``) into the new folder ``out``.
+
+        Raises:
+            ConfigError: a precision the target does not know, or ``out`` exists.
+            ToolchainMissing: the vendor toolchain is not installed.
+            ModelError: ``graph`` is not a readable file.
+            BuildError: the toolchain refused the graph; nothing is left in ``out``.
+        """
+        ...
+
+    def runner(self, artifact: Artifact) -> Any:
+        """A Polygraphy runner (``polygraphy.backend.base.BaseRunner``) over a built artefact."""
+        ...
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that becomes ``out`` if the block succeeds and vanishes if it does not.
+
+    An existing empty folder is taken over; anything else is a ``ConfigError``. ``OSError`` (a full disk) leaves as a
+    ``BuildError``.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists already", hint="choose another output folder or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        staging.chmod(0o777 & ~_umask())
+    except OSError as error:
+        raise BuildError(f"cannot write beside {out}: {error.strerror or error}") from error
+    try:
+        yield staging
+        if out.exists():
+            out.rmdir()
+        staging.rename(out)
+    except OSError as error:
+        raise BuildError(f"cannot write {out}: {error.strerror or error}", hint="is the disk full?") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask: ``mkdtemp`` makes private folders, an artefact has the user's usual permissions."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def require_graph(graph: Path) -> None:
+    """``ModelError`` unless ``graph`` is a file."""
+    if not graph.is_file():
+        raise ModelError(f"graph {graph} does not exist", hint="export the model first")
