@@ -1,0 +1,19 @@
+"""Graph passes over ONNX: from the exported multi-task UNet to the static graph of one task."""
+
+from passes.base import Pass, PassContext, PassResult, Skipped
+from passes.pipeline import run_passes, run_pipeline, specialise
+from passes.registry import STATIC_PIPELINE, TASK_PIPELINE, Registry, builtin
+
+__all__ = [
+    "STATIC_PIPELINE",
+    "TASK_PIPELINE",
+    "Pass",
+    "PassContext",
+    "PassResult",
+    "Registry",
+    "Skipped",
+    "builtin",
+    "run_passes",
+    "run_pipeline",
+    "specialise",
+]

@@ -6,9 +6,8 @@ name. Everything that differs between two members of a family (memory, precision
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -180,6 +179,10 @@ class Target(Protocol):
         """
         ...
 
+    def companion_precision(self, precision: Precision) -> Precision:
+        """What the text encoder and the autoencoder are built in beside a UNet in ``precision``; never INT8."""
+        ...
+
     def runner(self, artifact: Artifact) -> Any:
         """A Polygraphy runner (``polygraphy.backend.base.BaseRunner``) over a built artefact."""
         ...
@@ -196,8 +199,8 @@ def staged_folder(out: Path) -> Iterator[Path]:
         raise ConfigError(f"{out} exists already", hint="choose another output folder or remove it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        staging.chmod(0o777 & ~_umask())
+        staging = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+        staging.mkdir()
     except OSError as error:
         raise BuildError(f"cannot write beside {out}: {error.strerror or error}") from error
     try:
@@ -209,13 +212,6 @@ def staged_folder(out: Path) -> Iterator[Path]:
         raise BuildError(f"cannot write {out}: {error.strerror or error}", hint="is the disk full?") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _umask() -> int:
-    """The process's umask: ``mkdtemp`` makes private folders, an artefact has the user's usual permissions."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def require_graph(graph: Path) -> None:

@@ -69,6 +69,10 @@ class CpuTarget:
             toolchain=f"openvino {availability.version}",
         )
 
+    def companion_precision(self, precision: Precision) -> Precision:
+        """bf16 beside bf16 and INT8 where the CPU has it natively, else float32."""
+        return "bf16" if self._inference_precision(precision) == "bf16" else "fp32"
+
     def runner(self, artifact: Artifact) -> Any:
         """A Polygraphy runner over a built artefact, with the artefact's own options."""
         if artifact.kind != "openvino":

@@ -35,7 +35,8 @@ def estimate(graph: Path, *, precision: Precision, device_bytes: int | None) -> 
     except Exception as error:  # protobuf and onnx raise unrelated types for damaged files
         raise ModelError(f"{graph} is not a readable ONNX graph: {error}") from error
     width = FLOAT_BYTES[precision]
-    weights = sum(math.prod(tensor.dims) * _element_bytes(tensor.data_type, width) for tensor in _constants(model.graph))
+    constants = _constants(model.graph)
+    weights = sum(math.prod(tensor.dims) * _element_bytes(tensor.data_type, width) for tensor in constants)
     activations, unknown = _peak(model.graph, width)
     return Plan(weights, activations, device_bytes, unknown)
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtu_compile.core.errors import BuildError, ModelError
+from mtu_compile.core.errors import BuildError
 from targets.base import Availability, require_graph
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def probe_openvino(device: str) -> Availability:
     try:
         detail = str(openvino.Core().get_property(device, "FULL_DEVICE_NAME")).strip()
     except RuntimeError as error:
-        return Availability(False, "openvino", version, INSTALL_HINT, first_line(error))
+        return Availability(False, "openvino", version, INSTALL_HINT, reason(error))
     return Availability(True, "openvino", version, INSTALL_HINT, detail)
 
 
@@ -49,7 +49,7 @@ def read_graph(graph: Path) -> openvino.Model:
     try:
         return openvino.Core().read_model(str(graph))
     except RuntimeError as error:
-        raise BuildError(f"openvino cannot import {graph.name}: {first_line(error)}") from error
+        raise BuildError(f"openvino cannot import {graph.name}: {reason(error)}") from error
 
 
 def write_ir(model: openvino.Model, folder: Path, *, fp16_weights: bool) -> Path:
@@ -72,7 +72,7 @@ def write_ir(model: openvino.Model, folder: Path, *, fp16_weights: bool) -> Path
         openvino.save_model(openvino.Core().read_model(str(wide / IR_NAME)), str(path), compress_to_fp16=True)
         shutil.rmtree(wide)
     except RuntimeError as error:
-        raise BuildError(f"openvino cannot write {path}: {first_line(error)}", hint="is the disk full?") from error
+        raise BuildError(f"openvino cannot write {path}: {reason(error)}", hint="is the disk full?") from error
     return path
 
 
@@ -95,7 +95,7 @@ def keep_angles_precise(model: openvino.Model) -> int:
 
     A Multiply between other shapes, or of dynamic shape, is left as it is.
     """
-    angles = {}
+    angles: dict[str, Any] = {}
     for node in model.get_ops():
         if node.get_type_name() in ("Sin", "Cos"):
             source = node.input(0).get_source_output().get_node()
@@ -152,11 +152,12 @@ def prove_compiles(path: Path, device: str, config: dict[str, str]) -> None:
     try:
         openvino.Core().compile_model(str(path), device, config)
     except RuntimeError as error:
-        raise BuildError(f"openvino cannot compile {path.name} for {device}: {first_line(error)}") from error
+        raise BuildError(f"openvino cannot compile {path.name} for {device}: {reason(error)}") from error
 
 
-def first_line(error: BaseException) -> str:
-    """The line of an OpenVINO exception that says why; the others are source locations of its C++ code."""
+def reason(error: BaseException) -> str:
+    """The line of an OpenVINO exception that says why; the others are headings and places in its C++ code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or [type(error).__name__])[0]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '")) and line[-1] != ":"]
+    findings = [line.removeprefix("-- ") for line in telling if line.startswith("-- ")]
+    return (findings or telling or lines or [type(error).__name__])[0]

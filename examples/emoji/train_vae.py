@@ -9,7 +9,6 @@ training set at the end and stored as ``scaling_factor``, as Stable Diffusion's 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def save(path: Path, state: object) -> None:
     torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    path.with_suffix(".tmp").replace(path)
 
 
 @torch.no_grad()

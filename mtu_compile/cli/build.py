@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @click.command("build")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--target", "-t", default="cpu", show_default=True, help="Device to build for; see `mtu-compile targets`.")
+@click.option(
+    "--target", "-t", default="cpu", show_default=True, help="Device to build for; see `mtu-compile targets`."
+)
 @click.option("--int8", "precision", flag_value="int8", default=True, help="Quantise to INT8 (the default).")
 @click.option("--bf16", "precision", flag_value="bf16", help="Keep weights and activations in bfloat16.")
 @click.option("--fp32", "precision", flag_value="fp32", help="Keep everything in float32.")
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     help="What a task below its accuracy threshold does to the build.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of everything random.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder; MODEL-TARGET-PRECISION by default.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Bundle folder; MODEL-TARGET-PRECISION by default."
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @json_option
 @quiet_option
@@ -88,10 +92,10 @@ def command(
 
 def _summary(result: BuildResult) -> dict[str, object]:
     return {
-        "bundle": str(result.bundle),
+        "bundle": str(result.path),
         "target": result.manifest.target,
         "precision": result.manifest.precision,
-        "bytes": sum(p.stat().st_size for p in result.bundle.rglob("*") if p.is_file()),
+        "bytes": sum(p.stat().st_size for p in result.path.rglob("*") if p.is_file()),
         "tasks": {name: entry.accuracy for name, entry in result.manifest.tasks.items()},
     }
 
@@ -105,9 +109,9 @@ def _print(result: BuildResult, quiet: bool) -> None:
         return
     rows = []
     for name, entry in result.manifest.tasks.items():
-        folder = (result.bundle / entry.engine.path).parent
+        folder = (result.path / entry.engine.path).parent
         size = sum(p.stat().st_size for p in folder.iterdir())
-        rewrites = sum(int(p["rewrites"]) for p in entry.passes)
+        rewrites = sum(p.rewrites for p in entry.passes)
         rows.append((name, entry.engine.kind, entry.engine.path, megabytes(size), str(rewrites)))
-    title = f"{result.bundle}  ({result.manifest.target}, {result.manifest.precision})"
+    title = f"{result.path}  ({result.manifest.target}, {result.manifest.precision})"
     table(title, ("task", "engine", "file", "size", "rewrites"), rows)

@@ -40,9 +40,9 @@ def print_accuracy(result: CheckResult, *, quiet: bool) -> None:
             name,
             f"{task.worst_sqnr:.1f} / {task.mean_sqnr:.1f}",
             f"{task.worst_cosine:.5f}",
-            f"{task.latent_psnr:.1f}",
-            f"{task.image_psnr:.1f}",
-            f"{task.ssim:.4f}",
+            f"{task.metrics.latent_psnr_db:.1f}",
+            f"{task.metrics.image_psnr_db:.1f}",
+            f"{task.metrics.ssim:.4f}",
             "FAIL" if task.failures else "pass",
         )
         for name, task in result.tasks.items()

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from mtu_compile.core.progress import Advance, Progress
+from mtu_compile.core.progress import Advance, Progress, ignore
 
 
 class ConsoleProgress(Progress):
@@ -24,7 +24,7 @@ class ConsoleProgress(Progress):
     def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
         began = time.monotonic()
         if not self._console.is_terminal:
-            yield lambda units=1: None
+            yield ignore
             self._console.print(f"{title}: {time.monotonic() - began:.1f} s")
             return
         columns = (
@@ -37,7 +37,7 @@ class ConsoleProgress(Progress):
             columns = columns[:2]  # type: ignore[assignment]
         with Bars(*columns, TimeElapsedColumn(), console=self._console) as bars:
             task = bars.add_task(title, total=total)
-            yield lambda units=1: bars.advance(task, units)
+            yield lambda units: bars.advance(task, units)
             bars.update(task, total=total or 1, completed=total or 1)
 
 

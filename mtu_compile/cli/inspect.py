@@ -28,7 +28,7 @@ def command(bundle: Path, as_json: bool) -> None:
         ("target", manifest.target),
         ("precision", manifest.precision),
         ("pictures", f"{width}x{height}"),
-        ("source", f"{manifest.source['name']} (sha256 {str(manifest.source['sha256'])[:16]}…)"),
+        ("source", f"{manifest.source.name} (sha256 {manifest.source.sha256[:16]}…)"),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
         ("files", f"{len(manifest.files)}, {megabytes(size)}, every hash verified"),
     ]
@@ -38,7 +38,7 @@ def command(bundle: Path, as_json: bool) -> None:
         accuracy = entry.accuracy
         measured = entry.accuracy_reason or "not measured"
         if accuracy is not None:
-            measured = f"SSIM {accuracy['ssim']:.4f}, SQNR ≥ {accuracy['worst_sqnr']:.1f} dB"
+            measured = f"SSIM {accuracy['ssim']:.4f}, SQNR ≥ {accuracy['worst_sqnr_db']:.1f} dB"
         guidance = str(entry.task.guidance)
         condition = "+".join(entry.task.condition) or "-"
         rows.append((name, condition, guidance, str(entry.default_steps), entry.engine.path, measured))

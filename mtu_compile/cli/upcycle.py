@@ -14,10 +14,14 @@ from mtu_compile.core.tasks import PAPER_TASKS, Task, find_task
 
 @click.command("upcycle")
 @click.argument("base", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The MTU pipeline folder to write.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The MTU pipeline folder to write."
+)
 @click.option("--experts", default=4, show_default=True, type=click.IntRange(1), help="Experts a block.")
 @click.option("--task", "names", multiple=True, metavar="NAME", help="A task to include; all of them by default.")
-@click.option("--tasks", "tasks_file", type=click.Path(path_type=Path), help="JSON list of tasks instead of the paper's.")
+@click.option(
+    "--tasks", "tasks_file", type=click.Path(path_type=Path), help="JSON list of tasks instead of the paper's."
+)
 @click.option("--d-task", default=768, show_default=True, type=click.IntRange(1), help="Width of the task embedding.")
 @click.option("--router-width", default=768, show_default=True, type=click.IntRange(1), help="Hidden width of routers.")
 @click.option("--norm-per-expert", is_flag=True, help="One norm affine per task and expert, instead of per task.")
@@ -90,8 +94,12 @@ def _top_k(text: str | None, tasks: int) -> list[int] | None:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--top-k {text!r} is not a list of numbers", hint="write --top-k 2 or --top-k 4,2,1,2") from error
+        raise ConfigError(
+            f"--top-k {text!r} is not a list of numbers", hint="write --top-k 2 or --top-k 4,2,1,2"
+        ) from error
     numbers = numbers * tasks if len(numbers) == 1 else numbers
     if len(numbers) != tasks:
-        raise ConfigError(f"--top-k gives {len(numbers)} numbers for {tasks} tasks", hint="give one, or one for each task")
+        raise ConfigError(
+            f"--top-k gives {len(numbers)} numbers for {tasks} tasks", hint="give one, or one for each task"
+        )
     return numbers

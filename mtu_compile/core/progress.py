@@ -9,10 +9,14 @@ from contextlib import contextmanager
 Advance = Callable[[int], None]
 
 
+def ignore(units: int) -> None:
+    """An ``Advance`` that nobody watches."""
+
+
 class Progress:
     """Watches nothing; the command line derives one that draws."""
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
         """One stage of the work; ``total`` units, or ``None`` where they cannot be counted."""
-        yield lambda units=1: None
+        yield ignore

@@ -5,33 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from mtu_compile.core.tasks import Task
+from mtu_compile.runtime import images
 
 
-def to_pixels(picture: Image.Image, height: int, width: int) -> NDArray[np.float32]:
-    """A picture as [3, height, width] in [-1, 1]: transparency on white, resized bicubically."""
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    rgb = picture.convert("RGB")
-    if rgb.size != (width, height):
-        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(rgb, np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
+def to_pixels(picture: Image.Image, height: int, width: int) -> Tensor:
+    """A picture as [1, 3, height, width] in [-1, 1]: transparency on white, resized bicubically."""
+    return torch.from_numpy(images.to_array(images.fit(picture, (height, width))))
 
 
-def to_mask(mask: Image.Image, height: int, width: int) -> NDArray[np.float32]:
-    """A mask as [1, height, width], 1 where to repaint, else 0."""
-    grey = mask.convert("L")
-    if grey.size != (width, height):
-        grey = grey.resize((width, height), Image.Resampling.NEAREST)
-    return (np.asarray(grey) >= 128).astype(np.float32)[None]
+def to_mask(mask: Image.Image, height: int, width: int) -> Tensor:
+    """A mask as [1, 1, height, width], 1 where to repaint, else 0."""
+    return torch.from_numpy(images.fit_mask(mask, (height, width)))[None, None]
 
 
 def degrade(picture: Image.Image, height: int, width: int, downscale: int) -> Image.Image:
@@ -39,19 +29,11 @@ def degrade(picture: Image.Image, height: int, width: int, downscale: int) -> Im
 
     ``height`` and ``width`` are the output's; the result is ``downscale`` times smaller.
     """
-    pixels = torch.from_numpy(to_pixels(picture, height, width))
-    small = F.interpolate(pixels[None], (height // downscale, width // downscale), mode="area")[0]
-    return to_picture(small)
-
-
-def to_picture(pixels: Tensor) -> Image.Image:
-    """[3, H, W] in [-1, 1] → an RGB picture."""
-    levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+    return images.fit(picture, (height, width)).reduce(downscale)
 
 
 def latent_mask(mask: Tensor, height: int, width: int) -> Tensor:
-    """A mask [B, 1, H, W] at latent size; each latent pixel takes the picture pixel at its centre (PIL's nearest)."""
+    """A mask [B, 1, H, W] at latent size; each latent pixel takes the picture pixel at its centre."""
     return F.interpolate(mask, (height, width), mode="nearest-exact")
 
 

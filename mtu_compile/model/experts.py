@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mtu_compile.core.errors import ModelError
 
 
-class TaskNorm(nn.Module):
+class TaskNorm(nn.Module):  # type: ignore[misc]
     """Layer norm whose affine belongs to the task (and, optionally, to the expert).
 
     Args:
@@ -40,7 +40,7 @@ class TaskNorm(nn.Module):
         return [normed * weight[:, i, None, :] + bias[:, i, None, :] for i in range(weight.shape[1])]
 
 
-class Router(nn.Module):
+class Router(nn.Module):  # type: ignore[misc]
     """Two-layer MLP from the task embedding to the experts' mixing weights.
 
     Its last layer starts at zero, so that an upcycled network mixes uniformly. ``top_k[task]`` keeps the k largest
@@ -68,7 +68,7 @@ class Router(nn.Module):
         return logits.softmax(dim=-1)
 
 
-class TaskExperts(nn.Module):
+class TaskExperts(nn.Module):  # type: ignore[misc]
     """N experts mixed by a router: ``FFN(x) = sum_i w_i(task) * E_i(norm_task(x))``."""
 
     def __init__(
@@ -108,7 +108,7 @@ class TaskExperts(nn.Module):
         return mixed
 
 
-class MTUTransformerBlock(nn.Module):
+class MTUTransformerBlock(nn.Module):  # type: ignore[misc]
     """A pretrained ``BasicTransformerBlock`` with its feed-forward upcycled; attention and its norms stay as they are.
 
     The task reaches the block through ``cross_attention_kwargs`` (keys ``task_ids`` and ``task_embedding``), the one

@@ -1,4 +1,4 @@
-"""Pipeline folders: what may be read from one, and writing one so that nothing half-written is left behind.
+"""Pipeline folders: what may be read from one, and what may be replaced by one.
 
 Weights are read from safetensors only, components only of the classes named here, and no path is followed out of the
 folder; code in a folder is never run.
@@ -7,10 +7,6 @@ folder; code in a folder is never run.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -176,43 +172,11 @@ def load_component(cls: Any, folder: Path, *, dtype: Any) -> Any:
     return model.eval()
 
 
-@contextmanager
-def staged_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``destination`` that takes its place if the block ends without an exception.
-
-    Raises:
-        ConfigError: ``destination`` exists and ``force`` is not set, or is something ``force`` must not delete.
-    """
-    check_destination(destination, force=force)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
-        staging.chmod(0o755)  # mkdtemp makes it private
-        yield staging
-        replace_folder(staging, destination)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-def replace_folder(staging: Path, destination: Path) -> None:
-    """Rename ``staging`` to ``destination``; what was there goes only after the new folder is in place."""
-    if not destination.exists():
-        staging.rename(destination)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}-old-", dir=destination.parent))
-    destination.rename(old / "old")
-    try:
-        staging.rename(destination)
-    except BaseException:
-        (old / "old").rename(destination)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def check_destination(destination: Path, *, force: bool) -> None:
-    """``ConfigError`` unless ``destination`` is free, or ``force`` is set and it is a model folder or empty."""
+    """``ConfigError`` unless ``destination`` is free, or ``force`` is set and it is a model folder or empty.
+
+    Asked before long work; ``bundle.staging`` asks again when the folder is written.
+    """
     if not destination.exists() and not destination.is_symlink():
         return
     if not force:

@@ -24,6 +24,7 @@ from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model import encode
 from mtu_compile.model.folder import check_folder, load_component
 from mtu_compile.model.unet import MTUUNet2DConditionModel
+from mtu_compile.runtime import images
 
 #: Called after every UNet call with the static graph's inputs (``sample`` [b, 4+c, h, w], ``timestep`` [1],
 #: ``encoder_hidden_states`` [b, L, D]), its output [b, 4, h, w], and the timestep.
@@ -112,7 +113,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         height, width = size if isinstance(size, Sequence) else (size, size)
         return int(height) * self.vae_scale, int(width) * self.vae_scale
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def __call__(
         self,
         prompt: str = "",
@@ -154,7 +155,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             ConfigError: an unknown task, a missing picture or mask, or a size the model can not take.
         """
         task_id, spec = find_task(self.unet.tasks, task)
-        height, width = self._size(height, width)
+        height, width = self.resolve_size(height, width)
         pixels, mask = self._source(spec, image, mask_image, height, width)
         condition = encode.condition_pieces(spec, self.vae, pixels, mask)
         text = self._text(spec, prompt, negative_prompt)
@@ -186,11 +187,12 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             keep = mask.to(decoded)
             decoded = decoded * keep + pixels.to(decoded) * (1 - keep)
         if output_type == "pil":
-            return MTUPipelineOutput(images=[encode.to_picture(decoded[0])], latents=x)
+            return MTUPipelineOutput(images=[images.to_picture(decoded.float().cpu().numpy())], latents=x)
         array = (decoded.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return MTUPipelineOutput(images=array, latents=x)
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def resolve_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Height and width in pixels, the UNet's own where not given; ``ConfigError`` for a size it can not make."""
         default = self.default_size
         height, width = height or default[0], width or default[1]
         # Every down block but the last halves the latent.
@@ -212,11 +214,11 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         pixels = grey = None
         if needs_image:
             assert image is not None
-            pixels = torch.from_numpy(encode.to_pixels(image, height, width))[None].to(self.vae.device)
+            pixels = encode.to_pixels(image, height, width).to(self.vae.device)
         if {"mask", "masked_image"} & set(task.condition):
             if mask is None:
                 raise ConfigError(f"task {task.name!r} needs a mask", hint="pass mask_image, white where to repaint")
-            grey = torch.from_numpy(encode.to_mask(mask, height, width))[None].to(self.vae.device)
+            grey = encode.to_mask(mask, height, width).to(self.vae.device)
         return pixels, grey
 
     def _text(self, task: Task, prompt: str, negative_prompt: str) -> Tensor:
@@ -290,6 +292,6 @@ def load_scheduler(name: str, folder: Path) -> Any:
     if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
         raise ModelError(f"{name!r} is not a scheduler of diffusers {diffusers.__version__}")
     try:
-        return cls.from_pretrained(folder, local_files_only=True)
+        return cls.from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{folder} can not be loaded: {error}", hint="fetch the model again") from error

@@ -27,7 +27,7 @@ def _with_base_arguments(init: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-class TaskConvIn(nn.Module):
+class TaskConvIn(nn.Module):  # type: ignore[misc]
     """One input convolution per task over the noisy latent and the task's own condition channels.
 
     All tasks are computed as one convolution over zero-masked channel slots, so that a batch may mix tasks.
@@ -52,7 +52,7 @@ class TaskConvIn(nn.Module):
         return out + bias[:, :, None, None]
 
 
-class MTUUNet2DConditionModel(UNet2DConditionModel):
+class MTUUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
     """A ``UNet2DConditionModel`` whose feed-forwards are task-routed experts.
 
     Takes every argument of ``UNet2DConditionModel`` and, in front of them:
@@ -66,7 +66,7 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
         top_k: experts kept for each task, or ``None`` for all of them.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     @_with_base_arguments
     def __init__(
         self,
@@ -106,8 +106,8 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
             self.get_submodule(parent)[int(index)] = MTUTransformerBlock(block, **experts)  # type: ignore[index]
 
     def _upcycle_conv_in(self) -> None:
-        channels = [task.condition_channels(self.config.in_channels) for task in self.tasks]
-        self.task_conv_in = TaskConvIn(self.conv_in, channels)
+        channels: list[int] = [task.condition_channels(self.config.in_channels) for task in self.tasks]
+        self.task_conv_in = TaskConvIn(self.get_submodule("conv_in"), channels)
         self.conv_in = nn.Identity()
 
     def to(self, *args: Any, **kwargs: Any) -> MTUUNet2DConditionModel:

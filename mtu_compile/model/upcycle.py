@@ -15,10 +15,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from mtu_compile.bundle.atomic import staging
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.hashing import MODEL_SUFFIXES
 from mtu_compile.core.tasks import Task
-from mtu_compile.model.folder import INDEX, check_destination, check_folder, load_component, staged_folder
+from mtu_compile.model.folder import INDEX, check_destination, check_folder, load_component
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 
 
@@ -41,12 +42,14 @@ def upcycle_unet(unet: UNet2DConditionModel, tasks: Sequence[Task], **options: A
         raise ModelError("the UNet is multi-task already", hint="upcycle the pretrained UNet it was made from")
     if unet.config.in_channels != unet.config.out_channels:
         raise ModelError(
-            f"the UNet takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: it has a condition",
+            f"the UNet takes {unet.config.in_channels} channels, not only the {unet.config.out_channels} of a latent",
             hint="upcycle a plain text-to-image model; conditions come with the tasks",
         )
     known = inspect.signature(UNet2DConditionModel.__init__).parameters
     base = {key: value for key, value in unet.config.items() if key in known}
-    upcycled = MTUUNet2DConditionModel(tasks=[task.to_json() for task in tasks], **options, **base)
+    upcycled: MTUUNet2DConditionModel = MTUUNet2DConditionModel(
+        tasks=[task.to_json() for task in tasks], **options, **base
+    )
     upcycled.to(device=unet.device, dtype=unet.dtype)
     state = upcycled.state_dict()
     state.update(upcycle_state_dict(unet.state_dict(), state))
@@ -80,15 +83,17 @@ def upcycle_folder(
     check_destination(destination, force=force)
     listed = check_folder(base)
     if listed["unet"][1] != "UNet2DConditionModel":
-        raise ModelError(f"the UNet of {base} is multi-task already", hint="upcycle the pretrained pipeline it came from")
+        raise ModelError(
+            f"the UNet of {base} is multi-task already", hint="upcycle the pretrained pipeline it came from"
+        )
     unet = upcycle_unet(load_component(UNet2DConditionModel, base / "unet", dtype=dtype), tasks, **options)
     listed["unet"] = (MTUUNet2DConditionModel.__module__, MTUUNet2DConditionModel.__name__)
     index = {"_class_name": "MTUPipeline", "_diffusers_version": diffusers.__version__, **listed}
-    with staged_folder(destination, force=force) as staging:
-        unet.save_pretrained(staging / "unet", safe_serialization=True)
+    with staging(destination, replace=force, marker=INDEX) as folder:
+        unet.save_pretrained(folder / "unet", safe_serialization=True)
         for component in listed.keys() - {"unet"}:
-            shutil.copytree(base / component, staging / component, ignore=_not_model_files)
-        (staging / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            shutil.copytree(base / component, folder / component, ignore=_not_model_files)
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return unet
 
 

@@ -1,0 +1,5 @@
+"""What runs on a board: numpy, Pillow, tokenizers and the vendor's runtime. No torch, nothing of a compiler."""
+
+from mtu_compile.runtime.pipeline import Result, Runtime, load
+
+__all__ = ["Result", "Runtime", "load"]

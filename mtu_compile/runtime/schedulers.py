@@ -170,7 +170,7 @@ class DDIM(Scheduler):
         if self.prediction_type == "epsilon" and self.alphas_cumprod[largest] == 0:
             raise ConfigError(
                 "ddim cannot start from pure noise (rescale_betas_zero_snr) with an epsilon-predicting model",
-                hint="choose the euler or dpmsolver++ sampler, or leading timesteps",
+                hint="choose the euler or dpm++ sampler, or leading timesteps",
             )
         final = 1.0 if self.config.get("set_alpha_to_one", True) else self.alphas_cumprod[0]
         # The neighbour is counted on the training schedule and may differ from the next timestep, as in diffusers.
@@ -247,7 +247,7 @@ class Euler(_SigmaScheduler):
 class DPMSolverPlusPlus(_SigmaScheduler):
     """DPM-Solver++(2M), midpoint: Lu et al. 2022 (arXiv:2211.01095), algorithm 2."""
 
-    name = "dpmsolver++"
+    name = "dpm++"
     diffusers_class = "DPMSolverMultistepScheduler"
     implemented: ClassVar = {
         "solver_order": (2,),
@@ -261,7 +261,7 @@ class DPMSolverPlusPlus(_SigmaScheduler):
         "use_flow_sigmas": (False,),
         "use_dynamic_shifting": (False,),
         "final_sigmas_type": ("zero", "sigma_min"),
-        "lambda_min_clipped": (-math.inf,),
+        "lambda_min_clipped": (-math.inf, "-inf"),  # the second as a manifest writes it
         "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
     }
 

@@ -18,7 +18,7 @@ from mtu_compile.runtime.schedulers import from_config
 CLASSES = {
     "ddim": diffusers.DDIMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
-    "dpmsolver++": diffusers.DPMSolverMultistepScheduler,
+    "dpm++": diffusers.DPMSolverMultistepScheduler,
 }
 SD = {
     "_class_name": "DDIMScheduler",
@@ -148,13 +148,13 @@ def test_the_final_latent_is_close_on_its_own_scale() -> None:
         "timestep_spacing": "trailing",
         "rescale_betas_zero_snr": True,
     }
-    for name in ("ddim", "dpmsolver++"):
+    for name in ("ddim", "dpm++"):
         expected, got = theirs(config, 20, name)[-1], ours(config, 20, name)[-1]
         assert np.abs(expected - got).max() <= 2e-5 * np.abs(expected).max()
 
 
 def test_a_seeded_defect_is_seen() -> None:
-    """The comparison above can fail: another spacing, or an eighth-of-a-percent longer step, is far outside it."""
+    """The comparison above can fail: an eighth of a percent in one constant is far outside its tolerance."""
     config = {**SD, "timestep_spacing": "trailing"}
     expected = theirs(config, 20, "euler")[-1]
     wrong = ours({**config, "beta_end": 0.012 * 1.00125}, 20, "euler")[-1]
@@ -179,12 +179,12 @@ def test_badly_rounding_trailing_steps_are_not_one_too_many(steps: int) -> None:
         ("euler", {"use_karras_sigmas": True}),
         ("euler", {"interpolation_type": "log_linear"}),
         ("euler", {"timestep_type": "continuous"}),
-        ("dpmsolver++", {"use_karras_sigmas": True}),
-        ("dpmsolver++", {"algorithm_type": "sde-dpmsolver++"}),
-        ("dpmsolver++", {"solver_order": 3}),
-        ("dpmsolver++", {"solver_type": "heun"}),
-        ("dpmsolver++", {"lambda_min_clipped": -5.1}),
-        ("dpmsolver++", {"variance_type": "learned_range"}),
+        ("dpm++", {"use_karras_sigmas": True}),
+        ("dpm++", {"algorithm_type": "sde-dpmsolver++"}),
+        ("dpm++", {"solver_order": 3}),
+        ("dpm++", {"solver_type": "heun"}),
+        ("dpm++", {"lambda_min_clipped": -5.1}),
+        ("dpm++", {"variance_type": "learned_range"}),
     ],
 )
 def test_unimplemented_options_are_refused_by_name(name: str, options: dict[str, Any]) -> None:
@@ -195,7 +195,7 @@ def test_unimplemented_options_are_refused_by_name(name: str, options: dict[str,
 def test_the_sampler_comes_from_the_configuration_unless_named() -> None:
     assert from_config(SD, 5).name == "ddim"
     assert from_config({**SD, "_class_name": "EulerDiscreteScheduler"}, 5).name == "euler"
-    assert from_config({**SD, "_class_name": "DPMSolverMultistepScheduler"}, 5).name == "dpmsolver++"
+    assert from_config({**SD, "_class_name": "DPMSolverMultistepScheduler"}, 5).name == "dpm++"
     with pytest.raises(ConfigError, match="PNDMScheduler") as caught:
         from_config({**SD, "_class_name": "PNDMScheduler"}, 5)
     assert caught.value.hint is not None

@@ -1,0 +1,143 @@
+"""One UNet step: plain, dynamic and static graphs, and their precisions, side by side.
+
+    python -m bench.unet example          the emoji model, 16×16 latents
+    python -m bench.unet sd15             Stable Diffusion 1.5's size, random weights, 32×32 latents (12 GB of memory)
+
+The plain graph is the pretrained UNet exported and frozen the same way. Every candidate gets the same text-to-image
+batch of two. INT8 of random weights is calibrated on random inputs: good for a time, not for an accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import passes
+from bench import timing
+from calibration.quantize import QuantSettings, quantize_onnx
+from mtu_compile import export
+from mtu_compile.core.tasks import PAPER_TASKS
+
+BATCH = 2
+
+
+def example_models() -> tuple[Any, Any, int, int]:
+    """(plain UNet, multi-task UNet, latent size, tokens) of the emoji example; the plain one has the same shape."""
+    from diffusers import UNet2DConditionModel
+
+    from mtu_compile.layout import MULTI_TASK_KEYS
+    from mtu_compile.model.pipeline import MTUPipeline
+
+    pipeline = MTUPipeline.from_pretrained("examples/emoji/model")
+    config = {k: v for k, v in pipeline.unet.config.items() if k not in MULTI_TASK_KEYS and not k.startswith("_")}
+    plain = UNet2DConditionModel(**config).eval()
+    return plain, pipeline.unet.eval(), int(plain.config.sample_size), int(pipeline.tokenizer.model_max_length)
+
+
+def sd15_models() -> tuple[Any, Any, int, int]:
+    """The same of Stable Diffusion 1.5's configuration with random weights."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from mtu_compile.model.upcycle import upcycle_unet
+
+    torch.manual_seed(0)
+    plain = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval()
+    return plain, upcycle_unet(plain, PAPER_TASKS).eval(), 32, 77
+
+
+def inputs(plain: Any, size: int, length: int, channels: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(seed)
+    sample = np.zeros((BATCH, channels, size, size), np.float32)
+    sample[:, :4] = rng.standard_normal((BATCH, 4, size, size))
+    width = plain.config.cross_attention_dim
+    return {
+        "sample": sample,
+        "timestep": np.array([500], np.float32),
+        "encoder_hidden_states": rng.standard_normal((BATCH, length, width)).astype(np.float32),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=["example", "sd15"])
+    parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--work", type=Path, default=Path("build/bench/graphs"))
+    args = parser.parse_args()
+    work = args.work / args.which
+    rounds = args.rounds or (60 if args.which == "example" else 8)
+
+    plain, multi, size, length = example_models() if args.which == "example" else sd15_models()
+    graphs, seconds = build_graphs(plain, multi, size, length, work)
+    narrow = inputs(plain, size, length, channels=4)
+    wide = {**inputs(plain, size, length, channels=multi.sample_channels), "task_ids": np.zeros(BATCH, np.int64)}
+    del plain, multi
+
+    def candidates(rows: dict[str, tuple[Path, str]]) -> dict[str, Any]:
+        return {
+            name: timing.openvino_runner(path, precision, wide if path == graphs["dynamic"] else narrow)
+            for name, (path, precision) in rows.items()
+        }
+
+    routing = {
+        "plain fp32": (graphs["plain"], "f32"),
+        "static fp32": (graphs["static"], "f32"),
+        "dynamic fp32": (graphs["dynamic"], "f32"),
+    }
+    precisions = {
+        "static bf16": (graphs["static"], "bf16"),
+        "static int8": (graphs["int8"], "bf16"),
+        "static fp32": (graphs["static"], "f32"),
+    }
+    timing.write(
+        f"unet-{args.which}",
+        {
+            "what": f"seconds of one UNet step, batch {BATCH}, {size}x{size} latents; ratios to the first row",
+            "rounds": rounds,
+            "routing": timing.interleave(candidates(routing), rounds),
+            "precision": timing.interleave(candidates(precisions), rounds),
+            "build seconds": seconds,
+            "peak GB of this process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1),
+        },
+    )
+
+
+def build_graphs(
+    plain: Any, multi: Any, size: int, length: int, work: Path
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """Graphs by name, and how long each took; graphs that are there already are kept."""
+    graphs = {name: work / name / "model.onnx" for name in ("plain", "dynamic", "static", "int8")}
+    shape = {"batch": BATCH, "height": size, "width": size, "text_length": length}
+
+    def freeze_plain() -> None:
+        exported = export.export_plain_unet(plain, work / "plain-dynamic", text_length=length)
+        context = passes.PassContext(task_id=0, channels=4, **shape)
+        passes.run_pipeline(exported, graphs["plain"], passes.STATIC_PIPELINE, context)
+
+    steps = {
+        "plain": freeze_plain,
+        "dynamic": lambda: export.export_unet(multi, work / "dynamic", text_length=length),
+        "static": lambda: passes.specialise(graphs["dynamic"], graphs["static"], task_id=0, channels=4, **shape),
+        "int8": lambda: quantize_onnx(
+            graphs["static"],
+            [inputs(plain, size, length, channels=4, seed=i) for i in range(4)],
+            graphs["int8"],
+            settings=QuantSettings(),
+        ),
+    }
+    seconds = {}
+    for name, step in steps.items():
+        if not graphs[name].exists():
+            began = time.perf_counter()
+            step()
+            seconds[name] = round(time.perf_counter() - began, 1)
+    return graphs, seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""INT8 by NNCF: a static ONNX graph and calibration samples in, one symmetric Q/DQ graph for every target out.
+
+What NNCF 3.4 does to a Stable Diffusion UNet with the settings used here (preset PERFORMANCE, model type TRANSFORMER):
+
+* every convolution, every linear layer (MatMul, Gemm) of attention, feed-forwards and time embedding, and the
+  query·key product become INT8: signed, symmetric, weights per output channel and stored as int8;
+* the **attention·value product stays float** (a pattern the model type TRANSFORMER ignores), and so do softmax, norms
+  and every other elementwise operation;
+* SmoothQuant puts a Mul before linear layers, one for all the layers that share an input;
+* a quantiser before a Reshape or Transpose serves the layer behind it, so a quantised layer's input may come from
+  Transpose ← Reshape ← DequantizeLinear;
+* activations that are never negative (after Relu or Softmax) become **uint8**, which TensorRT refuses: they are
+  rewritten to int8 of the same range here, at the price of one of their 8 bits;
+* biases stay float.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.qdq import LAYERS, count_pairs, sign_activations, verify
+from mtu_compile.core.errors import CalibrationError, ConfigError, ModelError, PassError
+
+if TYPE_CHECKING:
+    import onnx
+
+Feed = Mapping[str, NDArray[Any]]
+
+#: A protobuf file ends at 2 GiB; weights go to a file of their own some way before that.
+_EXTERNAL_DATA_FROM = 1_800_000_000
+
+
+class HasInputs(Protocol):
+    """A calibration set: samples by input name under ``inputs``."""
+
+    @property
+    def inputs(self) -> Sequence[Feed]: ...
+
+
+@dataclass(frozen=True)
+class QuantSettings:
+    """How a graph is quantised.
+
+    Attributes:
+        subset_size: calibration samples used, spread evenly over the set; ``None`` for all of them.
+        smooth_quant_alpha: SmoothQuant's migration strength of linear layers, 0 to 1; ``None`` switches it off. 0.95 is
+            NNCF's default for transformers.
+        fast_bias_correction: correct biases for the shift that quantised weights cause. ``False`` leaves them alone
+            (NNCF's slow correction, which it would fall back to, breaks ONNX graphs after SmoothQuant: 3.4.0).
+        ignored_scopes: what stays float: names of nodes, operation types, or regular expressions that match whole
+            node names, looked up in this order. One that matches nothing is an error.
+    """
+
+    subset_size: int | None = None
+    smooth_quant_alpha: float | None = 0.95
+    fast_bias_correction: bool = True
+    ignored_scopes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.subset_size is not None and self.subset_size < 1:
+            raise ConfigError(f"subset size {self.subset_size} is not at least 1")
+        if self.smooth_quant_alpha is not None and not 0 <= self.smooth_quant_alpha <= 1:
+            raise ConfigError(f"smooth-quant alpha {self.smooth_quant_alpha} is not between 0 and 1")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ignored_scopes": list(self.ignored_scopes)}
+
+
+@dataclass(frozen=True)
+class QuantisationReport:
+    """What became of a graph.
+
+    Attributes:
+        settings: what was asked for.
+        samples: calibration samples used.
+        activations: QuantizeLinear/DequantizeLinear pairs on activations.
+        weights: weights stored as int8 behind a DequantizeLinear.
+        layers: by operation type, how many run in INT8 and how many there are.
+        float_layers: names of the layers that stayed float, in graph order.
+        bytes_before: weights and graph on disk before, in bytes.
+        bytes_after: the same afterwards.
+        tool: name and version of the quantiser.
+    """
+
+    settings: QuantSettings
+    samples: int
+    activations: int
+    weights: int
+    layers: Mapping[str, tuple[int, int]]
+    float_layers: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+    tool: str
+
+    @property
+    def pairs(self) -> int:
+        """All Q/DQ pairs; a weight's Q is folded into its int8 values."""
+        return self.activations + self.weights
+
+    def to_json(self) -> dict[str, Any]:
+        layers = {name: list(counts) for name, counts in self.layers.items()}
+        own = {"settings": self.settings.to_json(), "layers": layers, "float_layers": list(self.float_layers)}
+        return {**asdict(self), **own}
+
+
+def quantize_onnx(
+    model: Path,
+    dataset: Iterable[Feed] | HasInputs,
+    out: Path,
+    *,
+    settings: QuantSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> QuantisationReport:
+    """Quantise the static ONNX graph ``model`` to symmetric INT8 and write it to ``out``.
+
+    Args:
+        model: ONNX file; weights beyond 2 GB as external data in its folder are read lazily.
+        dataset: samples, each an array per graph input, or an object that has them as ``inputs``.
+        out: ONNX file to write; above 1.8 GB its weights go to ``out`` + ``.data`` beside it.
+        settings: the defaults of ``QuantSettings`` if not given.
+        progress: called with (samples run, samples to run) while the graph is calibrated.
+
+    Raises:
+        ModelError: the graph is unreadable, of dynamic shape, quantised already, or its weights lie outside its folder.
+        CalibrationError: no samples, or samples that do not fit the graph's inputs, or are not finite.
+        ConfigError: an ignored scope matches nothing.
+        PassError: NNCF failed, or its result is not what every target takes (see ``verify``).
+    """
+    settings = settings or QuantSettings()
+    graph = _load(model)
+    feeds: Iterable[Feed] = getattr(dataset, "inputs", dataset)  # type: ignore[arg-type]
+    samples = _pick(feeds, settings.subset_size)
+    _check_samples(graph, samples)
+    ignored = resolve_scopes(graph, settings.ignored_scopes)
+    before = _disk_bytes(model, graph)
+    quantised = _run_nncf(graph, model, samples, ignored, settings, progress)
+    sign_activations(quantised)
+    layers, float_layers = verify(quantised)
+    layer_names = {node.name for node in quantised.graph.node if node.op_type in LAYERS}
+    if turned := sorted(set(ignored) & layer_names - set(float_layers)):
+        raise PassError(f"nncf quantised {turned[0]!r}, which was to stay float")
+    after = _save(quantised, out)
+    activations, weights = count_pairs(quantised)
+    return QuantisationReport(
+        settings, len(samples), activations, weights, layers, float_layers, before, after, f"nncf {_nncf_version()}"
+    )
+
+
+def resolve_scopes(model: onnx.ModelProto, scopes: Sequence[str]) -> tuple[str, ...]:
+    """Names of the nodes that ``scopes`` mean (see ``QuantSettings.ignored_scopes``).
+
+    Raises:
+        ConfigError: a scope matches no node, or is not a regular expression.
+    """
+    nodes = list(model.graph.node)
+    found: dict[str, None] = {}
+    for scope in scopes:
+        names = [n.name for n in nodes if n.name == scope] or [n.name for n in nodes if n.op_type == scope]
+        try:
+            names = names or [n.name for n in nodes if re.fullmatch(scope, n.name)]
+        except re.error as error:
+            raise ConfigError(f"ignored scope {scope!r} is not a regular expression: {error}") from error
+        if not names:
+            some = ", ".join(n.name for n in nodes if n.op_type in LAYERS)[:200]
+            raise ConfigError(f"ignored scope {scope!r} matches no node of the graph", hint=f"its layers are {some} …")
+        found.update(dict.fromkeys(names))
+    return tuple(found)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """The graph without its external weights; ``ModelError`` for everything that cannot be quantised."""
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    if not path.is_file():
+        raise ModelError(f"graph {path} does not exist", hint="export and specialise the model first")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf and onnx raise unrelated types for damaged files
+        raise ModelError(f"{path} is not a readable ONNX graph: {error}") from error
+    for tensor in filter(uses_external_data, model.graph.initializer):
+        location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+        # NNCF takes the file's name only, whatever folder the graph names; be strict, so that both mean the same file.
+        if location != Path(location).name or (path.parent / location).is_symlink():
+            raise ModelError(f"weights of {tensor.name!r} lie outside the graph's folder: {location}")
+        if not (path.parent / location).is_file():
+            raise ModelError(f"weights of {path.name} are missing: {location}", hint="copy the file beside the graph")
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            raise ModelError(f"{path.name} is quantised already ({node.name or node.op_type})")
+    for value in model.graph.input:
+        if not all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim):
+            raise ModelError(f"input {value.name!r} of {path.name} has a dynamic shape", hint="freeze the shapes first")
+    return model
+
+
+def _pick(samples: Iterable[Feed], subset_size: int | None) -> list[Feed]:
+    """``subset_size`` samples at even distances: neighbours in a set are steps of one picture."""
+    everything = list(samples)
+    if subset_size is None or subset_size >= len(everything):
+        return everything
+    return [everything[i] for i in np.linspace(0, len(everything) - 1, subset_size).round().astype(int)]
+
+
+def _check_samples(model: onnx.ModelProto, samples: Sequence[Feed]) -> None:
+    from onnx import helper
+
+    if not samples:
+        raise CalibrationError("the calibration set is empty", hint="capture samples of this task first")
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value.type.tensor_type for value in model.graph.input if value.name not in constants}
+    for index, sample in enumerate(samples):
+        if differing := sorted(set(sample) ^ set(inputs)):
+            where = "the graph has no such input" if differing[0] in sample else "the sample lacks it"
+            raise CalibrationError(f"calibration sample {index}: {differing[0]!r}: {where}")
+        for name, kind in inputs.items():
+            shape = tuple(dim.dim_value for dim in kind.shape.dim)
+            dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            array = sample[name]
+            if array.shape != shape or array.dtype != dtype:
+                found = f"{array.dtype}{list(array.shape)}, not {dtype}{list(shape)}"
+                raise CalibrationError(f"calibration sample {index}: {name!r} is {found}")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise CalibrationError(f"calibration sample {index}: {name!r} has NaN or Inf values")
+
+
+def _run_nncf(
+    model: onnx.ModelProto,
+    path: Path,
+    samples: Sequence[Feed],
+    ignored: Sequence[str],
+    settings: QuantSettings,
+    progress: Callable[[int, int], None] | None,
+) -> onnx.ModelProto:
+    with _quiet_nncf():
+        import nncf
+        from nncf.onnx.quantization.backend_parameters import BackendParameters
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+
+        smooth = settings.smooth_quant_alpha is not None
+        alpha = settings.smooth_quant_alpha if smooth else -1.0
+        total = len(samples) * (2 if smooth else 1)  # SmoothQuant collects statistics of its own first
+        seen = 0
+
+        def feed(sample: Feed) -> dict[str, NDArray[Any]]:
+            nonlocal seen
+            seen += 1
+            if progress is not None:
+                progress(min(seen, total), total)
+            return dict(sample)
+
+        advanced = AdvancedQuantizationParameters(
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=alpha),
+            disable_bias_correction=not settings.fast_bias_correction,
+            backend_params={BackendParameters.EXTERNAL_DATA_DIR: str(path.parent.resolve())},
+        )
+        # The decorator around nncf.quantize reports every call to its vendor's analytics service.
+        quantize = getattr(nncf.quantize, "__wrapped__", nncf.quantize)
+        try:
+            return quantize(
+                model,
+                nncf.Dataset(list(samples), feed),
+                preset=nncf.QuantizationPreset.PERFORMANCE,
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(samples),
+                ignored_scope=nncf.IgnoredScope(names=list(ignored)) if ignored else None,
+                advanced_parameters=advanced,
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # NNCF, ONNX and ONNX Runtime each have their own
+            raise PassError(f"nncf cannot quantise {path.name}: {error}") from error
+
+
+@contextmanager
+def _quiet_nncf() -> Iterator[None]:
+    """Keep NNCF's log and progress bars, which go to standard output, out of it."""
+    logger = logging.getLogger("nncf")
+    with redirect_stdout(StringIO()):
+        import nncf  # noqa: F401 (its import sets the logger up)
+
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _nncf_version() -> str:
+    from importlib.metadata import version
+
+    return version("nncf")
+
+
+def _disk_bytes(path: Path, model: onnx.ModelProto) -> int:
+    """Size of the graph's file and of the weight files it names."""
+    from onnx.external_data_helper import uses_external_data
+
+    names: set[str] = {
+        entry.value
+        for tensor in filter(uses_external_data, model.graph.initializer)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)
+
+
+def _save(model: onnx.ModelProto, out: Path) -> int:
+    """Write and check the graph, then move it to ``out``; returns its bytes on disk."""
+    import onnx
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    staging.mkdir()
+    try:
+        data = f"{out.name}.data" if model.ByteSize() > _EXTERNAL_DATA_FROM else None
+        options = {"save_as_external_data": True, "location": data, "size_threshold": 1024} if data else {}
+        onnx.save(model, str(staging / out.name), **options)
+        try:
+            onnx.checker.check_model(str(staging / out.name))
+        except onnx.checker.ValidationError as error:
+            raise PassError(f"the quantised graph is not valid ONNX: {error}") from error
+        files = sorted(staging.iterdir(), key=lambda file: file.name == out.name)  # the graph last: it makes it whole
+        size = sum(file.stat().st_size for file in files)
+        for file in files:
+            file.chmod((staging / out.name).stat().st_mode)  # onnx makes weight files private
+        for file in files:
+            file.replace(out.with_name(file.name))
+        return size
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""Record what the float original does, so that a bundle can be checked against it anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.samples import Sample
+from mtu_compile.core.tasks import Task
+from mtu_compile.runtime.reference import Reference, Trajectory
+
+
+def record_reference(
+    pipeline: Any,
+    task: Task,
+    samples: Sequence[Sample],
+    *,
+    size: tuple[int, int],
+    steps: int,
+    seed: int = 0,
+    producer: str,
+    progress: Callable[[int], None] | None = None,
+) -> Reference:
+    """Make one picture per sample with the float pipeline and keep every UNet call.
+
+    Args:
+        pipeline: an ``MTUPipeline`` in float32.
+        size: height and width in pixels.
+        steps: denoising steps.
+        seed: sample ``i`` starts from the noise of ``seed + i``.
+        producer: what made the reference, for the record.
+    """
+    trajectories = []
+    for i, sample in enumerate(samples):
+        trajectories.append(_trajectory(pipeline, task, sample, size=size, steps=steps, seed=seed + i))
+        if progress is not None:
+            progress(1)
+    return Reference(task=task.name, steps=steps, producer=producer, trajectories=tuple(trajectories))
+
+
+def _trajectory(
+    pipeline: Any, task: Task, sample: Sample, *, size: tuple[int, int], steps: int, seed: int
+) -> Trajectory:
+    import torch
+
+    height, width = size
+    scale = pipeline.vae_scale
+    shape = (1, pipeline.unet.latent_channels, height // scale, width // scale)
+    noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
+    inputs: list[dict[str, NDArray[np.float32]]] = []
+    outputs: list[NDArray[np.float32]] = []
+
+    def keep(call: dict[str, Any], output: Any, timestep: float) -> None:
+        inputs.append({name: tensor.float().cpu().numpy().copy() for name, tensor in call.items()})
+        outputs.append(output.float().cpu().numpy().copy())
+
+    made = pipeline(
+        sample.prompt,
+        task=task.name,
+        image=sample.image,
+        mask_image=sample.mask,
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        latents=torch.from_numpy(noise.copy()),
+        paste_unmasked=False,
+        on_unet_call=keep,
+    )
+    return Trajectory(
+        prompt=sample.prompt,
+        seed=seed,
+        image=None if sample.image is None else sample.image.convert("RGB"),
+        mask=None if sample.mask is None else sample.mask.convert("L"),
+        inputs=inputs,
+        outputs=np.stack(outputs),
+        noise=noise,
+        latents=made.latents.float().cpu().numpy(),
+        picture=made.images[0],
+    )

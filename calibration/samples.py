@@ -1,0 +1,102 @@
+"""Prompts, pictures and masks of one task, read from a data folder: what calibration and checks run on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mtu_compile.core.errors import CalibrationError, InputError
+from mtu_compile.core.masks import random_mask
+from mtu_compile.core.rows import Row, read_rows
+from mtu_compile.core.tasks import Task
+from mtu_compile.runtime import images
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a user would hand to the task.
+
+    Attributes:
+        prompt: the text.
+        image: source picture (RGB), for tasks with a picture in their condition.
+        mask: white where to repaint (L, the source picture's size), for tasks with a mask.
+        target: the wanted picture (RGB), where the data has one.
+        split: ``"check"`` for rows kept for accuracy checks.
+    """
+
+    prompt: str
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    target: Image.Image | None = None
+    split: str | None = None
+
+
+def load_samples(folder: Path, task: Task, *, limit: int | None = None) -> tuple[Sample, ...]:
+    """The rows of ``folder/<task>/metadata.jsonl``, with their pictures.
+
+    A super-resolution source that is not there is made from the target, ``task.downscale`` times smaller; a mask that
+    is not there is a random one, the same every time.
+
+    Args:
+        folder: data folder with one folder a task.
+        task: which one.
+        limit: read no more rows than this.
+
+    Raises:
+        CalibrationError: the folder has no data for the task, or a row lacks what the task needs (file and line named).
+        InputError: a bad row, a picture that is not one, or a path that leaves the folder.
+    """
+    place = folder / task.name
+    if not place.is_dir():
+        raise CalibrationError(
+            f"there are no samples for task {task.name!r}: {place} is not a folder",
+            hint=f"write {place}/metadata.jsonl, one JSON object a line, with the pictures beside it",
+        )
+    return tuple(_sample(task, row) for row in read_rows(place)[:limit])
+
+
+def _sample(task: Task, row: Row) -> Sample:
+    target = None if row.target is None else _open(row, row.target)
+    image = None
+    if {"image", "masked_image"} & set(task.condition):
+        image = _source(task, row, target)
+    mask = None
+    if {"mask", "masked_image"} & set(task.condition):
+        assert image is not None
+        mask = _mask(row, image.size)
+    return Sample(row.prompt, image, mask, target, row.split)
+
+
+def _source(task: Task, row: Row, target: Image.Image | None) -> Image.Image:
+    if row.image is not None:
+        return _open(row, row.image)
+    if target is not None and task.downscale is not None:
+        return target.reduce(task.downscale)  # means over squares
+    if target is not None and "image" not in task.condition:
+        return target
+    raise CalibrationError(
+        f"{row.place}: task {task.name!r} needs a source picture", hint="add image_file_name to the row"
+    )
+
+
+def _mask(row: Row, size: tuple[int, int]) -> Image.Image:
+    width, height = size
+    if row.mask is not None:
+        return Image.fromarray(
+            (images.fit_mask(_open(row, row.mask, rgb=False), (height, width)) * 255).astype(np.uint8)
+        )
+    name = (row.target or row.image or Path(row.place)).name
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return Image.fromarray(random_mask(np.random.default_rng(seed), height, width))
+
+
+def _open(row: Row, path: Path, *, rgb: bool = True) -> Image.Image:
+    try:
+        picture = images.open_image(path)
+    except InputError as error:
+        raise InputError(f"{row.place}: {error.message}", hint=error.hint) from error
+    return images.flatten(picture) if rgb else picture

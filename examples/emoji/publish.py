@@ -1,0 +1,161 @@
+"""Bring the trained pipeline into ``examples/emoji/model``, with its samples, held-out results and picture grid.
+
+    python -m examples.emoji.publish --work build/emoji
+
+The results compare the float pipeline with the truth on the held-out tenth: super-resolution against bicubic
+upsampling, editing against the source picture left as it is, inpainting against the truth inside the mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from examples.emoji.make_tasks import seeded_mask
+from mtu_compile.compare import image_metrics, psnr_db
+from mtu_compile.model.pipeline import MTUPipeline
+
+HERE = Path(__file__).resolve().parent
+STEPS = 20
+PAD, LABEL = 4, 12
+
+#: Rows of the grid; every source picture is held out.
+PROMPTS = (
+    "red apple",
+    "grinning face",
+    "thumbs up, dark skin tone",
+    "pig face",
+    "smiling face with sunglasses",
+    "slice of pizza",
+    "red heart",
+    "tulip",
+)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+
+
+def small(truth: Image.Image) -> Image.Image:
+    return truth.resize((truth.width // 4, truth.height // 4), Image.Resampling.BOX)
+
+
+def evaluate(pipeline: MTUPipeline, held_out: Path, limit: int) -> dict[str, dict[str, float]]:
+    """Mean PSNR and SSIM against the truth on held-out rows, beside what doing nothing would give."""
+    results = {}
+    for task, baseline in (("sr", "bicubic"), ("edit", "unchanged source")):
+        rows = random.Random(0).sample(rows_of(held_out / task), limit)
+        ours, theirs = [], []
+        for seed, row in enumerate(rows):
+            truth = Image.open(held_out / task / row["file_name"]).convert("RGB")
+            source = small(truth) if task == "sr" else Image.open(held_out / task / row["image_file_name"])
+            made = pipeline(row.get("prompt", ""), task=task, image=source, seed=seed, num_inference_steps=STEPS)
+            plain = source.convert("RGB").resize(truth.size, Image.Resampling.BICUBIC)
+            ours.append(image_metrics(np.asarray(truth), np.asarray(made.images[0])))
+            theirs.append(image_metrics(np.asarray(truth), np.asarray(plain)))
+        results[task] = {
+            "pictures": limit,
+            "psnr_db": fmean(p for p, _ in ours),
+            "ssim": fmean(s for _, s in ours),
+            f"{baseline} psnr_db": fmean(p for p, _ in theirs),
+            f"{baseline} ssim": fmean(s for _, s in theirs),
+        }
+    inside = []
+    rng = random.Random(0)
+    for seed, row in enumerate(rng.sample(rows_of(held_out / "inpaint"), limit)):
+        truth = Image.open(held_out / "inpaint" / row["file_name"]).convert("RGB")
+        mask = seeded_mask(rng)
+        made = pipeline(
+            row["prompt"], task="inpaint", image=truth, mask_image=mask, seed=seed, num_inference_steps=STEPS
+        )
+        where = np.asarray(mask) > 0
+        inside.append(psnr_db(np.asarray(truth)[where], np.asarray(made.images[0])[where], peak=255.0))
+    results["inpaint"] = {"pictures": limit, "psnr_db inside the mask": fmean(inside)}
+    return results
+
+
+def grid(pipeline: MTUPipeline, held_out: Path) -> Image.Image:
+    """One band per task: text-to-image; then source and result above each other."""
+    columns = len(PROMPTS)
+    bands: list[tuple[str, list[list[Image.Image]]]] = []
+    made = [pipeline(p, task="t2i", seed=i, num_inference_steps=STEPS).images[0] for i, p in enumerate(PROMPTS)]
+    bands.append(("text-to-image: " + "; ".join(PROMPTS), [made]))
+
+    rows = spread(rows_of(held_out / "edit"), columns)
+    sources = [Image.open(held_out / "edit" / row["image_file_name"]).convert("RGB") for row in rows]
+    made = [
+        pipeline(row["prompt"], task="edit", image=source, seed=i, num_inference_steps=STEPS).images[0]
+        for i, (row, source) in enumerate(zip(rows, sources, strict=True))
+    ]
+    bands.append(("editing: " + "; ".join(row["prompt"].removeprefix("make it ") for row in rows), [sources, made]))
+
+    truths = [Image.open(held_out / "sr" / r["file_name"]).convert("RGB") for r in spread(rows_of(held_out / "sr"), 8)]
+    low = [small(t).resize(t.size, Image.Resampling.NEAREST) for t in truths]
+    made = [
+        pipeline(task="sr", image=small(t), seed=i, num_inference_steps=STEPS).images[0] for i, t in enumerate(truths)
+    ]
+    bands.append(("super-resolution 16 to 64 pixels: input, result, truth", [low, made, truths]))
+
+    rows = spread(rows_of(held_out / "inpaint"), columns, offset=3)
+    truths = [Image.open(held_out / "inpaint" / row["file_name"]).convert("RGB") for row in rows]
+    masks = [seeded_mask(random.Random(i)) for i in range(columns)]
+    holes = [Image.composite(Image.new("RGB", t.size, "grey"), t, m) for t, m in zip(truths, masks, strict=True)]
+    made = [
+        pipeline(row["prompt"], task="inpaint", image=truth, mask_image=mask, seed=i, num_inference_steps=STEPS).images[
+            0
+        ]
+        for i, (row, truth, mask) in enumerate(zip(rows, truths, masks, strict=True))
+    ]
+    bands.append(("inpainting: masked, result, truth", [holes, made, truths]))
+    return draw(bands, columns)
+
+
+def spread(rows: list[dict[str, str]], count: int, offset: int = 1) -> list[dict[str, str]]:
+    return [rows[offset + i * (len(rows) - offset) // count] for i in range(count)]
+
+
+def draw(bands: list[tuple[str, list[list[Image.Image]]]], columns: int, scale: int = 2) -> Image.Image:
+    side = 64 * scale
+    width = columns * (side + PAD) + PAD
+    height = sum(LABEL + PAD + len(lines) * (side + PAD) for _, lines in bands) + PAD
+    sheet = Image.new("RGB", (width, height), "white")
+    pen, y = ImageDraw.Draw(sheet), PAD
+    for label, lines in bands:
+        pen.text((PAD, y), label, fill="black")
+        y += LABEL + PAD
+        for line in lines:
+            for column, picture in enumerate(line):
+                enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
+                sheet.paste(enlarged, (PAD + column * (side + PAD), y))
+            y += side + PAD
+    return sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/emoji"))
+    parser.add_argument("--model", type=Path, default=None, help="the trained pipeline; WORK/mtu by default")
+    parser.add_argument("--limit", type=int, default=40, help="held-out rows a task")
+    args = parser.parse_args()
+    trained = args.model or args.work / "mtu"
+
+    pipeline = MTUPipeline.from_pretrained(trained)
+    target = HERE / "model"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(trained, target)
+    shutil.copytree(args.work / "samples", target / "samples")
+    results = evaluate(pipeline, args.work / "held-out", args.limit)
+    (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    grid(pipeline, args.work / "held-out").save(HERE / "grid.png", optimize=True)
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

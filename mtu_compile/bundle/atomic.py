@@ -1,0 +1,119 @@
+"""Writing a folder all at once: it is either there and whole, or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mtu_compile.bundle.manifest import MANIFEST
+from mtu_compile.core.errors import ConfigError, MtuError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def staging(destination: Path | str, *, replace: bool = False, marker: str = MANIFEST) -> Iterator[Path]:
+    """A new folder beside ``destination`` that becomes ``destination`` when the block ends well.
+
+    On any error, Ctrl-C included, the folder is removed and ``destination`` is as it was.
+
+    Args:
+        destination: must not exist, unless ``replace``.
+        replace: an existing folder is kept until the new one is in its place.
+        marker: only a folder that holds this file (or nothing) is replaced, so that a mistyped output path cannot
+            cost a folder that is no product of this tool.
+
+    Raises:
+        ConfigError: ``destination`` exists.
+        MtuError: the disk is full, or the place cannot be written.
+    """
+    # realpath: a link to a bundle stays a link, and what it points to is replaced
+    target = Path(os.path.realpath(destination))
+    _check_free(target, replace, marker)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    created: list[Path] = []
+    try:
+        _make_folder(temporary, created)
+        yield temporary
+        _move_into_place(temporary, target, replace, marker)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in reversed(created):
+            _remove_if_empty(parent)
+        if _is_full_disk(error):
+            raise MtuError(
+                f"no space left on the disk while writing {str(target)!r}",
+                hint="free some space, or choose another place with -o; nothing was left behind",
+            ) from error
+        raise
+
+
+def _check_free(target: Path, replace: bool, marker: str) -> None:
+    if not target.exists():
+        return
+    if not replace:
+        raise ConfigError(f"{str(target)!r} already exists", hint="choose another place, or pass --force to replace it")
+    if not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file()):
+        raise ConfigError(
+            f"{str(target)!r} is not something mtu-compile wrote (it has no {marker}), so it is not replaced",
+            hint="choose another place, or remove it yourself",
+        )
+
+
+def _move_into_place(temporary: Path, target: Path, replace: bool, marker: str) -> None:
+    _check_free(target, replace, marker)  # again: it may have appeared while the folder was filled
+    if not target.exists():
+        temporary.rename(target)
+        return
+    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    try:
+        target.rename(old)
+        temporary.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _make_folder(folder: Path, created: list[Path]) -> None:
+    """Create ``folder``; parents that were missing are added to ``created``, outermost first."""
+    missing, parent = [], folder.parent
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
+    try:
+        for parent in reversed(missing):
+            parent.mkdir()
+            created.append(parent)
+        folder.mkdir()
+    except OSError as error:
+        if _is_full_disk(error):
+            raise
+        raise MtuError(
+            f"cannot write in {str(folder.parent)!r}: {error.strerror}", hint="choose another place with -o"
+        ) from error
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Whether the disk was full; libraries in C++ and Rust say so in words instead of an ``errno``."""
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, OSError) and current.errno in _FULL:
+            return True
+        if isinstance(current, Exception) and "No space left on device" in str(current):
+            return True
+        current = current.__cause__ or current.__context__
+    return False

@@ -1,0 +1,307 @@
+"""The pipeline of every task, on compiled engines and numpy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mtu_compile import bundle
+from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
+from mtu_compile.core.errors import BundleError, ConfigError, MtuError
+from mtu_compile.core.tasks import Task, find_task
+from mtu_compile.runtime import guidance, images, schedulers
+from mtu_compile.runtime.engine import Engine, TensorSpec, open_engine
+from mtu_compile.runtime.request import check_request
+from mtu_compile.runtime.text import Tokenizer
+
+Array = NDArray[Any]
+
+#: Called after each step with the number of steps done and their total.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives back.
+
+    Attributes:
+        image: the picture, RGB.
+        latents: [1, C, h, w] float32, the final latent it was decoded from.
+    """
+
+    image: Image.Image
+    latents: Array
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A task's condition at the size of the output.
+
+    Attributes:
+        channels: [1, c, h, w] float32, as concatenated to the noisy latent.
+        picture: the source picture, RGB.
+        mask: [H, W], 1 where to repaint.
+    """
+
+    channels: Array | None
+    picture: Image.Image | None
+    mask: Array | None
+
+
+def load(path: Path | str, verify: bool = True) -> Runtime:
+    """A bundle, ready to run.
+
+    Args:
+        path: the bundle's folder.
+        verify: compare every file with its hash first.
+
+    Raises:
+        BundleError: the bundle is not whole, or not as it was built.
+    """
+    # Engines are opened later: a link that is switched to another version meanwhile must not lead to its files.
+    root = Path(path).resolve()
+    return Runtime(root, bundle.read(root, verify=verify))
+
+
+class Runtime:
+    """Runs the tasks of one bundle. Engines are opened when first needed, and kept.
+
+    Not for several threads at once: an engine has one request.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._root = root
+        self._engines: dict[str, Engine] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The bundle's tasks."""
+        return tuple(entry.task for entry in self.manifest.tasks.values())
+
+    def steps(self, task: str, steps: int | None = None) -> int:
+        """Denoising steps of a run: ``steps``, or what the bundle does by default."""
+        return self._entry(task).default_steps if steps is None else steps
+
+    def run(
+        self,
+        task: str,
+        prompt: str = "",
+        *,
+        negative_prompt: str = "",
+        image: Image.Image | Path | str | None = None,
+        mask: Image.Image | Path | str | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        scheduler: str | None = None,
+        latents: Array | None = None,
+        paste_unmasked: bool = True,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Make one picture.
+
+        Args:
+            task: name of one of the bundle's tasks.
+            prompt: what to show, or the instruction of an edit.
+            negative_prompt: takes the place of the empty prompt in guidance.
+            image: source picture of a task that has one; any size.
+            mask: white where to repaint, for tasks with a mask; any size.
+            seed: of the initial noise.
+            steps: UNet evaluations; the bundle's default for the task otherwise.
+            guidance_scale, image_guidance_scale: the task's own by default.
+            scheduler: one of ``schedulers.NAMES``; the model's own by default.
+            latents: [1, C, h, w], initial noise of unit variance instead of the seed's.
+            paste_unmasked: for tasks with a mask, take what lies outside it from ``image``.
+            progress: told of every step.
+
+        Raises:
+            ConfigError: an unknown task or sampler; a prompt, picture or mask that the task needs and was not given,
+                or was given and the task cannot use.
+            InputError: ``image`` or ``mask`` is not a picture.
+            ToolchainMissing, TargetError: an engine cannot be opened or run.
+            MtuError: the UNet's output is not finite.
+        """
+        entry = self._entry(task)
+        spec = entry.task
+        check_request(spec, prompt, negative_prompt, image, mask, guidance_scale, image_guidance_scale)
+        noise = self._noise(seed, latents)
+        sampler = schedulers.from_config(self.manifest.scheduler, self.steps(task, steps), scheduler)
+        scale = spec.guidance_scale if guidance_scale is None else guidance_scale
+        image_scale = spec.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
+
+        condition = self._condition(spec, image, mask)
+        embeddings = self._embed(spec, prompt, negative_prompt)
+        final = self._denoise(entry, sampler, noise, condition.channels, embeddings, (scale, image_scale), progress)
+        picture = self._decode(final)
+        if paste_unmasked and condition.mask is not None and condition.picture is not None:
+            picture = images.paste(picture, condition.picture, condition.mask)
+        return Result(picture, final)
+
+    def unet(self, task: str) -> Engine:
+        """The UNet of ``task``; opened and kept. ``BundleError`` if it is not what the manifest describes."""
+        entry = self._entry(task)
+        engine = self._open(entry.engine)
+        batch, channels = entry.task.unet_batch, self.manifest.latent_channels
+        wanted = (batch, channels + entry.task.condition_channels(channels), *self.manifest.latent_size)
+        _expect(engine, entry.engine, "sample", wanted)
+        return engine
+
+    def close(self) -> None:
+        """Free all engines; a later run opens them again."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _entry(self, task: str) -> TaskEntry:
+        find_task(self.tasks, task)  # says which tasks there are if there is no such
+        return self.manifest.tasks[task]
+
+    def _open(self, ref: EngineRef) -> Engine:
+        engine = self._engines.get(ref.path)
+        if engine is None:
+            engine = open_engine(ref.kind, bundle.resolve(self._root, ref.path), ref.config)
+            self._engines[ref.path] = engine
+        return engine
+
+    def _noise(self, seed: int, latents: Array | None) -> Array:
+        shape = (1, self.manifest.latent_channels, *self.manifest.latent_size)
+        if latents is not None:
+            if latents.shape != shape:
+                raise ConfigError(f"latents have the shape {latents.shape}", hint=f"this bundle takes {shape}")
+            return np.asarray(latents, dtype=np.float32)
+        if seed < 0:
+            raise ConfigError(f"seed {seed} is negative", hint="take 0 or more")
+        return np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
+
+    def _condition(
+        self, task: Task, image: Image.Image | Path | str | None, mask: Image.Image | Path | str | None
+    ) -> Condition:
+        size = self.manifest.image_size
+        picture = None if image is None else images.fit(images.open_image(image), size)
+        selected = None if mask is None else images.fit_mask(images.open_mask(mask), size)
+        pieces = []
+        for fill in task.condition:
+            if fill == "mask":
+                assert selected is not None
+                pieces.append(images.shrink_mask(selected, self.manifest.latent_size)[None, None])
+                continue
+            assert picture is not None
+            pixels = images.to_array(picture)
+            if fill == "masked_image":
+                assert selected is not None
+                pixels *= 1 - selected
+            pieces.append(self._encode(pixels))
+        return Condition(np.concatenate(pieces, axis=1) if pieces else None, picture, selected)
+
+    def _encode(self, pixels: Array) -> Array:
+        """[1, 3, H, W] in [-1, 1] → [1, C, h, w], the mean of the posterior as a UNet latent."""
+        ref = self.manifest.vae_encoder
+        if ref is None:
+            raise BundleError("the bundle has no VAE encoder, which this task needs")
+        engine = self._open(ref)
+        _expect(engine, ref, "sample", pixels.shape)
+        moments = engine({"sample": pixels})["latent_parameters"]
+        return moments[:, : self.manifest.latent_channels] * np.float32(self.manifest.scaling_factor)
+
+    def _decode(self, latents: Array) -> Image.Image:
+        ref = self.manifest.vae_decoder
+        engine = self._open(ref)
+        _expect(engine, ref, "latent_sample", latents.shape)
+        return images.to_picture(
+            engine({"latent_sample": latents / np.float32(self.manifest.scaling_factor)})["sample"]
+        )
+
+    def _embed(self, task: Task, prompt: str, negative_prompt: str) -> Array:
+        """Text embeddings [b, L, D] in the order of the guidance batch."""
+        wanted = [prompt if row.prompt else negative_prompt for row in guidance.ROWS[task.guidance]]
+        distinct = list(dict.fromkeys(wanted))
+        embeddings = dict(zip(distinct, self._encode_text(distinct), strict=True))
+        return np.stack([embeddings[text] for text in wanted])
+
+    def _encode_text(self, prompts: Sequence[str]) -> list[Array]:
+        """One [L, D] for each prompt, in as few runs of the text encoder as its batch allows."""
+        text = self.manifest.text
+        if self._tokenizer is None:
+            path = bundle.resolve(self._root, text.tokenizer)
+            self._tokenizer = Tokenizer(path, text.max_length, text.pad_id)
+        engine = self._open(text.engine)
+        _expect(engine, text.engine, "input_ids", (None, text.max_length))
+        spec = engine.inputs["input_ids"]
+        batch = spec.shape[0] or len(prompts)
+        tokens = self._tokenizer(prompts).astype(spec.dtype, copy=False)
+        encoded: list[Array] = []
+        for start in range(0, len(prompts), batch):
+            part = tokens[start : start + batch]
+            used = len(part)
+            if used < batch:
+                part = np.concatenate([part, np.repeat(part[-1:], batch - used, axis=0)])
+            encoded.extend(engine({"input_ids": part})["last_hidden_state"][:used])
+        return encoded
+
+    def _denoise(
+        self,
+        entry: TaskEntry,
+        sampler: schedulers.Scheduler,
+        noise: Array,
+        condition: Array | None,
+        embeddings: Array,
+        scales: tuple[float, float],
+        progress: Progress | None,
+    ) -> Array:
+        """Noise [1, C, h, w] → final latent [1, C, h, w]."""
+        task, channels = entry.task, self.manifest.latent_channels
+        unet = self.unet(task.name)
+        rows = guidance.ROWS[task.guidance]
+        # One buffer for all steps: the condition stays, and the noisy latent is written over.
+        sample = np.zeros((len(rows), channels + task.condition_channels(channels), *noise.shape[2:]), np.float32)
+        for index, row in enumerate(rows):
+            if condition is not None and row.condition:
+                sample[index, channels:] = condition[0]
+        timestep = np.zeros(1, np.float32)
+        inputs = {"sample": sample, "timestep": timestep, "encoder_hidden_states": embeddings}
+
+        latents = noise * np.float32(sampler.init_noise_sigma)
+        for index in range(sampler.steps):
+            sample[:, :channels] = sampler.scale_model_input(latents, index)
+            timestep[0] = sampler.timesteps[index]
+            output = unet(inputs)["out_sample"]
+            if not np.isfinite(output).all():
+                raise MtuError(
+                    f"the UNet of task {task.name!r} gave NaN or Inf in step {index + 1} of {sampler.steps} "
+                    f"(timestep {timestep[0]:g})",
+                    hint="its precision overflows: build the bundle with --bf16 or --fp32",
+                )
+            latents = sampler.step(guidance.combine(task.guidance, output, *scales), index, latents)
+            if progress is not None:
+                progress(index + 1, sampler.steps)
+        return latents
+
+
+def _expect(engine: Engine, ref: EngineRef, name: str, shape: Sequence[int | None]) -> None:
+    """``BundleError`` unless ``engine`` has an input ``name`` that takes ``shape``."""
+    spec: TensorSpec | None = engine.inputs.get(name)
+    if spec is None:
+        raise BundleError(f"{ref.path} has no input {name!r}; it takes {', '.join(engine.inputs)}")
+    fits = len(spec.shape) == len(shape) and all(
+        None in (have, want) or have == want for have, want in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        raise BundleError(f"{ref.path} takes {name!r} as {spec}, and its manifest describes {list(shape)}")

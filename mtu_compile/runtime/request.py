@@ -1,0 +1,45 @@
+"""What may be asked of a task: nothing missing, and nothing that would silently have no effect."""
+
+from __future__ import annotations
+
+import math
+
+from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.tasks import Task
+
+
+def check_request(
+    task: Task,
+    prompt: str,
+    negative_prompt: str,
+    image: object,
+    mask: object,
+    guidance_scale: float | None,
+    image_guidance_scale: float | None,
+) -> None:
+    """``ConfigError`` unless the arguments of ``Runtime.run`` are what ``task`` takes."""
+    _check_condition(task, "picture", "image", image, bool({"image", "masked_image"} & set(task.condition)))
+    _check_condition(task, "mask", "mask", mask, bool({"mask", "masked_image"} & set(task.condition)))
+    if task.guidance != "none" and not prompt.strip():
+        raise ConfigError(f"task {task.name!r} needs a prompt", hint="say what to show with --prompt")
+    useless = {
+        "negative-prompt": task.guidance == "none" and negative_prompt != "",
+        "guidance": task.guidance == "none" and guidance_scale is not None,
+        "image-guidance": task.guidance != "text+image" and image_guidance_scale is not None,
+    }
+    for option, in_vain in useless.items():
+        if in_vain:
+            raise ConfigError(
+                f"task {task.name!r} has guidance {task.guidance!r}, where --{option} has no effect",
+                hint=f"leave --{option} away",
+            )
+    for value in (guidance_scale, image_guidance_scale):
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"a guidance scale of {value} is impossible", hint="give a finite number")
+
+
+def _check_condition(task: Task, what: str, option: str, given: object, needed: bool) -> None:
+    if needed and given is None:
+        raise ConfigError(f"task {task.name!r} needs a {what}", hint=f"give one with --{option}")
+    if not needed and given is not None:
+        raise ConfigError(f"task {task.name!r} has no use for a {what}", hint=f"leave --{option} away")

@@ -1,0 +1,76 @@
+"""``mtu::drop-experts``: experts the task never uses are taken out."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from mtu_compile.core.errors import PassError
+from passes.base import PassContext, PassResult, Skipped
+from passes.experts import Expert, Mixture, find_mixtures
+from passes.graph import TASK_IDS, constant, find_input, only_user, other_input, remove_unused, replace_value
+
+
+class DropExperts:
+    """Remove experts whose gate is zero.
+
+    *Given*::
+
+        y = Add(Add(Mul(expert_0, 0.7), Mul(expert_1, 0.0)), Mul(expert_2, 0.3))
+
+    *Result*::
+
+        y = Add(Mul(expert_0, 0.7), Mul(expert_2, 0.3))
+
+    Fires on experts (see ``passes.experts``) of checkpoints with top-k routers. Does not fire on a gate that is small
+    but not zero, on a gate that is not constant, on any other multiplication by zero, nor on a mixture all of whose
+    gates are zero, which no softmax produces.
+    """
+
+    id = "mtu::drop-experts"
+    after: tuple[str, ...] = ("mtu::bind-task", "mtu::fold-routing")
+
+    def requires(self, graph: ir.Model, context: PassContext) -> None:
+        if find_input(graph, TASK_IDS) is not None:
+            raise PassError(f"the task is still an input, {TASK_IDS!r}", hint="run mtu::bind-task first")
+
+    def run(self, graph: ir.Model, context: PassContext) -> PassResult:
+        rewrites = 0
+        skipped: list[Skipped] = []
+        for mixture in find_mixtures(graph):
+            unused = [expert for expert in mixture.experts if _is_zero(expert)]
+            if any(constant(expert.gate) is None for expert in mixture.experts):
+                skipped.append(Skipped(mixture.name, "a gate is not constant"))
+            elif len(unused) == len(mixture.experts):
+                skipped.append(Skipped(mixture.name, "every gate is zero"))
+            else:
+                for expert in unused:
+                    _drop(expert)
+                rewrites += len(unused)
+        remove_unused(graph)
+        return PassResult(self.id, graph, rewrites, tuple(skipped))
+
+    def ensures(self, graph: ir.Model, context: PassContext) -> None:
+        for mixture in find_mixtures(graph):
+            if _droppable(mixture):
+                raise PassError(f"{self.id} left an expert with a gate of zero in {mixture.name!r}")
+
+
+def _is_zero(expert: Expert) -> bool:
+    gate = constant(expert.gate)
+    return gate is not None and not np.any(gate)
+
+
+def _droppable(mixture: Mixture) -> bool:
+    constants = all(constant(expert.gate) is not None for expert in mixture.experts)
+    return constants and 0 < sum(map(_is_zero, mixture.experts)) < len(mixture.experts)
+
+
+def _drop(expert: Expert) -> None:
+    add = only_user(expert.output, "Add")
+    assert add is not None  # a mixture of several experts adds up all of them
+    rest = other_input(add, expert.output)
+    assert rest is not None
+    replace_value(add.outputs[0], rest)
+    assert add.graph is not None
+    add.graph.remove(add, safe=True)

@@ -1,0 +1,63 @@
+"""Which passes there are, and which of them make up a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mtu_compile.core.errors import ConfigError
+from passes.base import Pass
+from passes.bind_task import BindTask
+from passes.cleanup import Cleanup
+from passes.drop_experts import DropExperts
+from passes.fold_routing import FoldRouting
+from passes.freeze_shapes import FreezeShapes
+from passes.merge_experts import MergeExperts
+
+#: A multi-task graph becomes the static graph of one task.
+TASK_PIPELINE = (
+    "mtu::bind-task",
+    "mtu::fold-routing",
+    "mtu::drop-experts",
+    "mtu::merge-experts",
+    "mtu::freeze-shapes",
+    "mtu::cleanup",
+)
+
+#: Any other graph (a plain UNet, or a multi-task one that keeps its task input) becomes static.
+STATIC_PIPELINE = ("mtu::freeze-shapes", "mtu::cleanup")
+
+
+class Registry:
+    """Passes by id; a second pass with an id that is taken is refused."""
+
+    def __init__(self, passes: Iterable[Pass]) -> None:
+        self._passes: dict[str, Pass] = {}
+        for item in passes:
+            if item.id in self._passes:
+                raise ConfigError(f"two passes are called {item.id!r}")
+            self._passes[item.id] = item
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids, in the order of registration."""
+        return tuple(self._passes)
+
+    def pipeline(self, ids: Sequence[str]) -> tuple[Pass, ...]:
+        """The passes called ``ids``.
+
+        Raises:
+            ConfigError: an unknown id, an id twice, or a pass in front of one it has to come after.
+        """
+        for position, name in enumerate(ids):
+            if name not in self._passes:
+                raise ConfigError(f"unknown pass {name!r}", hint=f"there are {', '.join(self._passes)}")
+            if name in ids[:position]:
+                raise ConfigError(f"pass {name!r} is in the pipeline twice")
+            if late := [other for other in self._passes[name].after if other in ids[position:]]:
+                raise ConfigError(f"pass {name!r} has to come after {late[0]!r}")
+        return tuple(self._passes[name] for name in ids)
+
+
+def builtin() -> Registry:
+    """The passes of this package."""
+    return Registry((BindTask(), FoldRouting(), DropExperts(), MergeExperts(), FreezeShapes(), Cleanup()))

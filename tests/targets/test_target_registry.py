@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import targets
+from mtu_compile.core.errors import ConfigError, ToolchainMissing
+from targets.base import Availability, Plan
+
+
+def test_every_name_gives_the_target_of_that_name():
+    assert "cpu" in targets.names()
+    for name in targets.names():
+        spec = targets.get(name).spec
+        assert spec.name == name
+        assert spec.precisions and spec.pipeline and spec.vendor and spec.device
+        assert {"opset", "precisions", "memory_bytes"} <= set(spec.sources)
+        targets.get(name).probe()
+
+
+def test_every_pipeline_is_made_of_passes_that_exist_in_an_order_they_allow():
+    import passes
+
+    for name in targets.names():
+        pipeline = targets.get(name).spec.pipeline
+        assert tuple(found.id for found in passes.builtin().pipeline(pipeline)) == pipeline
+
+
+def test_an_unknown_name_is_a_usage_error_that_says_the_closest():
+    with pytest.raises(ConfigError, match="unknown target 'cpuu'") as caught:
+        targets.get("cpuu")
+    assert caught.value.exit_code == 2
+    assert "cpu" in caught.value.hint
+    with pytest.raises(ConfigError) as caught:
+        targets.get("toaster")
+    assert "cpu" in caught.value.hint
+
+
+def test_an_unknown_precision_names_the_known_ones():
+    with pytest.raises(ConfigError, match="fp8") as caught:
+        targets.get("cpu").spec.check_precision("fp8")
+    assert "int8" in caught.value.hint
+
+
+def test_a_missing_toolchain_ends_with_exit_code_4_and_the_install_command():
+    Availability(True, "openvino", "1", "pip install x").require("cpu")
+    with pytest.raises(ToolchainMissing, match="'cpu' needs openvino: no module") as caught:
+        Availability(False, "openvino", None, "pip install x", "no module").require("cpu")
+    assert (caught.value.exit_code, caught.value.hint) == (4, "pip install x")
+
+
+def test_a_plan_says_whether_it_fits_only_when_it_knows():
+    assert Plan(6, 4, 10).fits is True
+    assert Plan(6, 5, 10).fits is False
+    assert Plan(6, 5, None).fits is None
+
+
+def test_importing_the_packages_loads_no_toolchain():
+    code = (
+        "import sys, targets, calibration, targets.base, targets.cpu, mtu_compile.compare\n"
+        "heavy = {'openvino', 'onnx', 'nncf', 'torch', 'polygraphy', 'skimage'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
