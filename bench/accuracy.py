@@ -17,7 +17,7 @@ import numpy as np
 from bench import timing
 from calibration.samples import load_samples
 from mtu_compile import runtime
-from mtu_compile.compare import image_metrics, psnr_db
+from mtu_compile.metrics import image_metrics, psnr_db
 from mtu_compile.model.pipeline import MTUPipeline
 
 

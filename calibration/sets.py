@@ -28,10 +28,10 @@ Array = NDArray[Any]
 Inputs = Mapping[str, Array]
 
 #: The two most alike neighbouring latents of a real trajectory correlate strongly: towards the end a sampler changes
-#: less and less. Measured over 13 schedulers of diffusers: 0.99 and more from 4 steps on; samplers that draw fresh noise at
-#: every step (LCM) leave sqrt(abar_t * abar_s) between steps t and s, 0.6 and more from 6 steps on. Independent numbers
-#: correlate by less than 6 / sqrt(n) but once in 10^9 times: 0.38 for the smallest latents in use (n = 4 * 8 * 8), 0.05
-#: for those of SD 1.5.
+#: less and less. Measured over 13 schedulers of diffusers: 0.99 and more from 4 steps on. Samplers that draw fresh
+#: noise at every step (LCM) leave sqrt(abar_t * abar_s) between steps t and s: 0.6 and more from 6 steps on.
+#: Independent numbers correlate by less than 6 / sqrt(n) but once in 10^9 times: 0.38 for the smallest latents in use
+#: (n = 4 * 8 * 8), 0.05 for those of SD 1.5.
 CORRELATION_SIGMAS = 6.0
 
 #: With fewer calls kept of a trajectory, neighbours may be too far apart to be correlated.
@@ -110,7 +110,9 @@ class CalibrationSet:
             tensors[f"{name}.values"], tensors[f"{name}.index"] = table, index
         partial = path.with_name(f".{path.name}.partial")
         try:
-            save_file(tensors, partial, {"set": json.dumps(self._header(), sort_keys=True), "sha256": self.sha256})
+            # One entry: safetensors writes several in any order, and equal sets should be equal files.
+            described = {**self._header(), "sha256": self.sha256}
+            save_file(tensors, partial, {"set": json.dumps(described, sort_keys=True)})
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -125,9 +127,10 @@ class CalibrationSet:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                if not {"set", "sha256"} <= metadata.keys():
+                if "set" not in metadata:
                     raise CalibrationError(f"{path} does not say what it was made for", hint=CAPTURE_HINT)
                 header = json.loads(metadata["set"])
+                recorded = header.pop("sha256")
                 if header.pop("format", None) != FORMAT:
                     raise CalibrationError(f"{path} is not a calibration set of this version", hint=CAPTURE_HINT)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -137,7 +140,7 @@ class CalibrationSet:
                 for i in range(len(header["timesteps"]))
             )
             loaded = cls(inputs=inputs, **header)
-            intact = loaded.sha256 == metadata["sha256"]
+            intact = loaded.sha256 == recorded
         except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise CalibrationError(f"{path} can not be read: {error}", hint=CAPTURE_HINT) from error
         if not intact:
@@ -232,8 +235,8 @@ def _implausible(calls: Sequence[Inputs], channels: int, seed: int) -> str | Non
 def initial_noise(seed: int, sample: Array, channels: int) -> NDArray[np.float32]:
     """The noise [channels, h, w] that pipeline and on-board runtime start from for ``seed``."""
     shape = (1, channels, *sample.shape[2:])
-    noise: NDArray[np.float32] = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
-    return noise[0]
+    noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
+    return np.asarray(noise[0], np.float32)
 
 
 def correlation(a: Array, b: Array) -> float:

@@ -12,10 +12,12 @@ import numpy as np
 
 import targets
 from mtu_compile import bundle, runtime
-from mtu_compile.compare import TaskMetrics, Thresholds, compare_recorded, image_metrics, judge, psnr_db
+from mtu_compile.compare import compare_recorded
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Advance, Progress
+from mtu_compile.metrics import TaskMetrics, image_metrics, psnr_db
 from mtu_compile.runtime.reference import Reference
+from mtu_compile.thresholds import Thresholds, judge
 from targets.base import Artifact
 
 OUTPUT = "out_sample"

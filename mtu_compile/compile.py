@@ -187,6 +187,11 @@ def _samples(options: BuildOptions, task: Task) -> tuple[tuple[Sample, ...], tup
             hint="give prompts and pictures with --data DIR (DIR/TASK/metadata.jsonl)",
         )
     rows = load_samples(folder, task)
+    if task.guidance != "none" and not all(row.prompt.strip() for row in rows):
+        raise CalibrationError(
+            f"{folder / task.name} has rows without a prompt, and task {task.name!r} is guided by text",
+            hint="give each row a prompt",
+        )
     checking = tuple(row for row in rows if row.split == "check") or rows[3::4]
     calibrating = tuple(row for row in rows if row not in checking)
     if not calibrating or not checking:
@@ -297,9 +302,11 @@ def _engine(
     graph, extra = one.graph, dict[str, object]()
     if one.calibration is not None:
         one.calibration.verify(task=one.task.name, model_sha256=one.calibration.model_sha256)
-        with progress.stage(f"quantise {one.task.name}"):
+        with progress.stage(f"quantise {one.task.name}", len(one.calibration.inputs)) as advance:
             quantised = work / f"{one.task.name}-int8" / "model.onnx"
-            report = quantize_onnx(graph, one.calibration.inputs, quantised, settings=QuantSettings())
+            report = quantize_onnx(
+                graph, one.calibration, quantised, settings=QuantSettings(), progress=lambda done, total: advance(1)
+            )
             graph, extra["quantisation"] = quantised, report.to_json()
     with progress.stage(f"build {one.task.name}"):
         began = time.monotonic()

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from passes.base import PassContext, PassResult
-from passes.folding import SMALL_BYTES, fold_small_constants
+from passes.folding import SMALL, fold_small_constants
 
 
 class Cleanup:
@@ -20,7 +20,7 @@ class Cleanup:
 
         b = Sigmoid(x); y = Add(b, b)
 
-    Fires on nodes, initialisers and opset imports. Does not fire on weights: constants above 16 KiB are neither folded
+    Fires on nodes, initialisers and opset imports. Does not fire on weights: constants of more than 4096 numbers are neither folded
     nor compared with each other, which would read them into memory. The graph's inputs stay, used or not.
     """
 
@@ -42,7 +42,7 @@ class Cleanup:
         ir.passes.PassManager(
             [
                 common.IdentityEliminationPass(),
-                common.DeduplicateInitializersPass(size_limit=SMALL_BYTES),
+                common.DeduplicateInitializersPass(size_limit=SMALL),
                 common.CommonSubexpressionEliminationPass(),
                 common.RemoveUnusedNodesPass(),
                 common.RemoveUnusedOpsetsPass(),

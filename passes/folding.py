@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-#: Constants up to this many bytes are folded: shapes, indices, a timestep's frequencies. Weights are left alone.
-SMALL_BYTES = 16 * 1024
+#: Constants of up to this many numbers are folded: shapes, indices, a timestep's frequencies. Weights are left alone.
+SMALL = 4096
 
 
 def fold_small_constants(graph: ir.Model) -> bool:
@@ -14,8 +14,6 @@ def fold_small_constants(graph: ir.Model) -> bool:
     from onnxscript import optimizer  # takes half a second to import
 
     before = len(graph.graph)
-    result = optimizer.fold_constants(
-        graph, onnx_shape_inference=True, input_size_limit=SMALL_BYTES, output_size_limit=SMALL_BYTES
-    )
+    result = optimizer.fold_constants(graph, onnx_shape_inference=True, input_size_limit=SMALL, output_size_limit=SMALL)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     return bool(result.modified) or len(graph.graph) != before

@@ -74,7 +74,9 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Let every user of ``old`` read ``new``; the graph keeps the names of its outputs."""
+    """Let every user of ``old`` read ``new``; if the graph outputs ``old``, ``new`` takes its name."""
+    if old.is_graph_output():
+        old.name, new.name = f"{old.name}.replaced", old.name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 

@@ -21,6 +21,10 @@ from mtu_compile.core.errors import ModelError
 #: all weights in memory twice to write them.
 EXTERNAL_BYTES = 256 * 2**20
 
+#: Tensors up to this size stay in the model file, and are read with it: the ONNX checker and shape inference want to see
+#: the small ones (shapes, indices).
+INLINE_BYTES = 1024
+
 
 def load(path: Path) -> ir.Model:
     """Open an ONNX file; external weights are memory-mapped when they are first looked at.
@@ -30,6 +34,11 @@ def load(path: Path) -> ir.Model:
     """
     model: ir.Model = ir.from_proto(load_proto(path))
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= INLINE_BYTES:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+            tensor.release()
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     return model
 
@@ -94,7 +103,12 @@ def save(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_BYTES) -
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-") as scratch:
         if not external:
             ir.external_data.load_to_model(model)
-        ir.save(model, Path(scratch) / path.name, external_data=data_name if external else None)
+        ir.save(
+            model,
+            Path(scratch) / path.name,
+            external_data=data_name if external else None,
+            size_threshold_bytes=INLINE_BYTES,
+        )
         for name in (data_name, path.name):
             written = Path(scratch) / name
             if written.exists():

@@ -11,23 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_compile.compare import (
-    Failure,
-    TaskMetrics,
-    Thresholds,
-    check_comparable,
-    compare_recorded,
-    compare_runs,
-    cosine,
-    guidance_metrics,
-    image_metrics,
-    judge,
-    psnr_db,
-    require_accuracy,
-    sqnr_db,
-    step_metrics,
-)
+from mtu_compile.compare import check_comparable, compare_recorded, compare_runs
 from mtu_compile.core.errors import AccuracyError
+from mtu_compile.metrics import TaskMetrics, cosine, guidance_metrics, image_metrics, psnr_db, sqnr_db, step_metrics
+from mtu_compile.thresholds import Failure, Thresholds, judge, require_accuracy
 
 Outputs = dict[str, np.ndarray]
 TIMESTEPS = (900, 500, 100)

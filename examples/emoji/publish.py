@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from examples.emoji.make_tasks import seeded_mask
-from mtu_compile.compare import image_metrics, psnr_db
+from mtu_compile.metrics import image_metrics, psnr_db
 from mtu_compile.model.pipeline import MTUPipeline
 
 HERE = Path(__file__).resolve().parent

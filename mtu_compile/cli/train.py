@@ -59,8 +59,11 @@ def command(quiet: bool, log_every: int, export_only: bool, **settings: Any) -> 
 
     Rows of metadata.jsonl: file_name (the wanted picture), prompt, image_file_name (source of an edit), mask_file_name
     (random masks without it); super-resolution pairs are made from the target. Rows with "split": "check" are left out.
-    Many GPUs: accelerate launch -m mtu_compile.cli train MODEL …
+
+    Many GPUs: accelerate launch "$(which mtu-compile)" train MODEL …
     """
+    from accelerate import PartialState
+
     from mtu_compile.model.train import TrainConfig, export, train
 
     config = TrainConfig(**{**settings, "tasks": tuple(settings["tasks"])})
@@ -69,11 +72,9 @@ def command(quiet: bool, log_every: int, export_only: bool, **settings: Any) -> 
     else:
         with _watch(quiet, log_every, config.steps) as on_step:
             result = train(config, on_step=on_step, progress=ConsoleProgress(quiet))
-    if not quiet:
-        losses = ", ".join(f"{task} {loss:.4f}" for task, loss in result.losses.items())
-        click.echo(
-            f"{result.output}: step {result.step} of {config.steps}, {result.hours:.2f} h{losses and ': '}{losses}"
-        )
+    if not quiet and PartialState().is_main_process:
+        losses = "".join(f", {task} {loss:.4f}" for task, loss in result.losses.items())
+        click.echo(f"{result.output}: step {result.step} of {config.steps}, {result.hours:.2f} h{losses}")
 
 
 @contextmanager

@@ -7,9 +7,13 @@ folder; code in a folder is never run.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import transformers
 from safetensors import SafetensorError, safe_open
 
 from mtu_compile.core.errors import ConfigError, ModelError
@@ -150,14 +154,15 @@ def load_component(cls: Any, folder: Path, *, dtype: Any) -> Any:
         plain = [path for path in folder.glob("*.safetensors") if ".fp16." not in path.name]
         variant = None if plain else "fp16"
     try:
-        model, info = cls.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            variant=variant,
-            **{kind: dtype},
-        )
+        with silent_libraries():
+            model, info = cls.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                variant=variant,
+                **{kind: dtype},
+            )
     except ModelError:
         raise
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, NotImplementedError, SafetensorError) as error:
@@ -170,6 +175,20 @@ def load_component(cls: Any, folder: Path, *, dtype: Any) -> Any:
             hint="the weights and config.json do not belong together; fetch or build the model again",
         )
     return model.eval()
+
+
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Keep diffusers and transformers from drawing progress bars of their own over the command's."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    drawing = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in drawing:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in drawing:
+            library.enable_progress_bar()
 
 
 def check_destination(destination: Path, *, force: bool) -> None:

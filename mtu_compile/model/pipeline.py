@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model import encode
-from mtu_compile.model.folder import check_folder, load_component
+from mtu_compile.model.folder import check_folder, load_component, silent_libraries
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 from mtu_compile.runtime import images
 
@@ -100,6 +100,11 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             "scheduler": lambda: load_scheduler(listed["scheduler"][1], folder / "scheduler"),
         }
         return cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write a pipeline folder, weights as safetensors."""
+        with silent_libraries():
+            super().save_pretrained(folder, safe_serialization=True, **options)
 
     @property
     def vae_scale(self) -> int:

@@ -23,6 +23,7 @@ import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -203,6 +204,11 @@ def train(
 ) -> TrainResult:
     """Train and write ``config.output``.
 
+    Args:
+        config: the run.
+        on_step: called after every step, in the main process.
+        progress: watches the data being encoded.
+
     Raises:
         ConfigError: settings that contradict each other, the model or an earlier run's.
         InputError: training data that is missing or bad, naming file and line.
@@ -219,9 +225,10 @@ def train(
             losses = dict(report.losses)
             run.history.append({"step": report.step, "loss": report.loss, **losses})
             _write_log(log, report)
-            on_step(report)
+            if run.accelerator.is_main_process:
+                on_step(report)
             spent = time.monotonic() - began
-            if config.max_hours is not None and spent > config.max_hours * 3600:
+            if config.max_hours is not None and _agreed(run, spent) > config.max_hours * 3600:
                 last = run.step
             if run.step % config.save_every == 0 or run.step == last:
                 _save_checkpoint(run, run.seconds + spent)
@@ -231,6 +238,11 @@ def train(
     run.seconds += time.monotonic() - began
     _write_output(run)
     return TrainResult(config.output, run.step, run.step >= config.steps, losses, run.seconds / 3600)
+
+
+def _agreed(run: _Run, seconds: float) -> float:
+    """The mean over all processes: they have to stop at the same step."""
+    return float(run.accelerator.reduce(torch.tensor(seconds, device=run.accelerator.device), "mean"))
 
 
 def export(config: TrainConfig) -> TrainResult:
@@ -260,6 +272,8 @@ def _prepare(config: TrainConfig, progress: Progress) -> _Run:
     if saved is not None:
         _check_same_run(config, saved)
 
+    # Accelerate keeps its state for the life of the process; another run may want another precision.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.cpu)
     pipeline = MTUPipeline.from_pretrained(config.model)
     tasks = tuple(find_task(pipeline.unet.tasks, name) for name in config.tasks) or tuple(
@@ -498,8 +512,9 @@ def _batch(run: _Run, micro: int) -> _Batch:
     channels = run.pipeline.unet.sample_channels - run.pipeline.unet.latent_channels
     parts = []
     for task_id, task in run.tasks:
-        rng = np.random.default_rng([config.seed, run.step, micro, rank, task_id])
-        batch = run.sources[task.name].take(position, size, rng)
+        draws = [config.seed, run.step, micro, rank, task_id]
+        batch = run.sources[task.name].take(position, size, np.random.default_rng([*draws, 0]))
+        rng = np.random.default_rng([*draws, 1])
         text, condition = _drop(task, batch, run.empty, rng)
         # Stratified over the schedule: every batch sees all noise levels, so the loss is less noisy.
         total = run.noise.config.num_train_timesteps
@@ -588,7 +603,7 @@ def _save_pipeline(config: TrainConfig, pipeline: MTUPipeline, report: Mapping[s
     with staging(config.output, replace=config.force or config.resume, marker=INDEX) as folder:
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             nn.Module.to(part, dtype)
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        pipeline.save_pretrained(folder)
         if (config.model / "samples").is_dir():
             shutil.copytree(config.model / "samples", folder / "samples")
         (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

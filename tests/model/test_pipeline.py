@@ -132,9 +132,7 @@ def test_the_tasks_own_guidance_is_the_default(pipeline: MTUPipeline, picture: I
     assert not torch.equal(pipeline("cat", **options, guidance_scale=1.0).latents, default)
 
 
-def test_unmasked_pixels_come_from_the_picture(
-    pipeline: MTUPipeline, picture: Image.Image, mask: Image.Image
-) -> None:
+def test_unmasked_pixels_come_from_the_picture(pipeline: MTUPipeline, picture: Image.Image, mask: Image.Image) -> None:
     options: dict[str, Any] = {"task": "inpaint", "image": picture, "mask_image": mask, "num_inference_steps": 2}
     made = np.asarray(pipeline("cat", **options, seed=0).images[0]).astype(int)
     free = np.asarray(pipeline("cat", **options, seed=0, paste_unmasked=False).images[0]).astype(int)
@@ -196,7 +194,7 @@ def test_other_sizes(pipeline: MTUPipeline, picture: Image.Image) -> None:
     assert made.size == (24, 48)
     assert pipeline.resolve_size() == (32, 32)
     for size in ({"height": 30}, {"width": -8}, {"height": 4}):
-        with pytest.raises(ConfigError, match="multiples|size"):
+        with pytest.raises(ConfigError, match="not a size"):
             pipeline(task="t2i", **size)
 
 
@@ -277,7 +275,9 @@ def test_damage_anywhere_is_a_model_error(mtu_dir: Path, tmp_path: Path) -> None
         (folder / victim).write_bytes(content[: len(content) // 2])
         with pytest.raises(ModelError) as error:
             MTUPipeline.from_pretrained(folder)
-        assert error.value.exit_code == 5 and str(victim.parent if victim.parent.name else victim) in error.value.message
+        assert (
+            error.value.exit_code == 5 and str(victim.parent if victim.parent.name else victim) in error.value.message
+        )
 
 
 def test_casting_the_unet_says_nothing(tiny_mtu: Any, capfd: pytest.CaptureFixture[str]) -> None:

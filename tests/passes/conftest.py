@@ -16,7 +16,7 @@ from passes import graph_io
 TEXT = 5
 HEIGHT, WIDTH = 8, 4
 
-#: Options of upcycling. Between them: N of 1, 2, 4 and 8, both kinds of norm, and top-k. Exporting takes seconds, so only
+#: Options of upcycling: N of 1, 2, 4 and 8, both kinds of norm, and top-k. Exporting takes seconds, so only
 #: "sd15" has the two levels of the other tests' tiny models; "full-…" are for the slow tests.
 MODELS: dict[str, dict[str, Any]] = {
     "sd15": {"num_experts": 4},
@@ -163,3 +163,71 @@ def random_feeds() -> Callable[..., dict[str, Any]]:
         return feeds
 
     return make
+
+
+@pytest.fixture(scope="session")
+def parse() -> Callable[..., ir.Model]:
+    """``parse(text, weight=array, …)``: a graph in ONNX's textual syntax, with the named inputs made initialisers."""
+    import onnx
+
+    def build(text: str, **weights: Any) -> ir.Model:
+        proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\n{text}')
+        for name, array in weights.items():
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        for number, node in enumerate(proto.graph.node):
+            node.name = node.name or f"{node.op_type}_{number}"
+        model: ir.Model = ir.from_proto(proto)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def mixture(parse: Any) -> Callable[..., ir.Model]:
+    """``mixture(gates=(0.25, 0.75), …)``: experts behind a norm, C = 4, h = 3, as they are after routing is folded.
+
+    ``affines``: one affine for all experts (1) or one each (N). ``gate``: expression for the gates instead of
+    constants; it may read the graph's inputs x [B, L, 4] and timestep [1].
+    """
+
+    def build(gates: tuple[float, ...] = (0.25, 0.75), affines: int = 1, gate: str = "", seed: int = 0) -> ir.Model:
+        generator = np.random.default_rng(seed)
+
+        def weight(*shape: int) -> Any:
+            return generator.standard_normal(shape).astype(np.float32)
+
+        weights: dict[str, Any] = {"ones": np.ones(4, dtype=np.float32)}
+        lines = ["norm = LayerNormalization(x, ones)"]
+        for i in range(affines):
+            weights |= {f"gamma_{i}": weight(1, 1, 4), f"beta_{i}": weight(1, 1, 4)}
+            lines += [f"scaled_{i} = Mul(norm, gamma_{i})", f"normed_{i} = Add(beta_{i}, scaled_{i})"]
+        for i, value in enumerate(gates):
+            weights |= {f"up_{i}": weight(4, 6), f"up_bias_{i}": weight(6)}
+            weights |= {f"down_{i}": weight(3, 4), f"down_bias_{i}": weight(4)}
+            lines += [f"gate_{i} = {gate}"] if gate else []
+            weights |= {} if gate else {f"gate_{i}": np.full((1, 1, 1), value, dtype=np.float32)}
+            lines += [
+                f"u_{i} = MatMul(normed_{i % affines}, up_{i})",
+                f"p_{i} = Add(u_{i}, up_bias_{i})",
+                f"v_{i}, g_{i} = Split<axis = -1, num_outputs = 2>(p_{i})",
+                f"a_{i} = Gelu(g_{i})",
+                f"h_{i} = Mul(v_{i}, a_{i})",
+                f"d_{i} = MatMul(h_{i}, down_{i})",
+                f"e_{i} = Add(d_{i}, down_bias_{i})",
+                f"w_{i} = Mul(e_{i}, gate_{i})",
+            ]
+        total = "w_0"
+        for i in range(1, len(gates)):
+            lines.append(f"t_{i} = Add({total}, w_{i})")
+            total = f"t_{i}"
+        lines.append(f"y = Add({total}, x)")
+        body = "\n".join(lines)
+        text = f"agraph (float[B, L, 4] x, float[1] timestep) => (float[B, L, 4] y) {{\n{body}\n}}"
+        model: ir.Model = parse(text, **weights)
+        for node in model.graph:
+            value = node.outputs[0].name or ""
+            if value.startswith("u_"):
+                node.name = f"block.ff.experts.{value.removeprefix('u_')}.net.0.proj/MatMul"
+        return model
+
+    return build

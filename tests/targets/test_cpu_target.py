@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import targets.cpu
-from mtu_compile.compare import compare_recorded, sqnr_db
+from mtu_compile.compare import compare_recorded
 from mtu_compile.core.errors import BuildError, ConfigError, ModelError, ToolchainMissing
+from mtu_compile.metrics import sqnr_db
 from targets.base import Artifact
 from targets.cpu import CpuTarget
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_compile.compare import sqnr_db
+from mtu_compile.metrics import sqnr_db
 from targets.openvino_ir import keep_angles_precise, read_graph, reason, write_ir
 
 

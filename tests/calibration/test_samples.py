@@ -1,0 +1,117 @@
+"""Rows of a data folder as samples: sources, seeded masks, splits, and every kind of bad row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.samples import load_samples
+from mtu_compile.core.errors import CalibrationError, InputError, MtuError
+from mtu_compile.core.tasks import PAPER_TASKS, Task
+
+T2I, EDIT, SR, INPAINT = PAPER_TASKS
+
+
+def write(folder: Path, task: Task, *rows: Any) -> Path:
+    place = folder / task.name
+    place.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(1)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / name)
+    Image.fromarray(np.tril(np.full((64, 64), 255, np.uint8))).save(place / "mask.png")
+    (place / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
+
+
+def test_prompts_alone_are_enough_for_text_to_image(tmp_path: Path) -> None:
+    write(tmp_path, T2I, {"prompt": "a cat"}, {"file_name": "a.png", "split": "check"}, {"prompt": "a dog"})
+    first, second, _ = load_samples(tmp_path, T2I)
+    assert first.prompt == "a cat" and first.image is first.mask is first.target is first.split is None
+    assert second.prompt == "" and second.split == "check" and second.target is not None
+    assert len(load_samples(tmp_path, T2I, limit=2)) == 2
+
+
+def test_edit_has_its_source(tmp_path: Path) -> None:
+    place = write(tmp_path, EDIT, {"file_name": "a.png", "image_file_name": "b.png", "prompt": "make it blue"})
+    (sample,) = load_samples(tmp_path, EDIT)
+    assert sample.image is not None and sample.target is not None and sample.mask is None
+    assert np.array_equal(np.asarray(sample.image), np.asarray(Image.open(place / "b.png")))
+    assert np.array_equal(np.asarray(sample.target), np.asarray(Image.open(place / "a.png")))
+
+
+def test_super_resolution_starts_from_means_of_the_target(tmp_path: Path) -> None:
+    place = write(tmp_path, SR, {"file_name": "a.png"}, {"image_file_name": "b.png"})
+    made, given = load_samples(tmp_path, SR)
+    pixels = np.asarray(Image.open(place / "a.png")).astype(float)
+    means = pixels.reshape(8, 4, 8, 4, 3).mean(axis=(1, 3))
+    assert made.image is not None and np.abs(np.asarray(made.image) - means).max() <= 0.5
+    assert given.image is not None and given.image.size == (32, 32)
+
+
+def test_masks_are_read_or_drawn_the_same_every_time(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.png", "mask_file_name": "mask.png"}, {"file_name": "a.png"}, {"file_name": "b.png"}]
+    write(tmp_path, INPAINT, *rows)
+    read, drawn, other = load_samples(tmp_path, INPAINT)
+    _, again, _ = load_samples(tmp_path, INPAINT)
+    masks = [np.asarray(sample.mask) for sample in (read, drawn, other, again)]
+    assert all(mask.shape == (32, 32) and set(np.unique(mask)) == {0, 255} for mask in masks)
+    assert abs(masks[0].mean() / 255 - 0.5) < 0.05 and masks[0][31, 0] == 255 and masks[0][0, 31] == 0
+    assert np.array_equal(masks[1], masks[3]) and not np.array_equal(masks[1], masks[2])
+    assert 0.1 <= masks[1].mean() / 255 <= 0.6
+    assert read.image is not None and read.image == read.target
+
+
+def test_transparent_pictures_are_on_white(tmp_path: Path) -> None:
+    place = write(tmp_path, EDIT, {"image_file_name": "clear.png"})
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(place / "clear.png")
+    (sample,) = load_samples(tmp_path, EDIT)
+    assert sample.image is not None and sample.image.mode == "RGB" and np.asarray(sample.image).min() == 255
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"image_file_name": "gone.png"}, "gone.png"),
+        ({"image_file_name": "../a.png"}, "outside"),
+        ({"image_file_name": "/etc/hostname"}, "outside"),
+        ({"image_file_name": "metadata.jsonl"}, "not a picture"),
+        ({"image_file_name": 1}, "image_file_name is not a string"),
+        ({"prompt": ["a"], "image_file_name": "a.png"}, "prompt is not a string"),
+        ({"file_name": "a.png"}, "needs a source picture"),
+        ("a.png", "not a JSON object"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: Any, named: str) -> None:
+    (tmp_path / "a.png").touch()
+    place = write(tmp_path, EDIT, {"image_file_name": "a.png"}, row)
+    with pytest.raises(MtuError, match=named) as error:
+        load_samples(tmp_path, EDIT)
+    assert f"{place / 'metadata.jsonl'} line 2" in error.value.message and error.value.exit_code == 5
+
+
+def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    place = write(tmp_path, EDIT, {"image_file_name": "link.png"})
+    (place / "a.png").rename(tmp_path / "a.png")
+    (place / "link.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(InputError, match="outside"):
+        load_samples(tmp_path, EDIT)
+
+
+def test_missing_and_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="no samples for task 'edit'") as error:
+        load_samples(tmp_path, EDIT)
+    assert error.value.hint
+    write(tmp_path, EDIT)
+    with pytest.raises(InputError, match="no rows"):
+        load_samples(tmp_path, EDIT)
+    (tmp_path / "edit" / "metadata.jsonl").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(InputError, match="can not be read"):
+        load_samples(tmp_path, EDIT)
+    (tmp_path / "edit" / "metadata.jsonl").write_text('{"a": \n')
+    with pytest.raises(InputError, match="line 1: not JSON"):
+        load_samples(tmp_path, EDIT)

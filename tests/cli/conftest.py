@@ -1,0 +1,115 @@
+"""A tiny multi-task model with its samples, and a bundle built from it by the real line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+TASKS = [
+    {"name": "t2i", "guidance": "text", "guidance_scale": 2.0},
+    {
+        "name": "inpaint",
+        "condition": ["mask", "masked_image"],
+        "guidance": "text+image",
+        "guidance_scale": 2.0,
+        "image_guidance_scale": 1.5,
+    },
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def mtu() -> Callable[..., Outcome]:
+    """Run ``mtu-compile`` as a user does, in a process of its own."""
+
+    def run(*arguments: object, cwd: Path | None = None, before: str = "") -> Outcome:
+        program = f"{before}\nfrom mtu_compile.cli import main\nmain()"
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+            timeout=600,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def picture(seed: int, size: int = 32) -> Image.Image:
+    """A coloured disc on white."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (size, size), "white")
+    x, y, r = rng.integers(8, 24), rng.integers(8, 24), rng.integers(4, 12)
+    ImageDraw.Draw(image).ellipse((x - r, y - r, x + r, y + r), fill=tuple(int(c) for c in rng.integers(0, 200, 3)))
+    return image
+
+
+def write_samples(folder: Path, tasks: Sequence[dict[str, Any]], rows: int = 6) -> None:
+    for task in tasks:
+        place = folder / task["name"]
+        place.mkdir(parents=True)
+        lines = []
+        for i in range(rows):
+            picture(i).save(place / f"{i}.png")
+            row = {"file_name": f"{i}.png", "prompt": f"disc {chr(97 + i)}"}
+            lines.append(json.dumps(row | ({"split": "check"} if i >= rows - 2 else {})))
+        (place / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Callable[..., Outcome]) -> Path:
+    """An MTU pipeline folder whose tasks differ, with samples."""
+    import torch
+
+    from mtu_compile.model.pipeline import MTUPipeline
+
+    place = tmp_path_factory.mktemp("model")
+    tasks = place / "tasks.json"
+    tasks.write_text(json.dumps(TASKS))
+    fresh, model = place / "fresh", place / "tiny"
+    done = mtu("upcycle", base_pipeline_dir, "-o", fresh, "--tasks", tasks, "--d-task", 16, "--router-width", 16)
+    assert done.code == 0, done.err
+    pipeline = MTUPipeline.from_pretrained(fresh)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in pipeline.unet.named_parameters():
+            # Conditions have to matter, or guidance has no direction that an accuracy gate could judge.
+            scale = {"task_conv_in": 0.5, ".ff.": 0.1, "task_embedding": 0.1}
+            for part, size in scale.items():
+                if part in name:
+                    parameter += size * torch.randn(parameter.shape, generator=generator)
+    pipeline.save_pretrained(model)
+    write_samples(model / "samples", TASKS)
+    return model
+
+
+BUILD = ("--steps", 4, "--calibration-pictures", 3, "--check-pictures", 2)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Callable[..., Outcome]) -> Path:
+    """The tiny model as an INT8 bundle that passed its accuracy gate."""
+    bundle = tmp_path_factory.mktemp("bundle") / "tiny"
+    done = mtu("build", tiny_model, "--target", "cpu", "--int8", "-o", bundle, *BUILD)
+    assert done.code == 0, done.err
+    return bundle

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtu_compile import bundle
+
+Run = Callable[..., Any]
+QUICK = ("--steps", 2, "--calibration-pictures", 1, "--check-pictures", 1, "--task", "t2i")
+
+
+def test_a_bundle_says_what_it_is_and_was_measured(tiny_bundle: Path, tiny_model: Path) -> None:
+    manifest = bundle.read(tiny_bundle)
+    assert list(manifest.tasks) == ["t2i", "inpaint"]
+    assert (manifest.target, manifest.precision, manifest.image_size) == ("cpu", "int8", (32, 32))
+    assert manifest.source.name == tiny_model.name
+    for entry in manifest.tasks.values():
+        assert entry.calibration is not None
+        assert entry.accuracy is not None and entry.accuracy["passed"]
+        assert entry.accuracy["ssim"] > 0.9
+        assert sum(record.rewrites for record in entry.passes) > 0
+        layers = entry.extra["quantisation"]["layers"]
+        assert layers["Conv"][0] == layers["Conv"][1] > 0
+
+
+def test_the_bundle_has_the_layout_other_tools_read(tiny_bundle: Path) -> None:
+    index = json.loads((tiny_bundle / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    for part in ("unet", "text_encoder", "vae_encoder", "vae_decoder"):
+        assert (tiny_bundle / part / "openvino_model.xml").is_file()
+        assert (tiny_bundle / part / "config.json").is_file()
+    assert (tiny_bundle / "scheduler" / "scheduler_config.json").is_file()
+    assert (tiny_bundle / "tokenizer" / "tokenizer.json").is_file()
+    everything = b"".join(p.read_bytes() for p in tiny_bundle.rglob("*.json"))
+    assert str(Path.home()).encode() not in everything and b"/tmp/" not in everything
+
+
+def test_no_command_means_build_and_json_goes_to_stdout(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
+    out = tmp_path / "b"
+    done = mtu("--target", "cpu", "--fp32", "-o", out, "--json", *QUICK, cwd=tiny_model)
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert summary["precision"] == "fp32" and summary["tasks"]["t2i"]["worst_sqnr_db"] > 60
+    assert "build t2i" in done.err
+
+
+def test_an_existing_output_is_kept_unless_forced(
+    tiny_model: Path, tiny_bundle: Path, tmp_path: Path, mtu: Run
+) -> None:
+    out = tmp_path / "b"
+    shutil.copytree(tiny_bundle, out)
+    done = mtu("build", tiny_model, "-o", out, *QUICK)
+    assert done.code == 2 and "exists" in done.err and "--force" in done.err
+    assert list(bundle.read(out).tasks) == ["t2i", "inpaint"]
+    done = mtu("build", tiny_model, "--fp32", "-o", out, "--force", "--quiet", *QUICK)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert list(bundle.read(out).tasks) == ["t2i"]
+
+
+def test_a_task_below_its_threshold_fails_the_build(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
+    stricter = (
+        "import dataclasses, mtu_compile.thresholds as c\n"
+        "c.PRECISION_THRESHOLDS = {'int8': dataclasses.replace(c.PRECISION_THRESHOLDS['int8'], ssim=1.1)}"
+    )
+    out = tmp_path / "b"
+    done = mtu("build", tiny_model, "-o", out, *QUICK, before=stricter)
+    assert done.code == 3 and "t2i: ssim" in done.err
+    assert list(tmp_path.iterdir()) == []
+    done = mtu("build", tiny_model, "-o", out, "--accuracy-gate", "warn", *QUICK, before=stricter)
+    assert done.code == 0, done.err
+    accuracy = bundle.read(out).tasks["t2i"].accuracy
+    assert accuracy is not None and accuracy["passed"] is False
+
+
+def truncate(model: Path) -> None:
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def remove_weights(model: Path) -> None:
+    (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def not_multi_task(model: Path) -> None:
+    index = json.loads((model / "model_index.json").read_text())
+    index["unet"] = ["diffusers", "UNet2DConditionModel"]
+    (model / "model_index.json").write_text(json.dumps(index))
+
+
+def no_samples(model: Path) -> None:
+    shutil.rmtree(model / "samples")
+
+
+def no_prompts(model: Path) -> None:
+    rows = model / "samples" / "t2i" / "metadata.jsonl"
+    rows.write_text("\n".join('{"file_name": "0.png"}' for _ in range(6)))
+
+
+def bad_picture(model: Path) -> None:
+    (model / "samples" / "t2i" / "0.png").write_bytes(b"not a picture")
+
+
+def outside_picture(model: Path) -> None:
+    rows = model / "samples" / "t2i" / "metadata.jsonl"
+    rows.write_text('{"file_name": "../inpaint/0.png", "prompt": "a"}\n' * 6)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "message"),
+    [
+        (truncate, 5, "diffusion_pytorch_model.safetensors"),
+        (remove_weights, 5, "unet"),
+        (not_multi_task, 5, "not multi-task"),
+        (no_samples, 5, "--data"),
+        (no_prompts, 5, "prompt"),
+        (bad_picture, 5, "0.png"),
+        (outside_picture, 5, "outside"),
+    ],
+)
+def test_a_bad_model_is_refused_and_leaves_nothing(
+    damage: Callable[[Path], None], code: int, message: str, tiny_model: Path, tmp_path: Path, mtu: Run
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    damage(model)
+    done = mtu("build", model, "-o", tmp_path / "b", *QUICK)
+    assert done.code == code, done.err
+    assert message in done.err and "hint:" in done.err and "Traceback" not in done.err
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--task", "paint"), 2, "t2i, inpaint"),
+        (("--size", "33x32"), 2, "multiples of 8"),
+        (("--size", "huge"), 2, "512x512"),
+        (("--target", "toaster"), 2, "toaster"),
+        (("--data", "nowhere"), 5, "nowhere"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    arguments: tuple[str, ...], code: int, message: str, tiny_model: Path, tmp_path: Path, mtu: Run
+) -> None:
+    done = mtu("build", tiny_model, "-o", tmp_path / "b", *arguments)
+    assert done.code == code, done.err
+    assert message in done.err and "Traceback" not in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_toolchain_is_exit_4_with_the_command(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
+    done = mtu("build", tiny_model, "-o", tmp_path / "b", before="import sys; sys.modules['openvino'] = None")
+    assert done.code == 4 and "pip install" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_plainly(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
+    full = (
+        "import errno\nfrom mtu_compile.runtime.reference import Reference\n"
+        "def full(self, path): raise OSError(errno.ENOSPC, 'No space left on device', str(path))\n"
+        "Reference.save = full"
+    )
+    done = mtu("build", tiny_model, "-o", tmp_path / "b", *QUICK, before=full)
+    assert done.code == 1 and "no space" in done.err.lower() and "hint:" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_half_way_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mtu_compile", "build", str(tiny_model), "-o", str(tmp_path / "b")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("export"):
+            break
+    assert list(tmp_path.iterdir())  # half-way: the staging folder is there
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(timeout=120) == 130 and "interrupted" in rest
+    deadline = time.monotonic() + 5
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtu_compile import bundle
+
+Run = Callable[..., Any]
+#: Makes the import of everything a board does not have fail.
+BARE = (
+    "import sys\n"
+    "for name in ('torch', 'onnx', 'nncf', 'polygraphy', 'diffusers', 'transformers', 'onnxruntime', 'skimage'):\n"
+    "    sys.modules[name] = None"
+)
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_bundle, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_check_passes_and_reports_every_timestep(tiny_bundle: Path, mtu: Run) -> None:
+    done = mtu("check", tiny_bundle, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["passed"] is True
+    for task in result["tasks"].values():
+        assert len(task["steps"]) == 4 * task["pictures"]
+        assert task["guidance_ratio"][0] > 0.5
+        assert task["worst_sqnr_db"] == min(step["sqnr_db"] for step in task["steps"])
+
+
+def test_check_fails_on_an_engine_that_is_wrong(copy: Path, mtu: Run) -> None:
+    """A seeded defect: the inpainting engine's weights shrunk by a fifth, hashes and all made to agree."""
+    import openvino
+
+    manifest = bundle.read(copy)
+    xml = copy / manifest.tasks["inpaint"].engine.path
+    model = openvino.Core().read_model(str(xml))
+    for result in model.get_results():
+        source = result.input(0).get_source_output()
+        shrunk = openvino.opset13.multiply(source, openvino.opset13.constant(np.float32(0.8)))
+        shrunk.output(0).set_names(source.get_names())
+        source.set_names(set())
+        result.input(0).replace_source_output(shrunk.output(0))
+    openvino.save_model(model, str(xml.with_name("new.xml")), compress_to_fp16=False)
+    del model
+    for suffix in (".xml", ".bin"):
+        xml.with_name("new.xml").with_suffix(suffix).replace(xml.with_suffix(suffix))
+    bundle.write(copy, manifest)
+    done = mtu("check", copy)
+    assert done.code == 3, done.err
+    assert "inpaint: " in done.err and "t2i: " not in done.err
+    assert "FAIL" in done.out
+
+
+@pytest.mark.parametrize("command", ["check", "inspect", "run"])
+def test_a_changed_byte_is_refused_by_name(command: str, copy: Path, tmp_path: Path, mtu: Run) -> None:
+    weights = copy / "unet" / "openvino_model.bin"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    more = ("--task", "t2i", "--prompt", "a", "-o", tmp_path / "a.png") if command == "run" else ()
+    done = mtu(command, copy, *more)
+    assert done.code == 5 and "unet/openvino_model.bin" in done.err and "hint:" in done.err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_run_makes_pictures_without_torch(tiny_bundle: Path, tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
+    def make(name: str, *arguments: object) -> bytes:
+        out = tmp_path / name
+        done = mtu("run", tiny_bundle, "-o", out, *arguments, before=BARE)
+        assert done.code == 0, done.err
+        assert Image.open(out).size == (32, 32)
+        return out.read_bytes()
+
+    t2i = ("--task", "t2i", "--prompt", "disc")
+    assert make("a.png", *t2i, "--seed", 1) == make("b.png", *t2i, "--seed", 1)
+    assert make("c.png", *t2i, "--seed", 2) != make("a.png", *t2i, "--seed", 1)
+    assert make("d.png", *t2i, "--seed", 1, "--guidance", 5) != make("a.png", *t2i, "--seed", 1)
+    source = tiny_model / "samples" / "inpaint" / "0.png"
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    mask.save(tmp_path / "mask.png")
+    inpaint = ("--task", "inpaint", "--prompt", "disc", "--image", source, "--mask", tmp_path / "mask.png")
+    for sampler in ("ddim", "euler", "dpm++"):
+        make(f"{sampler}.png", *inpaint, "--sampler", sampler, "--steps", 3)
+        made, original = (np.asarray(Image.open(p).convert("RGB")) for p in (tmp_path / f"{sampler}.png", source))
+        assert (made[:, 16:] == original[:, 16:]).all() and (made[:, :16] != original[:, :16]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--task", "paint"), 2, "t2i, inpaint"),
+        (("--task", "t2i"), 2, "--prompt"),
+        (("--task", "inpaint", "--prompt", "a"), 2, "--image"),
+        (("--task", "inpaint", "--prompt", "a", "--image", "{text}", "--mask", "{text}"), 5, "not a picture"),
+        (("--task", "inpaint", "--prompt", "a", "--image", "gone.png", "--mask", "{text}"), 5, "gone.png"),
+        (("--task", "t2i", "--prompt", "a", "--steps", "0"), 2, "--steps"),
+    ],
+)
+def test_run_refuses_what_it_cannot_do(
+    arguments: tuple[str, ...], code: int, message: str, tiny_bundle: Path, tmp_path: Path, mtu: Run
+) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    done = mtu("run", tiny_bundle, "-o", tmp_path / "a.png", *(a.format(text=text) for a in arguments))
+    assert done.code == code, done.err
+    assert message in done.err and "Traceback" not in done.err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_run_says_at_once_that_the_output_has_no_format(tiny_bundle: Path, tmp_path: Path, mtu: Run) -> None:
+    done = mtu("run", tiny_bundle, "--task", "t2i", "--prompt", "a", "-o", tmp_path / "picture")
+    assert done.code == 2 and ".png" in done.err
+
+
+def test_inspect_tells_tasks_and_accuracy(tiny_bundle: Path, mtu: Run) -> None:
+    done = mtu("inspect", tiny_bundle, before=BARE)
+    assert done.code == 0, done.err
+    assert "inpaint" in done.out and "SSIM" in done.out and "every hash verified" in done.out
+    assert json.loads(mtu("inspect", tiny_bundle, "--json").out)["schema_version"] == bundle.SCHEMA_VERSION
+
+
+def test_targets_lists_cpu(mtu: Run) -> None:
+    rows = json.loads(mtu("targets", "--json").out)
+    cpu = next(row for row in rows if row["name"] == "cpu")
+    assert cpu["available"] is True and "int8" in cpu["precisions"]
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("build",), ("check",), ("run",), ("inspect",), ("targets",), ("upcycle",), ("train",)]
+)
+def test_help_loads_nothing_heavy(command: tuple[str, ...], mtu: Run) -> None:
+    report = "import atexit, sys\natexit.register(lambda: print(*sys.modules, file=sys.stderr))"
+    done = mtu(*command, "--help", before=report)
+    assert done.code == 0 and "Usage" in done.out
+    loaded = set(done.err.split())
+    assert loaded.isdisjoint({"torch", "onnx", "openvino", "nncf", "diffusers", "transformers", "numpy", "PIL"})
