@@ -27,14 +27,14 @@ CAPTURE_HINT = "capture it again from this model: mtu-compile build --int8 does"
 Array = NDArray[Any]
 Inputs = Mapping[str, Array]
 
-#: The two most alike neighbouring latents of a real trajectory correlate strongly: towards the end a sampler changes
-#: less and less. Measured over 13 schedulers of diffusers: 0.99 and more from 4 steps on. Samplers that draw fresh
-#: noise at every step (LCM) leave sqrt(abar_t * abar_s) between steps t and s: 0.6 and more from 6 steps on.
+#: The two most alike neighbouring latents of a real trajectory correlate: towards the end a sampler changes less and
+#: less. Least values measured with 13 schedulers of diffusers on a trained 9M-parameter model, 6 to 50 steps: 0.98 for
+#: samplers without fresh noise, 0.80 for ancestral ones, 0.59 for LCM, which draws all noise anew at every step.
 #: Independent numbers correlate by less than 6 / sqrt(n) but once in 10^9 times: 0.38 for the smallest latents in use
 #: (n = 4 * 8 * 8), 0.05 for those of SD 1.5.
 CORRELATION_SIGMAS = 6.0
 
-#: With fewer calls kept of a trajectory, neighbours may be too far apart to be correlated.
+#: With fewer calls kept of a trajectory, neighbours may be too far apart to be correlated (LCM: 0.34 at 4 steps).
 LEAST_CALLS = 6
 
 #: Least correlation of a trajectory's first latent with the noise of its seed: 1 but for half precision, 0 for others.

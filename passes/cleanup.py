@@ -20,8 +20,9 @@ class Cleanup:
 
         b = Sigmoid(x); y = Add(b, b)
 
-    Fires on nodes, initialisers and opset imports. Does not fire on weights: constants of more than 4096 numbers are neither folded
-    nor compared with each other, which would read them into memory. The graph's inputs stay, used or not.
+    Fires on nodes, initialisers and opset imports. Does not fire on weights: constants of more than 4096 numbers are
+    neither folded nor compared with each other, which would read them into memory. The graph's inputs stay, used or
+    not.
     """
 
     id = "mtu::cleanup"

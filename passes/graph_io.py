@@ -21,8 +21,8 @@ from mtu_compile.core.errors import ModelError
 #: all weights in memory twice to write them.
 EXTERNAL_BYTES = 256 * 2**20
 
-#: Tensors up to this size stay in the model file, and are read with it: the ONNX checker and shape inference want to see
-#: the small ones (shapes, indices).
+#: Tensors up to this size stay in the model file, and are read with it: the ONNX checker and shape inference want to
+#: see the small ones (shapes, indices).
 INLINE_BYTES = 1024
 
 

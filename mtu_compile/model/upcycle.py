@@ -19,7 +19,7 @@ from mtu_compile.bundle.atomic import staging
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.hashing import MODEL_SUFFIXES
 from mtu_compile.core.tasks import Task
-from mtu_compile.model.folder import INDEX, check_destination, check_folder, load_component
+from mtu_compile.model.folder import INDEX, check_destination, check_folder, load_component, silent_libraries
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 
 
@@ -90,7 +90,8 @@ def upcycle_folder(
     listed["unet"] = (MTUUNet2DConditionModel.__module__, MTUUNet2DConditionModel.__name__)
     index = {"_class_name": "MTUPipeline", "_diffusers_version": diffusers.__version__, **listed}
     with staging(destination, replace=force, marker=INDEX) as folder:
-        unet.save_pretrained(folder / "unet", safe_serialization=True)
+        with silent_libraries():
+            unet.save_pretrained(folder / "unet", safe_serialization=True)
         for component in listed.keys() - {"unet"}:
             shutil.copytree(base / component, folder / component, ignore=_not_model_files)
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -93,8 +93,8 @@ def tiny_model(base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in pipeline.unet.named_parameters():
-            # Conditions have to matter, or guidance has no direction that an accuracy gate could judge.
-            scale = {"task_conv_in": 0.5, ".ff.": 0.1, "task_embedding": 0.1}
+            # Text and conditions have to matter, or guidance has no direction that an accuracy gate could judge.
+            scale = {"task_conv_in": 0.5, ".ff.": 0.1, "task_embedding": 0.1, "attn2.to_v": 0.5, "attn2.to_out": 0.5}
             for part, size in scale.items():
                 if part in name:
                     parameter += size * torch.randn(parameter.shape, generator=generator)
