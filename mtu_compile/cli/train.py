@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mtu_compile.cli.console import ConsoleProgress
 
 if TYPE_CHECKING:
-    from mtu_compile.model.train import StepReport
+    from mtu_compile.model.train_config import StepReport
 
 _PATH = click.Path(path_type=Path)
 
@@ -64,7 +64,8 @@ def command(quiet: bool, log_every: int, export_only: bool, **settings: Any) -> 
     """
     from accelerate import PartialState
 
-    from mtu_compile.model.train import TrainConfig, export, train
+    from mtu_compile.model.train import export, train
+    from mtu_compile.model.train_config import TrainConfig
 
     config = TrainConfig(**{**settings, "tasks": tuple(settings["tasks"])})
     if export_only:

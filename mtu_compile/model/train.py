@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -28,143 +25,19 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from mtu_compile import __version__
 from mtu_compile.bundle.atomic import staging
-from mtu_compile.core.errors import ConfigError, InputError, ModelError
+from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
-from mtu_compile.core.rows import Row
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model import checkpoint as checkpoints
 from mtu_compile.model import data
-from mtu_compile.model.experts import TaskExperts
 from mtu_compile.model.folder import INDEX, check_destination
 from mtu_compile.model.pipeline import MTUPipeline
-from mtu_compile.model.unet import MTUUNet2DConditionModel, TaskConvIn
-
-#: Share of the examples that lose (prompt only, condition only, both), by kind of guidance.
-#: Sources: 10 % as in Stable Diffusion; 5 % each as in InstructPix2Pix (Brooks et al., section 3.2.1).
-DROPOUT: dict[str, tuple[float, float, float]] = {
-    "none": (0.0, 0.0, 0.0),
-    "text": (0.1, 0.0, 0.0),
-    "text+image": (0.05, 0.05, 0.05),
-}
-
-#: Smallest min-SNR weight. At zero terminal SNR the weight of a velocity would be 0, and the first step of every
-#: sampling, which decides the picture's layout, would never be trained.
-LEAST_WEIGHT = 0.1
-
-#: Settings that may differ between a run and its continuation.
-FREE = frozenset(
-    {"model", "data", "output", "work", "steps", "save_every", "keep", "resume", "force", "save_dtype", "max_hours"}
-    | {"stop_at", "cache_gb", "gradient_checkpointing", "cpu"}
-)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a training run.
-
-    Attributes:
-        model: MTU pipeline folder to start from.
-        data: folder with one image folder a task, ``data/<task>/metadata.jsonl``.
-        output: MTU pipeline folder to write (EMA weights).
-        work: checkpoints, TensorBoard log and cache; ``<output>.train`` by default.
-        tasks: tasks to train; all of the model's by default.
-        steps: optimizer steps.
-        batch_size: examples a step for each task and process.
-        accumulate: micro-batches of ``batch_size`` a step.
-        learning_rate: peak.
-        schedule: ``cosine`` to zero or ``constant``, both after a linear warm-up.
-        warmup: share of the steps the learning rate rises for.
-        weight_decay: of AdamW, on weight matrices only.
-        clip: largest norm of the gradient.
-        ema: decay of the moving average.
-        min_snr: gamma of min-SNR weighting (Hang et al., ICCV 2023), or ``None`` for equal weights.
-        mixed_precision: ``no`` or ``bf16`` (autocast).
-        seed: of data order, noise, timesteps, masks and dropout.
-        streaming: read the data line by line and keep nothing, for sets of any size.
-        mask_variants: random masks kept for each picture of an inpainting task.
-        cache_gb: encoded sets larger than this (10^9 bytes, all tasks together) are encoded again at every step.
-        gradient_checkpointing: less memory, more time.
-        save_every: steps between checkpoints.
-        keep: checkpoints kept.
-        resume: go on from the last checkpoint, if there is one.
-        force: replace ``output``, and start over if there are checkpoints and ``resume`` is not set.
-        save_dtype: of the written pipeline's weights.
-        max_hours: stop in good order, with a checkpoint and ``output``, when this run has taken so long.
-        stop_at: stop in good order at this step, leaving the schedule as it is.
-        cpu: leave a GPU unused.
-    """
-
-    model: Path
-    data: Path
-    output: Path
-    work: Path | None = None
-    tasks: tuple[str, ...] = ()
-    steps: int = 10_000
-    batch_size: int = 16
-    accumulate: int = 1
-    learning_rate: float = 1e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.999
-    min_snr: float | None = None
-    mixed_precision: Literal["no", "bf16"] = "no"
-    seed: int = 0
-    streaming: bool = False
-    mask_variants: int = 8
-    cache_gb: float = 8.0
-    gradient_checkpointing: bool = False
-    save_every: int = 500
-    keep: int = 2
-    resume: bool = False
-    force: bool = False
-    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    max_hours: float | None = None
-    stop_at: int | None = None
-    cpu: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "mask_variants", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, it has to be at least 1")
-        if not (0 <= self.ema < 1 and 0 <= self.warmup <= 1 and self.learning_rate > 0):
-            raise ConfigError("ema has to be in [0, 1), warmup in [0, 1], learning_rate above 0")
-
-    @property
-    def work_folder(self) -> Path:
-        return self.work or self.output.with_name(f"{self.output.name}.train")
-
-    def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        return {key: os.fspath(value) if isinstance(value, Path) else value for key, value in data.items()}
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One optimizer step: its number (from 1), the losses summed and by task, and what it took."""
-
-    step: int
-    steps: int
-    loss: float
-    losses: Mapping[str, float]
-    learning_rate: float
-    gradient_norm: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run left: the pipeline folder, steps done, whether that is all of them, and the last step's losses."""
-
-    output: Path
-    step: int
-    finished: bool
-    losses: Mapping[str, float]
-    hours: float
+from mtu_compile.model.recipe import drop_conditions, learning_rate, loss_weights, make_optimizer, trained_parameters
+from mtu_compile.model.sources import make_encoder, open_sources
+from mtu_compile.model.train_config import FREE, StepReport, TrainConfig, TrainResult
+from mtu_compile.model.train_report import training_report
 
 
 @dataclass
@@ -187,13 +60,6 @@ class _Run:
     seconds: float = 0.0  # of earlier runs
     history: list[dict[str, Any]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
-
-
-def trained_parameters(unet: MTUUNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """Experts, routers, task norms, task embedding and task input convolutions, by name."""
-    prefixes = ["task_embedding."]
-    prefixes += [f"{name}." for name, module in unet.named_modules() if isinstance(module, TaskExperts | TaskConvIn)]
-    return {name: p for name, p in unet.named_parameters() if name.startswith(tuple(prefixes))}
 
 
 def train(
@@ -255,7 +121,7 @@ def export(config: TrainConfig) -> TrainResult:
     pipeline = MTUPipeline.from_pretrained(config.model)
     _copy_weights(trained_parameters(pipeline.unet), saved.ema, found[-1])
     record = saved.record
-    _save_pipeline(config, pipeline, _report(config, saved.step, record["seconds"], record["history"], record))
+    _save_pipeline(config, pipeline, training_report(config, saved.step, record["seconds"], record["history"], record))
     return TrainResult(config.output, saved.step, saved.step >= config.steps, {}, record["seconds"] / 3600)
 
 
@@ -292,9 +158,9 @@ def _prepare(config: TrainConfig, progress: Progress) -> _Run:
         _copy_weights(trained, saved.weights, found[-1])
     noise = DDPMScheduler.from_config(pipeline.scheduler.config)
     provenance = {"model_sha256": model_sha256(config.model)}
-    sources = _sources(config, accelerator, pipeline, tasks, provenance["model_sha256"], progress)
+    sources = open_sources(config, accelerator, pipeline, tasks, provenance["model_sha256"], progress)
 
-    optimizer = _optimizer(config, trained)
+    optimizer = make_optimizer(config, trained)
     ema = EMAModel(trained.values(), decay=config.ema, foreach=True)
     run = _Run(
         config=config,
@@ -306,8 +172,8 @@ def _prepare(config: TrainConfig, progress: Progress) -> _Run:
         optimizer=accelerator.prepare(optimizer),
         ema=ema,
         noise=noise,
-        weights=_loss_weights(noise, config.min_snr).to(accelerator.device),
-        empty=_encoder(config, pipeline).prompts([""])[0],
+        weights=loss_weights(noise, config.min_snr).to(accelerator.device),
+        empty=make_encoder(config, pipeline).prompts([""])[0],
         sources=sources,
         provenance=provenance,
     )
@@ -351,109 +217,6 @@ def _restore_ema(run: _Run, saved: checkpoints.Checkpoint, place: Path) -> None:
         raise ModelError(f"checkpoint {place} is of another model", hint="give the model the run started from")
     run.ema.shadow_params = [saved.ema[name].to(p.device) for name, p in run.trained.items()]
     run.ema.optimization_step = saved.step
-
-
-def _optimizer(config: TrainConfig, trained: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    # Norms start at 1 and the task embedding is a table: decay would pull both towards what they should not be.
-    decayed = [p for name, p in trained.items() if name.endswith(".weight") and "norm" not in name and p.dim() > 1]
-    decayed = [p for p in decayed if p is not trained["task_embedding.weight"]]
-    chosen = {id(p) for p in decayed}
-    rest = [p for p in trained.values() if id(p) not in chosen]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
-def _encoder(config: TrainConfig, pipeline: MTUPipeline) -> data.Encoder:
-    height, width = pipeline.default_size
-    return data.Encoder(
-        vae=pipeline.vae,
-        tokenizer=pipeline.tokenizer,
-        text_encoder=pipeline.text_encoder,
-        height=height,
-        width=width,
-        mask_variants=config.mask_variants,
-        seed=config.seed,
-    )
-
-
-def _sources(
-    config: TrainConfig,
-    accelerator: Any,
-    pipeline: MTUPipeline,
-    tasks: tuple[tuple[int, Task], ...],
-    model: str,
-    progress: Progress,
-) -> dict[str, data.Source]:
-    encoder = _encoder(config, pipeline)
-    for _, task in tasks:
-        if not (config.data / task.name).is_dir():
-            raise InputError(
-                f"{config.data} has no folder {task.name!r}", hint="add it, or choose the tasks to train with --task"
-            )
-    if config.streaming:
-        return {
-            task.name: data.StreamedSource(task, config.data / task.name, encoder, _task_seed(config, task))
-            for _, task in tasks
-        }
-    rows = {task.name: data.training_rows(config.data / task.name, task) for _, task in tasks}
-    needed = sum(_encoded_bytes(task, rows[task.name], encoder, pipeline) for _, task in tasks)
-    if needed > config.cache_gb * 1e9:
-        return {
-            task.name: data.DirectSource(task, rows[task.name], encoder, _task_seed(config, task)) for _, task in tasks
-        }
-    sources: dict[str, data.Source] = {}
-    for _, task in tasks:
-        cache = config.work_folder / "cache" / data.cache_key(task, rows[task.name], encoder, model)
-        cache = cache.with_suffix(".safetensors")
-        with accelerator.main_process_first():
-            tensors = data.load_cache(cache)
-            if tensors is None:
-                total = data.encoded_pictures(task, rows[task.name], encoder)
-                with progress.stage(f"encode {task.name}", total) as advance:
-                    tensors = data.encode_set(task, rows[task.name], encoder, advance)
-                data.save_cache(cache, tensors)
-        sources[task.name] = data.CachedSource(tensors, _task_seed(config, task))
-    return sources
-
-
-def _encoded_bytes(task: Task, rows: tuple[Row, ...], encoder: data.Encoder, pipeline: MTUPipeline) -> int:
-    channels = int(pipeline.unet.latent_channels)
-    latent = 4 * (encoder.height // pipeline.vae_scale) * (encoder.width // pipeline.vae_scale)
-    targets = len({row.target for row in rows})
-    conditions = data.encoded_pictures(task, rows, encoder) - targets
-    width = int(pipeline.text_encoder.config.hidden_size)
-    prompts = len({row.prompt for row in rows}) * int(pipeline.tokenizer.model_max_length) * width * 4
-    return latent * (targets * channels + conditions * task.condition_channels(channels)) + prompts
-
-
-def _task_seed(config: TrainConfig, task: Task) -> int:
-    # A task's data order does not depend on which other tasks are trained with it.
-    return int(np.random.SeedSequence([config.seed, *task.name.encode()]).generate_state(1)[0])
-
-
-def _loss_weights(noise: DDPMScheduler, gamma: float | None) -> Tensor:
-    """Weight [timesteps] of each timestep's squared error; min-SNR weights for ε and v as in Hang et al., ICCV 2023."""
-    kind = noise.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise ModelError(
-            f"the scheduler's prediction type {kind!r} can not be trained", hint="use epsilon or v_prediction"
-        )
-    alphas = noise.alphas_cumprod.double()
-    if gamma is None:
-        return torch.ones_like(alphas).float()
-    snr = alphas / (1 - alphas)
-    weights = snr.clamp(max=gamma) / (snr + 1 if kind == "v_prediction" else snr.clamp(min=1e-8))
-    return weights.clamp(min=LEAST_WEIGHT).float()
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of step number ``step``, from 0."""
-    warm = round(config.warmup * config.steps)
-    if step < warm:
-        return config.learning_rate * (step + 1) / warm
-    if config.schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm))) / 2
 
 
 def _step(run: _Run) -> StepReport:
@@ -515,7 +278,7 @@ def _batch(run: _Run, micro: int) -> _Batch:
         draws = [config.seed, run.step, micro, rank, task_id]
         batch = run.sources[task.name].take(position, size, np.random.default_rng([*draws, 0]))
         rng = np.random.default_rng([*draws, 1])
-        text, condition = _drop(task, batch, run.empty, rng)
+        text, condition = drop_conditions(task, batch, run.empty, rng)
         # Stratified over the schedule: every batch sees all noise levels, so the loss is less noisy.
         total = run.noise.config.num_train_timesteps
         timesteps = np.floor((rng.permutation(size) + rng.random(size)) / size * total).astype(np.int64)
@@ -528,16 +291,6 @@ def _batch(run: _Run, micro: int) -> _Batch:
     torch.manual_seed(int(seeds[0] >> 1))
     device = run.accelerator.device
     return _Batch(*(torch.cat(column).to(device) for column in zip(*parts, strict=True)))
-
-
-def _drop(task: Task, batch: data.Batch, empty: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Text and condition with a share of them dropped, as classifier-free guidance needs."""
-    text_only, condition_only, both = DROPOUT[task.guidance]
-    draw = torch.from_numpy(rng.random(len(batch.latents)))
-    no_text = (draw < text_only) | ((draw >= text_only + condition_only) & (draw < text_only + condition_only + both))
-    no_condition = (draw >= text_only) & (draw < text_only + condition_only + both)
-    text = torch.where(no_text[:, None, None], empty, batch.text)
-    return text, torch.where(no_condition[:, None, None, None], 0.0, batch.condition)
 
 
 def _losses(run: _Run, batch: _Batch) -> Tensor:
@@ -594,7 +347,7 @@ def _write_output(run: _Run) -> None:
         for parameter, averaged in zip(run.trained.values(), run.ema.shadow_params, strict=True):
             parameter.copy_(averaged)
     run.pipeline.unet = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False).eval()
-    report = _report(run.config, run.step, run.seconds, run.history, run.provenance)
+    report = training_report(run.config, run.step, run.seconds, run.history, run.provenance)
     _save_pipeline(run.config, run.pipeline, {**report, "processes": run.accelerator.num_processes})
 
 
@@ -607,38 +360,3 @@ def _save_pipeline(config: TrainConfig, pipeline: MTUPipeline, report: Mapping[s
         if (config.model / "samples").is_dir():
             shutil.copytree(config.model / "samples", folder / "samples")
         (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def _report(
-    config: TrainConfig, step: int, seconds: float, history: list[dict[str, Any]], record: Mapping[str, Any]
-) -> dict[str, Any]:
-    """``training.json``: what was trained, on what, for how long, and how the losses went."""
-    return {
-        "steps": step,
-        "finished": step >= config.steps,
-        "hours": round(seconds / 3600, 4),
-        "losses": list(_thinned(history)),
-        "hardware": _hardware(),
-        "model_sha256": record["model_sha256"],
-        "versions": {"mtu-compile": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
-        "config": {k: v for k, v in config.to_json().items() if k not in {"model", "data", "output", "work"}},
-    }
-
-
-def _thinned(history: list[dict[str, Any]], points: int = 200) -> Iterator[dict[str, Any]]:
-    """At most ``points`` means over equal stretches of the run: single steps are noisy."""
-    stretch = max(1, math.ceil(len(history) / points))
-    for start in range(0, len(history), stretch):
-        part = history[start : start + stretch]
-        means = {key: float(np.mean([row[key] for row in part])) for key in part[0] if key != "step"}
-        yield {"step": part[-1]["step"], **means}
-
-
-def _hardware() -> dict[str, Any]:
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": name, "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}

@@ -22,7 +22,9 @@ from mtu_compile.core.tasks import PAPER_TASKS, Task
 from mtu_compile.model import data as training_data
 from mtu_compile.model import train as module
 from mtu_compile.model.pipeline import MTUPipeline
-from mtu_compile.model.train import StepReport, TrainConfig, export, learning_rate, train
+from mtu_compile.model.recipe import DROPOUT, drop_conditions, learning_rate, loss_weights
+from mtu_compile.model.train import export, train
+from mtu_compile.model.train_config import StepReport, TrainConfig
 from mtu_compile.model.upcycle import upcycle_folder
 
 WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
@@ -265,9 +267,9 @@ def test_the_loss_of_a_perfect_network_is_zero(
 def test_conditions_are_dropped_as_often_as_guidance_needs() -> None:
     n = 20_000
     batch = training_data.Batch(torch.zeros(n, 4, 1, 1), torch.ones(n, 5, 1, 1), torch.ones(n, 2, 3))
-    for guidance, expected in module.DROPOUT.items():
+    for guidance, expected in DROPOUT.items():
         task = Task("x", ("image",), guidance)  # type: ignore[arg-type]
-        text, condition = module._drop(task, batch, torch.zeros(2, 3), np.random.default_rng(0))
+        text, condition = drop_conditions(task, batch, torch.zeros(2, 3), np.random.default_rng(0))
         no_text, no_condition = text[:, 0, 0] == 0, condition[:, 0, 0, 0] == 0
         shares = [(no_text & ~no_condition), (~no_text & no_condition), (no_text & no_condition)]
         assert [float(share.float().mean()) for share in shares] == pytest.approx(expected, abs=0.006)
@@ -286,13 +288,13 @@ def test_min_snr_weights() -> None:
     for prediction in ("epsilon", "v_prediction"):
         noise = DDPMScheduler(**betas, prediction_type=prediction, rescale_betas_zero_snr=prediction != "epsilon")
         snr = (noise.alphas_cumprod / (1 - noise.alphas_cumprod)).double()
-        weights = module._loss_weights(noise, 5.0).double()
+        weights = loss_weights(noise, 5.0).double()
         expected = snr.clamp(max=5) / (snr if prediction == "epsilon" else snr + 1)
         inside = expected > 0.1
         assert torch.allclose(weights[inside], expected[inside], rtol=1e-4) and weights.min() >= 0.0999
-        assert torch.equal(module._loss_weights(noise, None), torch.ones(1000))
+        assert torch.equal(loss_weights(noise, None), torch.ones(1000))
     with pytest.raises(ModelError, match="sample"):
-        module._loss_weights(DDPMScheduler(prediction_type="sample"), None)
+        loss_weights(DDPMScheduler(prediction_type="sample"), None)
 
 
 def test_learning_rate_rises_and_falls(config: TrainConfig) -> None:
