@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibration.observe import Array, observe
 from calibration.samples import Sample
 from calibration.sets import CalibrationSet
 from mtu_compile import __version__
@@ -55,27 +55,11 @@ def capture(
     """
     if not samples:
         raise CalibrationError(f"there are no samples to calibrate task {task.name!r} with")
-    height, width = size or (None, None)
-    inputs: list[dict[str, NDArray[np.float32]]] = []
+    inputs: list[dict[str, Array]] = []
     trajectories: list[int] = []
     for i, sample in enumerate(samples):
-        seen: list[dict[str, NDArray[np.float32]]] = []
-
-        def keep(call: dict[str, Any], output: Any, timestep: float, seen: Any = seen) -> None:
-            seen.append({name: tensor.float().cpu().numpy().copy() for name, tensor in call.items()})
-
-        pipeline(
-            sample.prompt,
-            task=task.name,
-            image=sample.image,
-            mask_image=sample.mask,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            seed=seed + SEED_OFFSET + i,
-            output_type="latent",
-            on_unet_call=keep,
-        )
+        options = {"seed": seed + SEED_OFFSET + i, "output_type": "latent"}
+        seen = observe(pipeline, task, sample, size=size, steps=steps, **options).inputs
         picked = stratified(len(seen), calls, i)
         inputs += [seen[index] for index in picked]
         trajectories += [i] * len(picked)

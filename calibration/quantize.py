@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     import onnx
 
 Feed = Mapping[str, NDArray[Any]]
-
-#: A protobuf file ends at 2 GiB; weights go to a file of their own some way before that.
-_EXTERNAL_DATA_FROM = 1_800_000_000
 
 
 class HasInputs(Protocol):
@@ -126,9 +122,9 @@ def quantize_onnx(
     """Quantise the static ONNX graph ``model`` to symmetric INT8 and write it to ``out``.
 
     Args:
-        model: ONNX file; weights beyond 2 GB as external data in its folder are read lazily.
+        model: ONNX file; external weights, which have to lie beside it, are read lazily.
         dataset: samples, each an array per graph input, or an object that has them as ``inputs``.
-        out: ONNX file to write; above 1.8 GB its weights go to ``out`` + ``.data`` beside it.
+        out: ONNX file to write; above 256 MiB its weights go to ``out`` + ``.data`` beside it.
         settings: the defaults of ``QuantSettings`` if not given.
         progress: called with (samples run, samples to run) while the graph is calibrated.
 
@@ -138,24 +134,25 @@ def quantize_onnx(
         ConfigError: an ignored scope matches nothing.
         PassError: NNCF failed, or its result is not what every target takes (see ``verify``).
     """
+    from mtu_compile import graph_io
+
     settings = settings or QuantSettings()
     graph = _load(model)
+    before = graph_io.disk_bytes(model)
     feeds: Iterable[Feed] = getattr(dataset, "inputs", dataset)  # type: ignore[arg-type]
     samples = _pick(feeds, settings.subset_size)
     _check_samples(graph, samples)
     ignored = resolve_scopes(graph, settings.ignored_scopes)
-    before = _disk_bytes(model, graph)
     quantised = _run_nncf(graph, model, samples, ignored, settings, progress)
     sign_activations(quantised)
     layers, float_layers = verify(quantised)
     layer_names = {node.name for node in quantised.graph.node if node.op_type in LAYERS}
     if turned := sorted(set(ignored) & layer_names - set(float_layers)):
         raise PassError(f"nncf quantised {turned[0]!r}, which was to stay float")
-    after = _save(quantised, out)
+    _save(quantised, out)
     activations, weights = count_pairs(quantised)
-    return QuantisationReport(
-        settings, len(samples), activations, weights, layers, float_layers, before, after, f"nncf {_nncf_version()}"
-    )
+    after, tool = graph_io.disk_bytes(out), f"nncf {version('nncf')}"
+    return QuantisationReport(settings, len(samples), activations, weights, layers, float_layers, before, after, tool)
 
 
 def resolve_scopes(model: onnx.ModelProto, scopes: Sequence[str]) -> tuple[str, ...]:
@@ -181,22 +178,13 @@ def resolve_scopes(model: onnx.ModelProto, scopes: Sequence[str]) -> tuple[str, 
 
 def _load(path: Path) -> onnx.ModelProto:
     """The graph without its external weights; ``ModelError`` for everything that cannot be quantised."""
-    import onnx
-    from onnx.external_data_helper import uses_external_data
+    from mtu_compile import graph_io
 
-    if not path.is_file():
-        raise ModelError(f"graph {path} does not exist", hint="export and specialise the model first")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf and onnx raise unrelated types for damaged files
-        raise ModelError(f"{path} is not a readable ONNX graph: {error}") from error
-    for tensor in filter(uses_external_data, model.graph.initializer):
-        location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+    model = graph_io.load_proto(path)
+    for location in graph_io.weight_files(model):
         # NNCF takes the file's name only, whatever folder the graph names; be strict, so that both mean the same file.
         if location != Path(location).name or (path.parent / location).is_symlink():
-            raise ModelError(f"weights of {tensor.name!r} lie outside the graph's folder: {location}")
-        if not (path.parent / location).is_file():
-            raise ModelError(f"weights of {path.name} are missing: {location}", hint="copy the file beside the graph")
+            raise ModelError(f"weights of {path.name} do not lie right beside it, but at {location!r}")
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             raise ModelError(f"{path.name} is quantised already ({node.name or node.op_type})")
@@ -299,46 +287,11 @@ def _quiet_nncf() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _nncf_version() -> str:
-    from importlib.metadata import version
+def _save(proto: onnx.ModelProto, out: Path) -> None:
+    import onnx_ir as ir
 
-    return version("nncf")
+    from mtu_compile import graph_io
 
-
-def _disk_bytes(path: Path, model: onnx.ModelProto) -> int:
-    """Size of the graph's file and of the weight files it names."""
-    from onnx.external_data_helper import uses_external_data
-
-    names: set[str] = {
-        entry.value
-        for tensor in filter(uses_external_data, model.graph.initializer)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)
-
-
-def _save(model: onnx.ModelProto, out: Path) -> int:
-    """Write and check the graph, then move it to ``out``; returns its bytes on disk."""
-    import onnx
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    staging.mkdir()
-    try:
-        data = f"{out.name}.data" if model.ByteSize() > _EXTERNAL_DATA_FROM else None
-        options = {"save_as_external_data": True, "location": data, "size_threshold": 1024} if data else {}
-        onnx.save(model, str(staging / out.name), **options)
-        try:
-            onnx.checker.check_model(str(staging / out.name))
-        except onnx.checker.ValidationError as error:
-            raise PassError(f"the quantised graph is not valid ONNX: {error}") from error
-        files = sorted(staging.iterdir(), key=lambda file: file.name == out.name)  # the graph last: it makes it whole
-        size = sum(file.stat().st_size for file in files)
-        for file in files:
-            file.chmod((staging / out.name).stat().st_mode)  # onnx makes weight files private
-        for file in files:
-            file.replace(out.with_name(file.name))
-        return size
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    model: ir.Model = ir.from_proto(proto)
+    graph_io.check(model, "nncf")
+    graph_io.save(model, out)

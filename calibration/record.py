@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibration.observe import observe
 from calibration.samples import Sample
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime.reference import Reference, Trajectory
@@ -50,33 +50,16 @@ def _trajectory(
     scale = pipeline.vae_scale
     shape = (1, pipeline.unet.latent_channels, height // scale, width // scale)
     noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
-    inputs: list[dict[str, NDArray[np.float32]]] = []
-    outputs: list[NDArray[np.float32]] = []
-
-    def keep(call: dict[str, Any], output: Any, timestep: float) -> None:
-        inputs.append({name: tensor.float().cpu().numpy().copy() for name, tensor in call.items()})
-        outputs.append(output.float().cpu().numpy().copy())
-
-    made = pipeline(
-        sample.prompt,
-        task=task.name,
-        image=sample.image,
-        mask_image=sample.mask,
-        height=height,
-        width=width,
-        num_inference_steps=steps,
-        latents=torch.from_numpy(noise.copy()),
-        paste_unmasked=False,
-        on_unet_call=keep,
-    )
+    latents = torch.from_numpy(noise.copy())
+    seen = observe(pipeline, task, sample, size=size, steps=steps, latents=latents, paste_unmasked=False)
     return Trajectory(
         prompt=sample.prompt,
         seed=seed,
         image=None if sample.image is None else sample.image.convert("RGB"),
         mask=None if sample.mask is None else sample.mask.convert("L"),
-        inputs=inputs,
-        outputs=np.stack(outputs),
+        inputs=seen.inputs,
+        outputs=np.stack(seen.outputs),
         noise=noise,
-        latents=made.latents.float().cpu().numpy(),
-        picture=made.images[0],
+        latents=seen.made.latents.float().cpu().numpy(),
+        picture=seen.made.images[0],
     )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import CalibrationError
 
 FORMAT = "mtu-calibration-1"
@@ -108,14 +109,10 @@ class CalibrationSet:
         for name in self.inputs[0] if self.inputs else ():
             table, index = _distinct(inputs[name] for inputs in self.inputs)
             tensors[f"{name}.values"], tensors[f"{name}.index"] = table, index
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            # One entry: safetensors writes several in any order, and equal sets should be equal files.
-            described = {**self._header(), "sha256": self.sha256}
+        # One entry: safetensors writes several in any order, and equal sets should be equal files.
+        described = {**self._header(), "sha256": self.sha256}
+        with atomic_file(path) as partial:
             save_file(tensors, partial, {"set": json.dumps(described, sort_keys=True)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> CalibrationSet:

@@ -5,6 +5,8 @@ This file is the table of contents. Each stage is a function below; the work is 
 
 from __future__ import annotations
 
+import gc
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ from mtu_compile.core.errors import AccuracyError, CalibrationError
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task, find_task
-from mtu_compile.layout import write_layout
+from mtu_compile.layout import Layout
 from targets.base import Artifact, Precision, Target
 
 if TYPE_CHECKING:
@@ -86,6 +88,26 @@ class BuildResult:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What every stage needs to know.
+
+    Attributes:
+        staging: folder that becomes the bundle.
+        work: folder for what the bundle does not carry.
+        source: the model's name and hash.
+        size: height and width of the pictures in pixels.
+    """
+
+    options: BuildOptions
+    target: Target
+    staging: Path
+    work: Path
+    source: bundle.Source
+    size: tuple[int, int]
+    progress: Progress
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What is known of one task before a device comes into it.
 
@@ -95,13 +117,15 @@ class Prepared:
         graph: static float ONNX graph.
         passes: what the passes did to it.
         calibration: real UNet inputs, or ``None`` where nothing is quantised.
+        reference: file of the float reference.
     """
 
     task_id: int
     task: Task
     graph: Path
-    passes: tuple[passes.PassResult, ...]
+    passes: tuple[bundle.PassRecord, ...]
     calibration: CalibrationSet | None
+    reference: Path
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:
@@ -119,8 +143,8 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     target.spec.check_precision(options.precision)
     target.probe().require(target.spec.name)
     with bundle.staging(options.output, replace=options.force) as staging:
-        with tempfile.TemporaryDirectory(dir=staging.parent, prefix=f"{staging.name}.work-") as scratch:
-            manifest = _fill(staging, Path(scratch), target, options, progress)
+        with tempfile.TemporaryDirectory(dir=staging.parent, prefix=f"{staging.name}.work-") as work:
+            manifest = _compile(options, target, staging, Path(work), progress)
         manifest = bundle.write(staging, manifest)
         checked = None
         if options.gate != "off":
@@ -134,36 +158,28 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     return BuildResult(options.output, manifest, checked)
 
 
-def _fill(staging: Path, work: Path, target: Target, options: BuildOptions, progress: Progress) -> bundle.Manifest:
-    """All stages up to the finished engines; ``work`` is for what the bundle does not carry."""
+def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, progress: Progress) -> bundle.Manifest:
+    """All stages from the model to the finished engines."""
     with progress.stage("load"):
         source = bundle.Source(options.model.resolve().name, model_sha256(options.model))
         pipeline = _load(options.model)
         tasks = _select(pipeline, options.tasks)
         size = pipeline.resolve_size(*(options.size or (None, None)))
-        samples = {task.name: _samples(options, task) for _, task in tasks}
+        samples = [_samples(options, task) for _, task in tasks]
+    job = Job(options, target, staging, work, source, size, progress)
     with progress.stage("export"):
         dynamic = _export(pipeline, work)
-    prepared = []
-    for task_id, task in tasks:
-        calibrating, checking = samples[task.name]
-        prepared.append(_prepare(pipeline, task_id, task, dynamic, calibrating, size, source, options, work, progress))
-        with progress.stage(f"reference {task.name}", len(checking)) as advance:
-            reference = record_reference(
-                pipeline,
-                task,
-                checking,
-                size=size,
-                steps=options.steps,
-                seed=options.seed,
-                producer=f"torch {version('torch')}, float32, dynamic routing",
-                progress=advance,
-            )
-            (staging / "reference").mkdir(exist_ok=True)
-            reference.save(staging / "reference" / f"{task.name}.safetensors")
-    manifest = _parts(pipeline, target, size, source, options, staging, work, progress)
-    entries = {one.task.name: _engine(one, target, options, staging, work, progress) for one in prepared}
-    write_layout(pipeline, staging)
+    prepared = [
+        _prepare(job, pipeline, dynamic, task_id, task, calibrating, checking)
+        for (task_id, task), (calibrating, checking) in zip(tasks, samples, strict=True)
+    ]
+    manifest = _parts(job, pipeline)
+    layout = Layout.of(pipeline)
+    # The float model is not needed any more, and quantising wants the memory.
+    del pipeline
+    gc.collect()
+    entries = {one.task.name: _engine(job, one) for one in prepared}
+    layout.write(staging)
     return replace(manifest, tasks=entries)
 
 
@@ -209,85 +225,91 @@ def _export(pipeline: MTUPipeline, work: Path) -> Path:
 
 
 def _prepare(
+    job: Job,
     pipeline: MTUPipeline,
+    dynamic: Path,
     task_id: int,
     task: Task,
-    dynamic: Path,
-    samples: Sequence[Sample],
-    size: tuple[int, int],
-    source: bundle.Source,
-    options: BuildOptions,
-    work: Path,
-    progress: Progress,
+    calibrating: Sequence[Sample],
+    checking: Sequence[Sample],
 ) -> Prepared:
-    """Specialise the graph to one task, and capture what it will see."""
-    with progress.stage(f"passes {task.name}"):
-        graph = work / task.name / "model.onnx"
+    """Specialise the graph to one task, capture what it will see, and record what the original answers."""
+    options, latent_channels = job.options, pipeline.unet.latent_channels
+    with job.progress.stage(f"passes {task.name}"):
+        graph = job.work / task.name / "model.onnx"
         done = passes.specialise(
             dynamic,
             graph,
             task_id=task_id,
-            channels=pipeline.unet.latent_channels + task.condition_channels(pipeline.unet.latent_channels),
+            channels=latent_channels + task.condition_channels(latent_channels),
             batch=task.unet_batch,
-            height=size[0] // pipeline.vae_scale,
-            width=size[1] // pipeline.vae_scale,
+            height=job.size[0] // pipeline.vae_scale,
+            width=job.size[1] // pipeline.vae_scale,
             text_length=pipeline.tokenizer.model_max_length,
         )
+        # Only the records: a result holds the graph.
+        records = tuple(bundle.PassRecord(one.id, one.changed, one.rewrites) for one in done)
     captured = None
     if options.precision == "int8":
-        with progress.stage(f"calibrate {task.name}", len(samples)) as advance:
+        with job.progress.stage(f"calibrate {task.name}", len(calibrating)) as advance:
             captured = capture(
                 pipeline,
                 task,
-                samples,
-                model_sha256=source.sha256,
+                calibrating,
+                model_sha256=job.source.sha256,
                 steps=options.steps,
-                size=size,
+                size=job.size,
                 seed=options.seed,
                 progress=advance,
             )
-    return Prepared(task_id, task, graph, done, captured)
+            captured.verify(task=task.name, model_sha256=job.source.sha256)
+    with job.progress.stage(f"reference {task.name}", len(checking)) as advance:
+        recorded = record_reference(
+            pipeline,
+            task,
+            checking,
+            size=job.size,
+            steps=options.steps,
+            seed=options.seed,
+            producer=f"torch {version('torch')}, float32, dynamic routing",
+            progress=advance,
+        )
+        reference = job.staging / "reference" / f"{task.name}.safetensors"
+        reference.parent.mkdir(exist_ok=True)
+        recorded.save(reference)
+    return Prepared(task_id, task, graph, records, captured, reference)
 
 
-def _parts(
-    pipeline: MTUPipeline,
-    target: Target,
-    size: tuple[int, int],
-    source: bundle.Source,
-    options: BuildOptions,
-    staging: Path,
-    work: Path,
-    progress: Progress,
-) -> bundle.Manifest:
-    """Text encoder and autoencoder as engines, tokenizer, and a manifest that has no tasks yet."""
+def _parts(job: Job, pipeline: MTUPipeline) -> bundle.Manifest:
+    """Text encoder and autoencoder as engines, tokenizer, scheduler, and a manifest that has no tasks yet."""
     from mtu_compile import export
 
-    length = int(pipeline.tokenizer.model_max_length)
-    height, width = size
-    with progress.stage("text encoder and autoencoder"):
+    work, length = job.work, int(pipeline.tokenizer.model_max_length)
+    with job.progress.stage("text encoder and autoencoder"):
         graphs = {
             "text_encoder": export.export_text_encoder(pipeline.text_encoder, work / "text_encoder", length),
-            "vae_encoder": export.export_vae_encoder(pipeline.vae, work / "vae_encoder", height, width),
-            "vae_decoder": export.export_vae_decoder(pipeline.vae, work / "vae_decoder", height, width),
+            "vae_encoder": export.export_vae_encoder(pipeline.vae, work / "vae_encoder", *job.size),
+            "vae_decoder": export.export_vae_decoder(pipeline.vae, work / "vae_decoder", *job.size),
         }
-        precision = target.companion_precision(options.precision)
+        precision = job.target.companion_precision(job.options.precision)
         engines = {
-            name: _engine_ref(target.build(graph, staging / name, precision=precision), staging)
+            name: _engine_ref(job, job.target.build(graph, job.staging / name, precision=precision))
             for name, graph in graphs.items()
         }
+        pipeline.tokenizer.save_pretrained(job.staging / "tokenizer")
+        pipeline.scheduler.save_pretrained(job.staging / "scheduler")
     scheduler = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+    pad = int(pipeline.tokenizer.pad_token_id)
     return bundle.Manifest(
         tools={"mtu-compile": __version__, **_versions()},
-        source=source,
-        target=options.target,
-        precision=options.precision,
-        image_size=size,
+        source=job.source,
+        target=job.options.target,
+        precision=job.options.precision,
+        image_size=job.size,
         latent_channels=pipeline.unet.latent_channels,
         vae_scale=pipeline.vae_scale,
         scaling_factor=float(pipeline.vae.config.scaling_factor),
-        text=bundle.TextPart(
-            "tokenizer/tokenizer.json", length, int(pipeline.tokenizer.pad_token_id), engines["text_encoder"]
-        ),
+        text=bundle.TextPart("tokenizer/tokenizer.json", length, pad, engines["text_encoder"]),
         vae_encoder=engines["vae_encoder"],
         vae_decoder=engines["vae_decoder"],
         scheduler={"_class_name": type(pipeline.scheduler).__name__, **scheduler},
@@ -295,40 +317,41 @@ def _parts(
     )
 
 
-def _engine(
-    one: Prepared, target: Target, options: BuildOptions, staging: Path, work: Path, progress: Progress
-) -> bundle.TaskEntry:
+def _engine(job: Job, one: Prepared) -> bundle.TaskEntry:
     """Quantise one task's graph and build its engine."""
     graph, extra = one.graph, dict[str, object]()
     if one.calibration is not None:
-        one.calibration.verify(task=one.task.name, model_sha256=one.calibration.model_sha256)
-        with progress.stage(f"quantise {one.task.name}", len(one.calibration.inputs)) as advance:
-            quantised = work / f"{one.task.name}-int8" / "model.onnx"
+        with job.progress.stage(
+            f"quantise {one.task.name}", 2 * len(one.calibration.inputs)
+        ) as advance:  # SmoothQuant looks first
+            quantised = graph.with_name("int8.onnx")
             report = quantize_onnx(
                 graph, one.calibration, quantised, settings=QuantSettings(), progress=lambda done, total: advance(1)
             )
             graph, extra["quantisation"] = quantised, report.to_json()
-    with progress.stage(f"build {one.task.name}"):
+    with job.progress.stage(f"build {one.task.name}"):
         began = time.monotonic()
         plain = one.task.guidance == "text" and not one.task.condition
-        folder = staging / ("unet" if plain and not (staging / "unet").exists() else f"unet_{one.task.name}")
-        artifact = target.build(graph, folder, precision=options.precision)
+        folder = job.staging / ("unet" if plain and not (job.staging / "unet").exists() else f"unet_{one.task.name}")
+        artifact = job.target.build(graph, folder, precision=job.options.precision)
         extra["build_seconds"] = round(time.monotonic() - began, 1)
+    # Graphs are as large as the model: keep no more of them on the disk than needed.
+    shutil.rmtree(one.graph.parent)
     return bundle.TaskEntry(
         task=one.task,
         task_id=one.task_id,
-        engine=_engine_ref(artifact, staging),
-        default_steps=options.steps,
-        passes=tuple(bundle.PassRecord(p.id, p.changed, p.rewrites) for p in one.passes),
+        engine=_engine_ref(job, artifact),
+        default_steps=job.options.steps,
+        passes=one.passes,
         calibration=None if one.calibration is None else one.calibration.sha256,
         accuracy_reason="not checked",
-        reference=f"reference/{one.task.name}.safetensors",
+        reference=one.reference.relative_to(job.staging).as_posix(),
         extra=extra,
     )
 
 
-def _engine_ref(artifact: Artifact, staging: Path) -> bundle.EngineRef:
-    return bundle.EngineRef(artifact.kind, artifact.path.relative_to(staging).as_posix(), artifact.config)
+def _engine_ref(job: Job, artifact: Artifact) -> bundle.EngineRef:
+    return bundle.EngineRef(artifact.kind, artifact.path.relative_to(job.staging).as_posix(), artifact.config)
 
 
 def _versions() -> dict[str, str]:

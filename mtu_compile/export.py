@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import logging
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,15 +19,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from mtu_compile import graph_io
 from mtu_compile.core.errors import ModelError
 
 #: The newest opset that TensorRT 10.3 (JetPack 6.1) and OpenVINO 2026 both read.
 OPSET = 20
 
-#: Weights larger than this are written beside the model, as ``model.onnx.data``.
-EXTERNAL_BYTES = 256 * 2**20
-
-_MODEL, _DATA = "model.onnx", "model.onnx.data"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -185,7 +181,7 @@ def _export(
         if output_shapes and value.name and value.name in output_shapes:
             value.shape = ir.Shape(output_shapes[value.name])
     _name_nodes(model)
-    return _save(model, out)
+    return graph_io.save(model, out / "model.onnx")
 
 
 def _name_nodes(model: ir.Model) -> None:
@@ -204,19 +200,6 @@ def _name_nodes(model: ir.Model) -> None:
     for item in (model, model.graph, *model.graph, *values):
         item.metadata_props.clear()
         item.doc_string = None
-
-
-def _save(model: ir.Model, out: Path) -> Path:
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    large = sum(tensor.nbytes for tensor in tensors if tensor is not None) > EXTERNAL_BYTES
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".onnx-") as scratch:
-        ir.save(model, Path(scratch) / _MODEL, external_data=_DATA if large else None)
-        for name in (_DATA, _MODEL):
-            written = Path(scratch) / name
-            if written.exists():
-                written.replace(out / name)
-    return out / _MODEL
 
 
 @contextlib.contextmanager

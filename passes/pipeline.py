@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import CheckerPass
 
-from mtu_compile.core.errors import PassError
-from passes import graph_io
+from mtu_compile import graph_io
 from passes.base import Pass, PassContext, PassResult
 from passes.registry import TASK_PIPELINE, Registry, builtin
 
@@ -29,7 +26,7 @@ def run_passes(
     for item in passes:
         item.requires(graph, context)
         result = item.run(graph, context)
-        _check(result)
+        graph_io.check(result.graph, result.id)
         item.ensures(result.graph, context)
         results.append(result)
         if on_pass is not None:
@@ -101,11 +98,3 @@ def specialise(
     """
     context = PassContext(task_id, channels, batch, height, width, text_length)
     return run_pipeline(model_path, out, TASK_PIPELINE, context, external_bytes=external_bytes, on_pass=on_pass)
-
-
-def _check(result: PassResult) -> None:
-    try:
-        CheckerPass(full_check=True)(result.graph)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ir.passes.PassError) as error:
-        cause = str(error.__cause__ or error).strip().splitlines()
-        raise PassError(f"{result.id} left an invalid graph: {cause[0] if cause else error}") from error

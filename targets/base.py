@@ -6,15 +6,12 @@ name. Everything that differs between two members of a family (memory, precision
 
 from __future__ import annotations
 
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mtu_compile.core.errors import BuildError, ConfigError, ModelError, ToolchainMissing
+from mtu_compile.core.errors import ConfigError, ModelError, ToolchainMissing
 
 Precision = Literal["int8", "bf16", "fp16", "fp32"]
 
@@ -169,13 +166,14 @@ class Target(Protocol):
         ...
 
     def build(self, graph: Path, out: Path, *, precision: Precision) -> Artifact:
-        """Build ``graph`` (ONNX, or INT8 Q/DQ ONNX for ``int8``) into the new folder ``out``.
+        """Build ``graph`` (ONNX, or INT8 Q/DQ ONNX for ``int8``) into the folder ``out``, new or empty.
 
         Raises:
-            ConfigError: a precision the target does not know, or ``out`` exists.
+            ConfigError: a precision the target does not know, or ``out`` exists and is not an empty folder.
             ToolchainMissing: the vendor toolchain is not installed.
             ModelError: ``graph`` is not a readable file.
             BuildError: the toolchain refused the graph; nothing is left in ``out``.
+            MtuError: the disk is full, or ``out`` cannot be written; nothing is left either.
         """
         ...
 
@@ -186,32 +184,6 @@ class Target(Protocol):
     def runner(self, artifact: Artifact) -> Any:
         """A Polygraphy runner (``polygraphy.backend.base.BaseRunner``) over a built artefact."""
         ...
-
-
-@contextmanager
-def staged_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that becomes ``out`` if the block succeeds and vanishes if it does not.
-
-    An existing empty folder is taken over; anything else is a ``ConfigError``. ``OSError`` (a full disk) leaves as a
-    ``BuildError``.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists already", hint="choose another output folder or remove it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-        staging.mkdir()
-    except OSError as error:
-        raise BuildError(f"cannot write beside {out}: {error.strerror or error}") from error
-    try:
-        yield staging
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
-    except OSError as error:
-        raise BuildError(f"cannot write {out}: {error.strerror or error}", hint="is the disk full?") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def require_graph(graph: Path) -> None:

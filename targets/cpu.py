@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import BuildError, ConfigError
-from targets.base import Artifact, Availability, Plan, Precision, TargetSpec, staged_folder
+from targets.base import Artifact, Availability, Plan, Precision, TargetSpec
 from targets.estimate import estimate
 from targets.openvino_ir import INSTALL_HINT, keep_angles_precise, probe_openvino, prove_compiles, read_graph, write_ir
 
@@ -54,12 +55,12 @@ class CpuTarget:
         availability.require(self._spec.name)
         config = {"INFERENCE_PRECISION_HINT": self._inference_precision(precision)}
         model = read_graph(graph)
-        with staged_folder(out) as staging:
+        with staging(out, replace=True) as folder:
             if config["INFERENCE_PRECISION_HINT"] != "f32":
                 keep_angles_precise(model)
-            path = write_ir(model, staging, fp16_weights=precision == "bf16")
+            path = write_ir(model, folder, fp16_weights=precision == "bf16")
             prove_compiles(path, self._spec.device, config)
-            files = tuple(sorted(file.name for file in staging.iterdir()))
+            files = tuple(sorted(file.name for file in folder.iterdir()))
         return Artifact(
             kind="openvino",
             path=out / path.name,

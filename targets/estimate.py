@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtu_compile.core.errors import ModelError
-from targets.base import Plan, Precision, require_graph
+from targets.base import Plan, Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -24,16 +24,17 @@ def estimate(graph: Path, *, precision: Precision, device_bytes: int | None) -> 
     that reads it. Weights stay on disk: external data is not read.
 
     Raises:
-        ModelError: ``graph`` is not an ONNX file.
+        ModelError: ``graph`` is not a whole ONNX file, or its weights lie outside its folder.
     """
     import onnx
 
-    require_graph(graph)
+    from mtu_compile import graph_io
+
+    model = graph_io.load_proto(graph)
     try:
-        model = onnx.load(str(graph), load_external_data=False)
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception as error:  # protobuf and onnx raise unrelated types for damaged files
-        raise ModelError(f"{graph} is not a readable ONNX graph: {error}") from error
+    except Exception as error:  # onnx raises unrelated types for graphs it cannot follow
+        raise ModelError(f"the shapes in {graph} cannot be inferred: {error}") from error
     width = FLOAT_BYTES[precision]
     constants = _constants(model.graph)
     weights = sum(math.prod(tensor.dims) * _element_bytes(tensor.data_type, width) for tensor in constants)

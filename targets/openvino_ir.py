@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_compile.core.errors import BuildError
+from mtu_compile.runtime.engine import reason
 from targets.base import Availability, require_graph
 
 if TYPE_CHECKING:
@@ -153,11 +154,3 @@ def prove_compiles(path: Path, device: str, config: dict[str, str]) -> None:
         openvino.Core().compile_model(str(path), device, config)
     except RuntimeError as error:
         raise BuildError(f"openvino cannot compile {path.name} for {device}: {reason(error)}") from error
-
-
-def reason(error: BaseException) -> str:
-    """The line of an OpenVINO exception that says why; the others are headings and places in its C++ code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '")) and line[-1] != ":"]
-    findings = [line.removeprefix("-- ") for line in telling if line.startswith("-- ")]
-    return (findings or telling or lines or [type(error).__name__])[0]

@@ -21,7 +21,8 @@ from polygraphy.tools.args import util as args_util
 from polygraphy.tools.args.base import BaseRunnerArgs
 from polygraphy.tools.script import make_invocable
 
-from targets.openvino_ir import INSTALL_HINT, reason
+from mtu_compile.runtime.engine import port_name, reason
+from targets.openvino_ir import INSTALL_HINT
 
 
 class OpenVINORunner(BaseRunner):  # type: ignore[misc]
@@ -65,7 +66,7 @@ class OpenVINORunner(BaseRunner):  # type: ignore[misc]
         try:
             core = openvino.Core()
             model = core.read_model(model=source) if isinstance(source, bytes) else core.read_model(str(source))
-            self._names = [_output_name(port) for port in model.outputs]
+            self._names = [port_name(port) for port in model.outputs]
             compiled = core.compile_model(model, self._device, self._config)
         except RuntimeError as error:
             G_LOGGER.critical(f"OpenVINO cannot run the model on {self._device}: {reason(error)}")
@@ -79,7 +80,7 @@ class OpenVINORunner(BaseRunner):  # type: ignore[misc]
         for port in self._inputs:
             shape = [None if dim.is_dynamic else dim.get_length() for dim in port.partial_shape]
             dtype = DataType.from_dtype(port.element_type.to_dtype(), "numpy")
-            metadata.add(port.any_name, dtype=dtype, shape=shape)
+            metadata.add(port_name(port), dtype=dtype, shape=shape)
         return metadata
 
     @util.check_called_by("infer")  # type: ignore[untyped-decorator,unused-ignore]
@@ -94,11 +95,6 @@ class OpenVINORunner(BaseRunner):  # type: ignore[misc]
     @util.check_called_by("deactivate")  # type: ignore[untyped-decorator,unused-ignore]
     def deactivate_impl(self) -> None:
         del self._request, self._inputs, self._names
-
-
-def _output_name(port: Any) -> str:
-    """The model's own name of an output; a tensor may have several, of which the first by alphabet is stable."""
-    return str(min(port.names)) if port.names else str(port.node.friendly_name)
 
 
 class OpenVINORunnerArgs(BaseRunnerArgs):  # type: ignore[misc]

@@ -143,3 +143,14 @@ def save_base_pipeline(folder: Path, kind: str = "sd15") -> Path:
 def base_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny pretrained text-to-image pipeline folder (random weights)."""
     return save_base_pipeline(tmp_path_factory.mktemp("base") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def mtu_pipeline_dir(base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``base_pipeline_dir`` upcycled for the paper's four tasks, with four untrained experts; copy it to change it."""
+    from mtu_compile.core.tasks import PAPER_TASKS
+    from mtu_compile.model.upcycle import upcycle_folder
+
+    folder = tmp_path_factory.mktemp("mtu") / "pipeline"
+    upcycle_folder(base_pipeline_dir, folder, PAPER_TASKS, num_experts=4, d_task=16, router_width=16)
+    return folder

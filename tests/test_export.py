@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from mtu_compile import export
+from mtu_compile import export, graph_io
 from mtu_compile.core.errors import ModelError
 
 
@@ -52,7 +53,7 @@ def multi_task(one_level: Any) -> Any:
 @pytest.fixture(scope="module")
 def unet_graph(multi_task: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "EXTERNAL_BYTES", 0)
+        patch.setattr(graph_io, "save", partial(graph_io.save, external_bytes=0))
         return export.export_unet(multi_task, tmp_path_factory.mktemp("unet"), text_length=5)
 
 

@@ -138,6 +138,17 @@ def draw(bands: list[tuple[str, list[list[Image.Image]]]], columns: int, scale: 
     return sheet
 
 
+def demo_pictures(held_out: Path, folder: Path) -> None:
+    """The held-out inputs ``make demo`` starts from."""
+    folder.mkdir(exist_ok=True)
+    Image.open(held_out / "edit" / "open-hands.png").save(folder / "edit.png")
+    small(Image.open(held_out / "sr" / "tropical-fish.png")).save(folder / "small.png")
+    Image.open(held_out / "inpaint" / "thinking-face.png").save(folder / "inpaint.png")
+    mask = Image.new("L", (64, 64))
+    ImageDraw.Draw(mask).rectangle((8, 34, 55, 63), fill=255)
+    mask.save(folder / "mask.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/emoji"))
@@ -151,6 +162,7 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(trained, target)
     shutil.copytree(args.work / "samples", target / "samples")
+    demo_pictures(args.work / "held-out", HERE / "demo")
     results = evaluate(pipeline, args.work / "held-out", args.limit)
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     grid(pipeline, args.work / "held-out").save(HERE / "grid.png", optimize=True)

@@ -3,10 +3,15 @@
 set -eu
 WORK="${WORK:-build/emoji}"
 PY="$BIN/python"
-[ -f "$WORK/vae/config.json" ] || "$PY" -m examples.emoji.train_vae --work "$WORK" --steps "${VAE_STEPS:-2400}"
-[ -f "$WORK/base/model_index.json" ] || "$PY" -m examples.emoji.train_base --work "$WORK" --steps "${BASE_STEPS:-5000}"
-[ -f "$WORK/train/t2i/metadata.jsonl" ] || "$PY" -m examples.emoji.make_tasks --work "$WORK"
-[ -d "$WORK/mtu-start" ] || "$BIN/mtu-compile" upcycle "$WORK/base" -o "$WORK/mtu-start" --tasks examples/emoji/tasks.json \
-    --experts 4 --d-task 64 --router-width 64
-"$BIN/mtu-compile" train "$WORK/mtu-start" --data "$WORK/train" -o "$WORK/mtu" --steps "${MTU_STEPS:-3000}" --resume
+MTU="$BIN/mtu-compile"
+
+[ -f "$WORK/vae/config.json" ] || "$PY" -m examples.emoji.train_vae --work "$WORK" --cache "$WORK" --steps "${VAE_STEPS:-2400}"
+[ -f "$WORK/base/model_index.json" ] ||
+    "$PY" -m examples.emoji.train_base --work "$WORK" --cache "$WORK" --steps "${BASE_STEPS:-3300}"
+[ -f "$WORK/train/t2i/metadata.jsonl" ] || "$PY" -m examples.emoji.make_tasks --work "$WORK" --cache "$WORK"
+[ -d "$WORK/mtu-start" ] ||
+    "$MTU" upcycle "$WORK/base" -o "$WORK/mtu-start" --tasks examples/emoji/tasks.json --experts 4 --d-task 64 --router-width 64
+[ -d "$WORK/mtu" ] || "$MTU" train "$WORK/mtu-start" --data "$WORK/train" -o "$WORK/mtu" --steps "${MTU_STEPS:-1600}" \
+    --batch-size 12 --learning-rate 1e-3 --ema 0.998 --mixed-precision bf16 --mask-variants 6 \
+    --save-every 200 --save-dtype float16 --resume
 "$PY" -m examples.emoji.publish --work "$WORK"

@@ -1,6 +1,7 @@
 """The bundle: a folder with engines, tokenizer, references and a manifest that vouches for every byte of it."""
 
-from mtu_compile.bundle.atomic import staging
+from functools import partial
+
 from mtu_compile.bundle.files import read, resolve, verify_files, write
 from mtu_compile.bundle.manifest import (
     MANIFEST,
@@ -12,6 +13,10 @@ from mtu_compile.bundle.manifest import (
     TaskEntry,
     TextPart,
 )
+from mtu_compile.core import atomic
+
+#: ``core.atomic.staging`` that replaces nothing but a bundle (or an empty folder).
+staging = partial(atomic.staging, marker=MANIFEST)
 
 __all__ = [
     "MANIFEST",

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import InputError
 from mtu_compile.core.masks import random_mask
 from mtu_compile.core.rows import CHECK_SPLIT, METADATA, Row, parse_row, read_rows
@@ -315,9 +316,5 @@ def load_cache(path: Path) -> dict[str, Tensor] | None:
 def save_cache(path: Path, tensors: dict[str, Tensor]) -> None:
     """Keep an encoded set for a later run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
+    with atomic_file(path) as partial:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

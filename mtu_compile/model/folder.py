@@ -194,7 +194,7 @@ def silent_libraries() -> Iterator[None]:
 def check_destination(destination: Path, *, force: bool) -> None:
     """``ConfigError`` unless ``destination`` is free, or ``force`` is set and it is a model folder or empty.
 
-    Asked before long work; ``bundle.staging`` asks again when the folder is written.
+    Asked before long work; ``core.atomic.staging`` asks again when the folder is written.
     """
     if not destination.exists() and not destination.is_symlink():
         return

@@ -25,7 +25,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from mtu_compile.bundle.atomic import staging
+from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress

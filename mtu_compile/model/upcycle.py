@@ -15,7 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from mtu_compile.bundle.atomic import staging
+from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.hashing import MODEL_SUFFIXES
 from mtu_compile.core.tasks import Task

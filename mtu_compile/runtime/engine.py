@@ -129,7 +129,7 @@ class OpenVINOEngine:
             compiled = core.compile_model(str(path), device, options)
             used = list(compiled.get_property("EXECUTION_DEVICES"))
         except RuntimeError as error:
-            raise TargetError(f"openvino cannot load {self._name} on {device}: {_reason(error)}") from error
+            raise TargetError(f"openvino cannot load {self._name} on {device}: {reason(error)}") from error
         if any(part.split(".")[0] != device.split(".")[0] for part in used) or not used:
             raise TargetError(f"openvino put {self._name} on {', '.join(used)} instead of {device}")
         self._inputs = {spec.name: spec for spec in map(_spec, compiled.inputs)}
@@ -152,7 +152,7 @@ class OpenVINOEngine:
             # The inputs are read where they are; the outputs are copied, as the request writes over its own next time.
             results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
         except RuntimeError as error:
-            raise TargetError(f"openvino cannot run {self._name}: {_reason(error)}") from error
+            raise TargetError(f"openvino cannot run {self._name}: {reason(error)}") from error
         return {name: results[index] for index, name in enumerate(self._outputs)}
 
     def close(self) -> None:
@@ -171,14 +171,23 @@ def _import_openvino() -> Any:
 
 
 def _spec(port: Any) -> TensorSpec:
-    # A tensor may have several names, in no fixed order: the one a person gave, and those a converter left ("33").
-    name = min(port.names, key=lambda name: (not name.isidentifier(), name)) if port.names else port.node.friendly_name
     shape = tuple(None if size.is_dynamic else size.get_length() for size in port.partial_shape)
-    return TensorSpec(str(name), shape, np.dtype(port.element_type.to_dtype()))
+    return TensorSpec(port_name(port), shape, np.dtype(port.element_type.to_dtype()))
 
 
-def _reason(error: BaseException) -> str:
-    """The line of an OpenVINO exception that says why; the others are places in its source code."""
+def port_name(port: Any) -> str:
+    """What an OpenVINO input or output is called.
+
+    A tensor may have several names, in no fixed order: the one a person gave, and those a converter left ("33").
+    """
+    if not port.names:
+        return str(port.node.friendly_name)
+    return str(min(port.names, key=lambda name: (not name.isidentifier(), name)))
+
+
+def reason(error: BaseException) -> str:
+    """The line of an OpenVINO exception that says why; the others are headings and places in its C++ code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or [type(error).__name__])[0]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '")) and line[-1] != ":"]
+    findings = [line.removeprefix("-- ") for line in telling if line.startswith("-- ")]
+    return (findings or telling or lines or [type(error).__name__])[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import ConfigError, InputError, MtuError
 
 Array = NDArray[Any]
@@ -80,16 +80,13 @@ def save(picture: Image.Image, path: Path) -> None:
         MtuError: the disk is full, or the file cannot be written.
     """
     check_writable(path)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        picture.save(temporary, quality=95)
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            picture.save(temporary, quality=95)
     except OSError as error:
         raise MtuError(
             f"{str(path)!r} cannot be written: {error.strerror or error}", hint="is the disk full?"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _decoded(picture: Image.Image, what: str) -> Image.Image:

@@ -15,14 +15,11 @@ from calibration.samples import Sample
 from mtu_compile.core.errors import CalibrationError
 from mtu_compile.core.tasks import PAPER_TASKS, Task
 from mtu_compile.model.pipeline import MTUPipeline
-from mtu_compile.model.upcycle import upcycle_folder
 
 
 @pytest.fixture(scope="module")
-def pipeline(base_pipeline_dir: Path, tiny_mtu: Any, tmp_path_factory: pytest.TempPathFactory) -> MTUPipeline:
-    folder = tmp_path_factory.mktemp("mtu") / "pipeline"
-    upcycle_folder(base_pipeline_dir, folder, PAPER_TASKS, d_task=16, router_width=16)
-    return MTUPipeline.from_pretrained(folder, unet=tiny_mtu())
+def pipeline(mtu_pipeline_dir: Path, tiny_mtu: Any) -> MTUPipeline:
+    return MTUPipeline.from_pretrained(mtu_pipeline_dir, unet=tiny_mtu())
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.qdq import sign_activations, verify
 from calibration.quantize import QuantSettings, quantize_onnx, resolve_scopes
+from mtu_compile import graph_io
 from mtu_compile.core.errors import CalibrationError, ConfigError, ModelError, PassError
 
 C, H = 16, 4  # width and side; C·H·H elements a sample
@@ -181,9 +183,7 @@ def test_external_data_gives_the_same_graph(quantised, tmp_path):
 
 
 def test_large_results_go_to_a_file_of_their_own(tmp_path, monkeypatch):
-    import calibration.quantize as module
-
-    monkeypatch.setattr(module, "_EXTERNAL_DATA_FROM", 1000)
+    monkeypatch.setattr(graph_io, "save", partial(graph_io.save, external_bytes=1000))
     out = tmp_path / "out" / "int8.onnx"
     settings = QuantSettings(smooth_quant_alpha=None)
     report = quantize_onnx(write_graph(tmp_path / "float.onnx"), make_samples(2), out, settings=settings)
@@ -277,9 +277,9 @@ def test_graphs_that_cannot_be_quantised_are_refused(quantised, tmp_path):
         with pytest.raises(ModelError, match=message):
             quantize_onnx(path, make_samples(1), tmp_path / "out.onnx")
 
-    refused(tmp_path / "none.onnx", "does not exist")
+    refused(tmp_path / "none.onnx", "there is no ONNX file")
     (tmp_path / "bad.onnx").write_bytes(b"\x00not a graph\xff" * 10)
-    refused(tmp_path / "bad.onnx", "not a readable ONNX")
+    refused(tmp_path / "bad.onnx", "is not an ONNX file")
     refused(quantised.path, "quantised already")
     model = onnx.load(str(quantised.source))
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -291,15 +291,24 @@ def test_weights_outside_the_folder_are_refused(tmp_path):
     source = write_graph(tmp_path / "in" / "float.onnx", external=True)
     model = onnx.load(str(source), load_external_data=False)
     (source.parent / "float.onnx.data").rename(tmp_path / "float.onnx.data")
-    with pytest.raises(ModelError, match=r"missing: float\.onnx\.data"):
+    with pytest.raises(ModelError, match=r"float\.onnx\.data is missing"):
         quantize_onnx(source, make_samples(1), tmp_path / "out.onnx")
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = "../float.onnx.data"
-    onnx.save(model, str(source))
-    with pytest.raises(ModelError, match="outside the graph's folder"):
-        quantize_onnx(source, make_samples(1), tmp_path / "out.onnx")
+    (source.parent / "sub").mkdir()
+    (source.parent / "sub" / "weights").write_bytes((tmp_path / "float.onnx.data").read_bytes())
+    (source.parent / "link").symlink_to("sub/weights")
+    # The last two are inside, and still not what NNCF would read.
+    for location, message in (
+        ("../float.onnx.data", "outside the model's folder"),
+        ("sub/weights", "right beside it"),
+        ("link", "right beside it"),
+    ):
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = location
+        source.write_bytes(model.SerializeToString())
+        with pytest.raises(ModelError, match=message):
+            quantize_onnx(source, make_samples(1), tmp_path / "out.onnx")
 
 
 def test_a_failure_of_nncf_is_named_and_leaves_nothing(tmp_path, monkeypatch):

@@ -22,21 +22,13 @@ from mtu_compile.core.errors import CalibrationError
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.tasks import PAPER_TASKS
 from mtu_compile.model.pipeline import MTUPipeline
-from mtu_compile.model.upcycle import upcycle_folder
 
 EDIT = PAPER_TASKS[1]
 
 
 @pytest.fixture(scope="module")
-def folder(base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mtu") / "pipeline"
-    upcycle_folder(base_pipeline_dir, folder, PAPER_TASKS, d_task=16, router_width=16)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipeline(folder: Path, tiny_mtu: Any) -> MTUPipeline:
-    return MTUPipeline.from_pretrained(folder, unet=tiny_mtu())
+def pipeline(mtu_pipeline_dir: Path, tiny_mtu: Any) -> MTUPipeline:
+    return MTUPipeline.from_pretrained(mtu_pipeline_dir, unet=tiny_mtu())
 
 
 @pytest.fixture(scope="module")
@@ -84,22 +76,22 @@ def test_another_task_or_model_is_refused(real: CalibrationSet) -> None:
         real.verify(task="edit", model_sha256="n")
 
 
-def test_the_models_hash_follows_its_weights_and_configs_only(folder: Path, tmp_path: Path) -> None:
+def test_the_models_hash_follows_its_weights_and_configs_only(mtu_pipeline_dir: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
+    shutil.copytree(mtu_pipeline_dir, copy)
     (copy / "README.md").write_text("a card")
     (copy / "samples").mkdir()
     (copy / "samples" / "metadata.jsonl").write_text("{}")
-    assert model_sha256(copy) == model_sha256(folder)
+    assert model_sha256(copy) == model_sha256(mtu_pipeline_dir)
     for name in ("unet/config.json", "vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"):
         content = bytearray((copy / name).read_bytes())
         content[-3] ^= 1
         (copy / name).write_bytes(content)
-        assert model_sha256(copy) != model_sha256(folder)
-        (copy / name).write_bytes((folder / name).read_bytes())
-    assert model_sha256(copy) == model_sha256(folder)
+        assert model_sha256(copy) != model_sha256(mtu_pipeline_dir)
+        (copy / name).write_bytes((mtu_pipeline_dir / name).read_bytes())
+    assert model_sha256(copy) == model_sha256(mtu_pipeline_dir)
 
 
 def test_any_changed_byte_of_the_file_is_refused(real: CalibrationSet, tmp_path: Path) -> None:

@@ -22,19 +22,19 @@ BARE = (
 
 
 @pytest.fixture
-def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
-    shutil.copytree(tiny_bundle, tmp_path / "copy")
+def copy(float_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(float_bundle, tmp_path / "copy")
     return tmp_path / "copy"
 
 
-def test_check_passes_and_reports_every_timestep(tiny_bundle: Path, mtu: Run) -> None:
-    done = mtu("check", tiny_bundle, "--json")
+def test_check_passes_and_reports_every_timestep(float_bundle: Path, mtu: Run) -> None:
+    done = mtu("check", float_bundle, "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["passed"] is True
     for task in result["tasks"].values():
         assert len(task["steps"]) == 4 * task["pictures"]
-        assert task["guidance_ratio"][0] > 0.5
+        assert task["guidance_ratio"][0] > 0.99
         assert task["worst_sqnr_db"] == min(step["sqnr_db"] for step in task["steps"])
 
 

@@ -1,4 +1,4 @@
-"""A tiny MTU pipeline folder and tiny training data."""
+"""Tiny training data."""
 
 from __future__ import annotations
 
@@ -11,16 +11,6 @@ import pytest
 from PIL import Image
 
 from mtu_compile.core.tasks import PAPER_TASKS
-
-
-@pytest.fixture(scope="session")
-def mtu_dir(base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An upcycled pipeline folder: 32×32 pictures, the paper's four tasks, four experts."""
-    from mtu_compile.model.upcycle import upcycle_folder
-
-    folder = tmp_path_factory.mktemp("mtu") / "pipeline"
-    upcycle_folder(base_pipeline_dir, folder, PAPER_TASKS, num_experts=4, d_task=16, router_width=16)
-    return folder
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:

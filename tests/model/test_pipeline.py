@@ -21,9 +21,9 @@ from mtu_compile.model.upcycle import upcycle_folder
 
 
 @pytest.fixture(scope="module")
-def pipeline(mtu_dir: Path, tiny_mtu: Any) -> MTUPipeline:
+def pipeline(mtu_pipeline_dir: Path, tiny_mtu: Any) -> MTUPipeline:
     """A pipeline whose tasks really differ."""
-    return MTUPipeline.from_pretrained(mtu_dir, unet=tiny_mtu())
+    return MTUPipeline.from_pretrained(mtu_pipeline_dir, unet=tiny_mtu())
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def calls_of(pipeline: MTUPipeline, *args: Any, **options: Any) -> tuple[list[di
     return inputs, outputs, result
 
 
-def test_upcycled_text_to_image_is_stable_diffusions(base_pipeline_dir: Path, mtu_dir: Path) -> None:
+def test_upcycled_text_to_image_is_stable_diffusions(base_pipeline_dir: Path, mtu_pipeline_dir: Path) -> None:
     """Not only the UNet: prompt, guidance, scheduler and decoding are those of the pretrained pipeline."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -61,7 +61,7 @@ def test_upcycled_text_to_image_is_stable_diffusions(base_pipeline_dir: Path, mt
     base.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     expected = base("ab", num_inference_steps=5, guidance_scale=7.5, latents=noise.clone(), output_type="np").images
-    ours = MTUPipeline.from_pretrained(mtu_dir)
+    ours = MTUPipeline.from_pretrained(mtu_pipeline_dir)
     actual = ours("ab", task="t2i", num_inference_steps=5, latents=noise.clone(), output_type="np").images
     assert np.abs(actual - expected).max() < 1e-4
 
@@ -247,9 +247,11 @@ def test_a_plain_pipeline_says_how_to_upcycle_it(base_pipeline_dir: Path) -> Non
     assert error.value.hint and "mtu-compile upcycle" in error.value.hint
 
 
-def test_code_in_the_folder_is_never_run(mtu_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_the_folder_is_never_run(
+    mtu_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "mtu"
-    shutil.copytree(mtu_dir, folder)
+    shutil.copytree(mtu_pipeline_dir, folder)
     trap = "from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n"
     for place in (folder, folder / "unet", folder / "scheduler", folder / "text_encoder"):
         for name in ("pipeline.py", "unet.py", "modeling.py"):
@@ -267,10 +269,10 @@ def test_code_in_the_folder_is_never_run(mtu_dir: Path, tmp_path: Path, monkeypa
     assert not list(folder.rglob("*.ran"))
 
 
-def test_damage_anywhere_is_a_model_error(mtu_dir: Path, tmp_path: Path) -> None:
-    for victim in sorted(path.relative_to(mtu_dir) for path in mtu_dir.rglob("*") if path.is_file()):
+def test_damage_anywhere_is_a_model_error(mtu_pipeline_dir: Path, tmp_path: Path) -> None:
+    for victim in sorted(path.relative_to(mtu_pipeline_dir) for path in mtu_pipeline_dir.rglob("*") if path.is_file()):
         folder = tmp_path / str(victim).replace("/", "_")
-        shutil.copytree(mtu_dir, folder)
+        shutil.copytree(mtu_pipeline_dir, folder)
         content = (folder / victim).read_bytes()
         (folder / victim).write_bytes(content[: len(content) // 2])
         with pytest.raises(ModelError) as error:

@@ -31,9 +31,9 @@ WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
 
 
 @pytest.fixture
-def config(mtu_dir: Path, data_dir: Path, tmp_path: Path) -> TrainConfig:
+def config(mtu_pipeline_dir: Path, data_dir: Path, tmp_path: Path) -> TrainConfig:
     return TrainConfig(
-        model=mtu_dir, data=data_dir, output=tmp_path / "out", steps=6, batch_size=2, learning_rate=1e-3,
+        model=mtu_pipeline_dir, data=data_dir, output=tmp_path / "out", steps=6, batch_size=2, learning_rate=1e-3,
         save_every=3, mask_variants=2, ema=0.9, cpu=True,
     )  # fmt: skip
 
@@ -48,9 +48,9 @@ def losses(reports: list[StepReport]) -> list[Any]:
     return [(report.step, report.loss, report.losses) for report in reports]
 
 
-def test_experts_change_and_the_backbone_does_not(config: TrainConfig, mtu_dir: Path) -> None:
+def test_experts_change_and_the_backbone_does_not(config: TrainConfig, mtu_pipeline_dir: Path) -> None:
     run(config)
-    before, after = load_file(mtu_dir / WEIGHTS), load_file(config.output / WEIGHTS)
+    before, after = load_file(mtu_pipeline_dir / WEIGHTS), load_file(config.output / WEIGHTS)
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     trained = (".ff.experts.", ".ff.norm.", ".ff.router.", "task_conv_in.", "task_embedding.")
@@ -58,8 +58,8 @@ def test_experts_change_and_the_backbone_does_not(config: TrainConfig, mtu_dir: 
     for part in trained:
         assert any(part in name for name in changed), part
     for part in ("vae", "text_encoder"):
-        weights = next((mtu_dir / part).glob("*.safetensors")).name
-        old, new = load_file(mtu_dir / part / weights), load_file(config.output / part / weights)
+        weights = next((mtu_pipeline_dir / part).glob("*.safetensors")).name
+        old, new = load_file(mtu_pipeline_dir / part / weights), load_file(config.output / part / weights)
         assert all(torch.equal(old[name], new[name]) for name in old)
 
 
@@ -159,9 +159,9 @@ def test_a_damaged_checkpoint_is_named(config: TrainConfig, checkpoint: Path, na
 
 
 @pytest.fixture(scope="module")
-def checkpoint(mtu_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(mtu_pipeline_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    config = TrainConfig(mtu_dir, data_dir, folder / "out", tasks=("t2i",), steps=1, batch_size=2, cpu=True)
+    config = TrainConfig(mtu_pipeline_dir, data_dir, folder / "out", tasks=("t2i",), steps=1, batch_size=2, cpu=True)
     train(config)
     return next((config.work_folder / "checkpoints").iterdir())
 
@@ -235,10 +235,10 @@ def test_a_fifth_task_trains_by_data_alone(config: TrainConfig, base_pipeline_di
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_loss_of_a_perfect_network_is_zero(
-    config: TrainConfig, mtu_dir: Path, tmp_path: Path, prediction: str, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, mtu_pipeline_dir: Path, tmp_path: Path, prediction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network's target is the scheduler's: noise, or velocity sqrt(abar) ε - sqrt(1 - abar) x."""
-    shutil.copytree(mtu_dir, tmp_path / "mtu")
+    shutil.copytree(mtu_pipeline_dir, tmp_path / "mtu")
     scheduler_file = tmp_path / "mtu" / "scheduler" / "scheduler_config.json"
     scheduler_file.write_text(json.dumps({**json.loads(scheduler_file.read_text()), "prediction_type": prediction}))
     seen: list[Any] = []

@@ -240,9 +240,9 @@ def test_a_link_into_the_hugging_face_cache_is_followed(base_pipeline_dir: Path,
     assert not (tmp_path / "mtu" / "unet" / "diffusion_pytorch_model.safetensors").is_symlink()
 
 
-def test_a_folder_that_is_multi_task_is_refused(mtu_dir: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_multi_task_is_refused(mtu_pipeline_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="multi-task already"):
-        upcycle_folder(mtu_dir, tmp_path / "again", PAPER_TASKS)
+        upcycle_folder(mtu_pipeline_dir, tmp_path / "again", PAPER_TASKS)
 
 
 def test_experts_that_do_not_divide_the_width_are_refused(tiny_unet: Any) -> None:

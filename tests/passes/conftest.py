@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from passes import graph_io
+from mtu_compile import graph_io
 
 TEXT = 5
 HEIGHT, WIDTH = 8, 4

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mtu_compile import graph_io
 from mtu_compile.core.errors import PassError
-from passes import graph_io, run_passes
+from passes import run_passes
 from passes.base import PassContext
 from passes.drop_experts import DropExperts
 from passes.graph import op_counts

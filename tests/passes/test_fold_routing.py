@@ -7,8 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from mtu_compile import graph_io
 from mtu_compile.core.errors import PassError
-from passes import graph_io, run_passes
+from passes import run_passes
 from passes.base import PassContext, PassResult
 from passes.bind_task import BindTask
 from passes.fold_routing import FoldRouting

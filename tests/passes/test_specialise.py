@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 import passes
+from mtu_compile import graph_io
 from mtu_compile.core.errors import PassError
 from mtu_compile.core.tasks import PAPER_TASKS
-from passes import graph_io
+from passes import folding
 from passes.graph import op_counts
 
 LATENT, TEXT, HEIGHT, WIDTH = 4, 5, 8, 4
@@ -177,3 +180,31 @@ def test_the_task_may_stay_an_input_of_a_static_graph(
     passes.run_pipeline(micro, out, passes.STATIC_PIPELINE, context)
     feeds = random_feeds(micro, 3, 9) | {"task_ids": np.array([1, 3, 0])}
     assert_close(run_graph(out, feeds), run_graph(micro, feeds))
+
+
+def test_specialising_reads_only_the_weights_it_rewrites(
+    micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_feeds: Any, run_graph: Any
+) -> None:
+    external = graph_io.save(graph_io.load(micro), tmp_path / "external" / "model.onnx", external_bytes=0)
+    read: set[str] = set()
+    for method in ("numpy", "tobytes"):
+        original = getattr(ir.ExternalTensor, method)
+
+        def spy(tensor: ir.ExternalTensor, original: Any = original) -> Any:
+            read.add(tensor.name)
+            return original(tensor)
+
+        monkeypatch.setattr(ir.ExternalTensor, method, spy)
+    options = {"task_id": 1, "channels": 8, "batch": 3, "height": HEIGHT, "width": WIDTH, "text_length": TEXT}
+    out = tmp_path / "lazy" / "model.onnx"
+    passes.specialise(external, out, **options, external_bytes=0)
+    source = onnx.load(str(external), load_external_data=False)
+    sizes = {t.name: int(np.prod(t.dims)) * 4 for t in source.graph.initializer if t.external_data}
+    weights = {name for name, size in sizes.items() if size > 4 * folding.SMALL}
+    kept = weights & {t.name for t in onnx.load(str(out), load_external_data=False).graph.initializer}
+    assert len(kept) >= 6 and not kept & read
+    assert (out.parent / "model.onnx.data").exists()
+    whole = tmp_path / "whole.onnx"
+    passes.specialise(micro, whole, **options)
+    feeds = random_feeds(whole, 3, 8)
+    np.testing.assert_array_equal(*(run_graph(path, feeds)["out_sample"] for path in (out, whole)))

@@ -11,7 +11,7 @@ import pytest
 from openvino import opset13 as ops
 
 from mtu_compile.core.errors import EXIT_TOOLCHAIN, ConfigError, TargetError, ToolchainMissing
-from mtu_compile.runtime.engine import Engine, open_engine
+from mtu_compile.runtime.engine import Engine, open_engine, reason
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -139,3 +139,11 @@ def test_missing_openvino_is_named_with_the_command(model: Path, monkeypatch: py
         open_engine("openvino", model, F32)
     assert caught.value.exit_code == EXIT_TOOLCHAIN
     assert caught.value.hint == "pip install 'mtu-compile[openvino]'"
+
+
+def test_the_reason_is_picked_out_of_a_vendor_message() -> None:
+    places = "Exception from src/inference/src/cpp/core.cpp:104:\nCheck 'x' failed at a.cpp:1:\n"
+    assert reason(RuntimeError(f"{places}wrong value f8\n\n")) == "wrong value f8"
+    listed = "Failed with X:\nNot converted.\nSummary:\n-- No rule for Foo\n"
+    assert reason(RuntimeError(places + listed)) == "No rule for Foo"
+    assert reason(RuntimeError()) == "RuntimeError"

@@ -8,7 +8,7 @@ import pytest
 
 import targets.cpu
 from mtu_compile.compare import compare_recorded
-from mtu_compile.core.errors import BuildError, ConfigError, ModelError, ToolchainMissing
+from mtu_compile.core.errors import BuildError, ConfigError, ModelError, MtuError, ToolchainMissing
 from mtu_compile.metrics import sqnr_db
 from targets.base import Artifact
 from targets.cpu import CpuTarget
@@ -94,7 +94,7 @@ def test_a_damaged_graph_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.parametrize(
     ("raised", "expected"),
-    [(OSError(28, "No space left on device"), BuildError), (KeyboardInterrupt(), KeyboardInterrupt)],
+    [(OSError(28, "No space left on device"), MtuError), (KeyboardInterrupt(), KeyboardInterrupt)],
 )
 def test_a_build_cut_short_leaves_nothing_behind(unet_like, tmp_path, monkeypatch, raised, expected):
     def fail(*args: object, **kwargs: object) -> None:
@@ -109,7 +109,7 @@ def test_a_build_cut_short_leaves_nothing_behind(unet_like, tmp_path, monkeypatc
 def test_an_existing_folder_is_only_taken_when_empty(unet_like, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         CpuTarget().build(unet_like, tmp_path / "full", precision="fp32")
     assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
     (tmp_path / "empty").mkdir()

@@ -45,7 +45,26 @@ def test_integer_weights_count_as_one_byte(tmp_path):
 
 def test_unreadable_graphs_are_refused(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"\x00not a graph\xff" * 10)
-    with pytest.raises(ModelError, match="not a readable ONNX"):
+    with pytest.raises(ModelError, match="is not an ONNX file"):
         estimate(tmp_path / "bad.onnx", precision="fp32", device_bytes=None)
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ModelError, match="there is no ONNX file"):
         estimate(tmp_path / "none.onnx", precision="fp32", device_bytes=None)
+
+
+def test_weights_outside_the_graphs_folder_are_refused(unet_like, tmp_path):
+    import onnx
+
+    model = onnx.load(str(unet_like))
+    path = tmp_path / "external.onnx"
+    onnx.save(model, str(path), save_as_external_data=True, location="weights", size_threshold=64)
+    assert estimate(path, precision="fp32", device_bytes=None) == estimate(
+        unet_like, precision="fp32", device_bytes=None
+    )
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../weights"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        estimate(path, precision="fp32", device_bytes=None)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtu_compile.metrics import sqnr_db
-from targets.openvino_ir import keep_angles_precise, read_graph, reason, write_ir
+from targets.openvino_ir import keep_angles_precise, read_graph, write_ir
 
 
 def run_ir(path: Path, feed: dict[str, Any], precision: str) -> np.ndarray:
@@ -89,11 +89,3 @@ def test_other_sines_are_left_alone(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, str(tmp_path / "g.onnx"))
     assert keep_angles_precise(read_graph(tmp_path / "g.onnx")) == 0
-
-
-def test_the_reason_is_picked_out_of_a_vendor_message():
-    places = "Exception from src/inference/src/cpp/core.cpp:104:\nCheck 'x' failed at a.cpp:1:\n"
-    assert reason(RuntimeError(f"{places}wrong value f8\n\n")) == "wrong value f8"
-    listed = "Failed with X:\nNot converted.\nSummary:\n-- No rule for Foo\n"
-    assert reason(RuntimeError(places + listed)) == "No rule for Foo"
-    assert reason(RuntimeError()) == "RuntimeError"

@@ -85,6 +85,27 @@ def test_the_runner_in_python(unet_like, feeds, run_reference):
         assert np.allclose(first, run_reference(unet_like, feeds[0]), atol=1e-4)
 
 
+def test_a_tensor_of_several_names_goes_by_the_one_a_person_gave(tmp_path):
+    """As in the runtime, or outputs of one are not found in those of the other."""
+    import openvino
+    from openvino import opset13 as ops
+
+    from mtu_compile.runtime.engine import open_engine
+    from targets.polygraphy_openvino import OpenVINORunner
+
+    x = ops.parameter([2], np.float32, name="x")
+    y = ops.relu(x)
+    x.output(0).set_names({"17", "x"})
+    y.output(0).set_names({"33", "/Relu_output_0", "out_sample"})
+    path = tmp_path / "net.xml"
+    openvino.save_model(openvino.Model([y], [x], "net"), path)
+    engine = open_engine("openvino", path, {})
+    feed = {"x": np.array([-1, 1], np.float32)}
+    with OpenVINORunner(str(path)) as runner:
+        assert list(runner.get_input_metadata(use_numpy_dtypes=False)) == list(engine.inputs) == ["x"]
+        assert list(runner.infer(feed)) == list(engine(feed)) == ["out_sample"]
+
+
 def test_a_missing_openvino_is_named(unet_like, monkeypatch, capsys):
     from polygraphy.exception import PolygraphyException
 

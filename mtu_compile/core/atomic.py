@@ -1,4 +1,4 @@
-"""Writing a folder all at once: it is either there and whole, or not there."""
+"""Writing a folder or a file all at once: it is either there and whole, or not there."""
 
 from __future__ import annotations
 
@@ -10,14 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtu_compile.bundle.manifest import MANIFEST
 from mtu_compile.core.errors import ConfigError, MtuError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def staging(destination: Path | str, *, replace: bool = False, marker: str = MANIFEST) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A name beside ``path``, of the same suffix, that becomes ``path`` when the block ends well.
+
+    On any error, Ctrl-C included, what was written there is removed and ``path`` is as it was.
+    """
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging(destination: Path | str, *, replace: bool = False, marker: str | None = None) -> Iterator[Path]:
     """A new folder beside ``destination`` that becomes ``destination`` when the block ends well.
 
     On any error, Ctrl-C included, the folder is removed and ``destination`` is as it was.
@@ -26,10 +39,10 @@ def staging(destination: Path | str, *, replace: bool = False, marker: str = MAN
         destination: must not exist, unless ``replace``.
         replace: an existing folder is kept until the new one is in its place.
         marker: only a folder that holds this file (or nothing) is replaced, so that a mistyped output path cannot
-            cost a folder that is no product of this tool.
+            cost a folder that is no product of this tool. Without it, only an empty folder is.
 
     Raises:
-        ConfigError: ``destination`` exists.
+        ConfigError: ``destination`` exists and is not to be replaced.
         MtuError: the disk is full, or the place cannot be written.
     """
     # realpath: a link to a bundle stays a link, and what it points to is replaced
@@ -53,19 +66,23 @@ def staging(destination: Path | str, *, replace: bool = False, marker: str = MAN
         raise
 
 
-def _check_free(target: Path, replace: bool, marker: str) -> None:
+def _check_free(target: Path, replace: bool, marker: str | None) -> None:
     if not target.exists():
         return
     if not replace:
         raise ConfigError(f"{str(target)!r} already exists", hint="choose another place, or pass --force to replace it")
-    if not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file()):
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if marker is None:
+        raise ConfigError(f"{str(target)!r} already exists", hint="choose another place, or remove it yourself")
+    if not (target / marker).is_file():
         raise ConfigError(
             f"{str(target)!r} is not something mtu-compile wrote (it has no {marker}), so it is not replaced",
             hint="choose another place, or remove it yourself",
         )
 
 
-def _move_into_place(temporary: Path, target: Path, replace: bool, marker: str) -> None:
+def _move_into_place(temporary: Path, target: Path, replace: bool, marker: str | None) -> None:
     _check_free(target, replace, marker)  # again: it may have appeared while the folder was filled
     if not target.exists():
         temporary.rename(target)

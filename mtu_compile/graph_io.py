@@ -1,6 +1,6 @@
-"""Read and write ONNX files whose weights may lie in a file of their own.
+"""Read, check and write ONNX files whose weights may lie in a file of their own.
 
-Everything in this project that opens an ONNX file opens it here: weights outside the model's own folder are refused
+Whatever in this project parses an ONNX file does it here: weights outside the model's own folder are refused
 before a byte of them is read, and weights in external data stay on disk until somebody looks at them.
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from onnx_ir.passes.common import CheckerPass, LiftConstantsToInitializersPass
 
-from mtu_compile.core.errors import ModelError
+from mtu_compile.core.errors import ModelError, PassError
 
 #: Weights larger than this are written beside the model. Protobuf ends at 2 GiB; much earlier, one file means holding
 #: all weights in memory twice to write them.
@@ -114,6 +114,31 @@ def save(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_BYTES) -
             if written.exists():
                 written.replace(path.parent / name)
     return path
+
+
+def check(model: ir.Model, maker: str) -> None:
+    """Try the ONNX checker and shape inference on ``model``.
+
+    Raises:
+        PassError: that ``maker`` left an invalid graph, and in what way.
+    """
+    try:
+        CheckerPass(full_check=True)(model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ir.passes.PassError) as error:
+        cause = str(error.__cause__ or error).strip().splitlines()
+        raise PassError(f"{maker} left an invalid graph: {cause[0] if cause else error}") from error
+
+
+def weight_files(proto: onnx.ModelProto) -> frozenset[str]:
+    """Where external weights lie, relative to the model's folder."""
+    tensors = (tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return frozenset(entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location")
+
+
+def disk_bytes(path: Path) -> int:
+    """Size of an ONNX file and the files of its weights; ``ModelError`` as ``load``."""
+    files = weight_files(load_proto(path))
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in files)
 
 
 def weight_bytes(model: ir.Model) -> int:
