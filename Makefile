@@ -46,7 +46,8 @@ imports: $(READY) ## the layering contract
 check-all: lint types imports test ## what CI runs
 
 bench: $(READY) ## side-by-side timings; writes build/bench/*.json (see docs/benchmarks.md)
-	$(BIN)/python -m bench.example
+	$(BIN)/python -m bench.unet example
+	$(BIN)/python -m bench.build example
 	$(BIN)/python -m bench.accuracy
 
 example: $(READY) ## train the example model anew, from data to checkpoint (hours on two cores; resumes)

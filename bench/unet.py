@@ -19,8 +19,9 @@ import numpy as np
 
 import passes
 from bench import timing
-from calibration.quantize import QuantSettings, quantize_onnx
+from calibration.quantize import quantize_onnx
 from mtu_compile import export
+from mtu_compile.compile import INT8
 from mtu_compile.core.tasks import PAPER_TASKS
 
 BATCH = 2
@@ -91,7 +92,8 @@ def main() -> None:
     }
     precisions = {
         "static bf16": (graphs["static"], "bf16"),
-        "static int8": (graphs["int8"], "bf16"),
+        "static int8, rest f32": (graphs["int8"], "f32"),
+        "static int8, rest bf16": (graphs["int8"], "bf16"),
         "static fp32": (graphs["static"], "f32"),
     }
     timing.write(
@@ -111,6 +113,7 @@ def build_graphs(
     plain: Any, multi: Any, size: int, length: int, work: Path
 ) -> tuple[dict[str, Path], dict[str, float]]:
     """Graphs by name, and how long each took; graphs that are there already are kept."""
+    samples = [inputs(plain, size, length, channels=4, seed=i) for i in range(4)]
     graphs = {name: work / name / "model.onnx" for name in ("plain", "dynamic", "static", "int8")}
     shape = {"batch": BATCH, "height": size, "width": size, "text_length": length}
 
@@ -125,9 +128,9 @@ def build_graphs(
         "static": lambda: passes.specialise(graphs["dynamic"], graphs["static"], task_id=0, channels=4, **shape),
         "int8": lambda: quantize_onnx(
             graphs["static"],
-            [inputs(plain, size, length, channels=4, seed=i) for i in range(4)],
+            samples,
             graphs["int8"],
-            settings=QuantSettings(),
+            settings=INT8,
         ),
     }
     seconds = {}

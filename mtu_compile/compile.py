@@ -39,6 +39,13 @@ Gate = Literal["off", "warn", "fail"]
 #: Tools whose version a bundle records.
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "nncf", "openvino", "polygraphy", "numpy")
 
+#: What a UNet is quantised with. Time embedding, first and last convolution cost next to nothing and stay float; with
+#: SmoothQuant (0.95, NNCF's default) the emoji example's text-to-image UNet has 26.9 dB SQNR, without 30.6 dB.
+INT8 = QuantSettings(
+    smooth_quant_alpha=None,
+    ignored_scopes=("time_embedding.*", ".*time_emb_proj.*", "conv_in.*", "conv_out.*"),
+)
+
 #: Folder of a model that holds the rows it is calibrated and checked with unless others are given.
 SAMPLES = "samples"
 
@@ -321,12 +328,10 @@ def _engine(job: Job, one: Prepared) -> bundle.TaskEntry:
     """Quantise one task's graph and build its engine."""
     graph, extra = one.graph, dict[str, object]()
     if one.calibration is not None:
-        with job.progress.stage(
-            f"quantise {one.task.name}", 2 * len(one.calibration.inputs)
-        ) as advance:  # SmoothQuant looks first
+        with job.progress.stage(f"quantise {one.task.name}", len(one.calibration.inputs)) as advance:
             quantised = graph.with_name("int8.onnx")
             report = quantize_onnx(
-                graph, one.calibration, quantised, settings=QuantSettings(), progress=lambda done, total: advance(1)
+                graph, one.calibration, quantised, settings=INT8, progress=lambda done, total: advance(1)
             )
             graph, extra["quantisation"] = quantised, report.to_json()
     with job.progress.stage(f"build {one.task.name}"):

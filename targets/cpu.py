@@ -30,8 +30,9 @@ SPEC = TargetSpec(
 class CpuTarget:
     """OpenVINO's CPU device.
 
-    What is not INT8 runs in bf16 where the CPU has it natively, in f32 elsewhere. ``bf16`` stores float weights as fp16
-    (half the file; output SQNR against float32 unchanged at 38 to 40 dB), ``fp32`` and ``int8`` as f32.
+    ``bf16`` stores float weights as fp16 (half the file; output SQNR against float32 unchanged at 38 to 40 dB), the
+    others as f32. Beside INT8 layers the rest runs in f32: on the emoji example bf16 there costs 9.5 dB of SQNR (21.0
+    instead of 30.6 dB) and saves 6 % of the time (OpenVINO 2026.4.1, Xeon with AMX).
     """
 
     def __init__(self, spec: TargetSpec = SPEC) -> None:
@@ -72,7 +73,7 @@ class CpuTarget:
 
     def companion_precision(self, precision: Precision) -> Precision:
         """bf16 beside bf16 and INT8 where the CPU has it natively, else float32."""
-        return "bf16" if self._inference_precision(precision) == "bf16" else "fp32"
+        return "bf16" if precision != "fp32" and "BF16" in self._capabilities() else "fp32"
 
     def runner(self, artifact: Artifact) -> Any:
         """A Polygraphy runner over a built artefact, with the artefact's own options."""
@@ -85,10 +86,11 @@ class CpuTarget:
 
     def _inference_precision(self, precision: Precision) -> str:
         """OpenVINO's name of the float type the engine runs in."""
-        native = "BF16" in self._capabilities()
-        if precision == "bf16" and not native:
+        if precision != "bf16":
+            return "f32"
+        if "BF16" not in self._capabilities():
             raise BuildError("this CPU has no native bf16", hint="build with --int8 or --fp32")
-        return "bf16" if native and precision != "fp32" else "f32"
+        return "bf16"
 
     def _capabilities(self) -> tuple[str, ...]:
         """What the CPU does natively, in OpenVINO's words (``"BF16"``, ``"INT8"``, …)."""

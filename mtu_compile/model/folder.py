@@ -202,3 +202,17 @@ def check_destination(destination: Path, *, force: bool) -> None:
         raise ConfigError(f"{destination} exists", hint="choose another folder, or add --force to replace it")
     if not destination.is_dir() or (any(destination.iterdir()) and not (destination / INDEX).is_file()):
         raise ConfigError(f"{destination} exists and is not a model folder", hint="choose another folder")
+
+
+def make_portable(folder: Path) -> None:
+    """Take out of a written pipeline folder what belongs to the machine it was written on.
+
+    diffusers records the folder each part was loaded from (``_name_or_path``), and safetensors writes files that only
+    their owner may read.
+    """
+    for config in sorted(folder.rglob("config.json")):
+        data = json.loads(config.read_text(encoding="utf-8"))
+        if data.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(0o644)

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model import encode
-from mtu_compile.model.folder import check_folder, load_component, silent_libraries
+from mtu_compile.model.folder import check_folder, load_component, make_portable, silent_libraries
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 from mtu_compile.runtime import images
 
@@ -105,6 +105,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Write a pipeline folder, weights as safetensors."""
         with silent_libraries():
             super().save_pretrained(folder, safe_serialization=True, **options)
+        make_portable(Path(folder))
 
     @property
     def vae_scale(self) -> int:

@@ -19,7 +19,14 @@ from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.hashing import MODEL_SUFFIXES
 from mtu_compile.core.tasks import Task
-from mtu_compile.model.folder import INDEX, check_destination, check_folder, load_component, silent_libraries
+from mtu_compile.model.folder import (
+    INDEX,
+    check_destination,
+    check_folder,
+    load_component,
+    make_portable,
+    silent_libraries,
+)
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 
 
@@ -94,6 +101,7 @@ def upcycle_folder(
             unet.save_pretrained(folder / "unet", safe_serialization=True)
         for component in listed.keys() - {"unet"}:
             shutil.copytree(base / component, folder / component, ignore=_not_model_files)
+        make_portable(folder)
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return unet
 

@@ -58,7 +58,8 @@ def test_check_fails_on_an_engine_that_is_wrong(copy: Path, mtu: Run) -> None:
     bundle.write(copy, manifest)
     done = mtu("check", copy)
     assert done.code == 3, done.err
-    assert "inpaint: " in done.err and "t2i: " not in done.err
+    error = next(line for line in done.err.splitlines() if line.startswith("error: "))
+    assert error.startswith("error: inpaint: ") and "t2i" not in error
     assert "FAIL" in done.out
 
 

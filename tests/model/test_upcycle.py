@@ -117,6 +117,15 @@ def test_folder_is_written_whole_and_runs(base_pipeline_dir: Path, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["mtu"]
 
 
+def test_a_written_pipeline_names_no_folder_of_this_machine(mtu_pipeline_dir: Path, tmp_path: Path) -> None:
+    from mtu_compile.model.pipeline import MTUPipeline
+
+    MTUPipeline.from_pretrained(mtu_pipeline_dir).save_pretrained(tmp_path / "saved")
+    text = "".join(path.read_text() for path in (tmp_path / "saved").rglob("*.json"))
+    assert str(mtu_pipeline_dir) not in text and str(tmp_path) not in text
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in (tmp_path / "saved").rglob("*.safetensors"))
+
+
 def test_sdxl_components_are_copied_unchanged(base_pipeline_dir: Path, tiny_unet: Any, tmp_path: Path) -> None:
     base = tmp_path / "sdxl"
     shutil.copytree(base_pipeline_dir, base)
