@@ -48,6 +48,8 @@ check-all: lint types imports test ## what CI runs
 bench: $(READY) ## side-by-side timings; writes build/bench/*.json (see docs/benchmarks.md)
 	$(BIN)/python -m bench.unet example
 	$(BIN)/python -m bench.build example
+	@[ -d build/emoji/held-out ] || $(BIN)/python -m examples.emoji.make_tasks
+	@[ -d $(DEMO)/bundle ] || $(MAKE) demo
 	$(BIN)/python -m bench.accuracy
 
 example: $(READY) ## train the example model anew, from data to checkpoint (hours on two cores; resumes)
