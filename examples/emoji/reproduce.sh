@@ -11,7 +11,7 @@ MTU="$BIN/mtu-compile"
 [ -f "$WORK/train/t2i/metadata.jsonl" ] || "$PY" -m examples.emoji.make_tasks --work "$WORK" --cache "$WORK"
 [ -d "$WORK/mtu-start" ] ||
     "$MTU" upcycle "$WORK/base" -o "$WORK/mtu-start" --tasks examples/emoji/tasks.json --experts 4 --d-task 64 --router-width 64
-[ -d "$WORK/mtu" ] || "$MTU" train "$WORK/mtu-start" --data "$WORK/train" -o "$WORK/mtu" --steps "${MTU_STEPS:-1600}" \
+[ -d "$WORK/mtu" ] || "$MTU" train "$WORK/mtu-start" --data "$WORK/train" -o "$WORK/mtu" --steps "${MTU_STEPS:-1300}" \
     --batch-size 12 --learning-rate 1e-3 --ema 0.998 --mixed-precision bf16 --mask-variants 6 \
     --save-every 200 --save-dtype float16 --resume
 "$PY" -m examples.emoji.publish --work "$WORK"
