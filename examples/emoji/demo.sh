@@ -10,7 +10,7 @@ mkdir -p "$OUT"
 "$MTU" run "$OUT/bundle" --task edit --image "$D/edit.png" --prompt "make it dark skin tone" -o "$OUT/edit.png"
 "$MTU" run "$OUT/bundle" --task sr --image "$D/small.png" -o "$OUT/sr.png"
 "$MTU" run "$OUT/bundle" --task inpaint --image "$D/inpaint.png" --mask "$D/mask.png" \
-    --prompt "thinking face" -o "$OUT/inpaint.png"
+    --prompt "grimacing face" -o "$OUT/inpaint.png"
 echo
 echo "pictures: $OUT/t2i.png $OUT/edit.png $OUT/sr.png $OUT/inpaint.png"
 echo "report:   $OUT/check.json"

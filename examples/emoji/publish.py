@@ -141,11 +141,11 @@ def draw(bands: list[tuple[str, list[list[Image.Image]]]], columns: int, scale: 
 def demo_pictures(held_out: Path, folder: Path) -> None:
     """The held-out inputs ``make demo`` starts from."""
     folder.mkdir(exist_ok=True)
-    Image.open(held_out / "edit" / "open-hands.png").save(folder / "edit.png")
+    Image.open(held_out / "edit" / "i-love-you-hand.png").save(folder / "edit.png")
     small(Image.open(held_out / "sr" / "tropical-fish.png")).save(folder / "small.png")
-    Image.open(held_out / "inpaint" / "thinking-face.png").save(folder / "inpaint.png")
+    Image.open(held_out / "inpaint" / "grimacing-face.png").save(folder / "inpaint.png")
     mask = Image.new("L", (64, 64))
-    ImageDraw.Draw(mask).rectangle((8, 34, 55, 63), fill=255)
+    ImageDraw.Draw(mask).rectangle((6, 40, 58, 63), fill=255)
     mask.save(folder / "mask.png")
 
 
