@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 MODEL := examples/emoji/model
 DEMO := build/demo
 
-.PHONY: help setup demo test test-slow lint format types imports check-all bench example clean
+.PHONY: help setup npu-compiler demo test test-slow interop lint format types imports check-all bench example clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -17,8 +17,11 @@ setup: $(READY) ## make .venv with everything the compiler, the tests and the tr
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[compile,train,bench,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[compile,rtx,train,bench,dev]'
 	@touch $@
+
+npu-compiler: $(READY) ## set up Intel's NPU compiler (Debian/Ubuntu without an Intel NPU: under Wine)
+	$(BIN)/python -m targets.npu_compiler
 
 demo: $(READY) ## compile the example model to INT8 for this CPU, check it, and make a picture with each of its four tasks
 	@BIN=$(BIN) MODEL=$(MODEL) OUT=$(DEMO) sh examples/emoji/demo.sh
@@ -28,6 +31,15 @@ test: $(READY) ## run the tests
 
 test-slow: $(READY) ## run the long tests too (SD 1.5-sized graphs: 16 GB of memory)
 	$(BIN)/python -m pytest -m 'slow or not slow' -n 0
+
+# optimum-intel wants an older transformers than this project, so it gets an environment of its own.
+interop: $(READY) ## open an example bundle with optimum-intel, in .venv-optimum
+	$(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-optimum/bin/python -m pip install --quiet --no-deps optimum-intel==2.2.0 optimum==2.3.0
+	.venv-optimum/bin/python -m pip install --quiet transformers==5.5.4 huggingface-hub==1.21.0 diffusers==0.39.0 \
+		openvino==2026.4.1 openvino-tokenizers==2026.4.1.0 nncf==3.4.0 requests setuptools pillow
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_interop.py
 
 lint: $(READY) ## ruff
 	$(BIN)/ruff check .

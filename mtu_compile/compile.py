@@ -9,7 +9,7 @@ import gc
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,17 +18,22 @@ from typing import TYPE_CHECKING, Literal
 import passes
 import targets
 from calibration.capture import capture
+from calibration.fp8 import to_fp8
 from calibration.quantize import QuantSettings, quantize_onnx
 from calibration.record import record_reference
 from calibration.samples import Sample, load_samples
 from calibration.sets import CalibrationSet
-from mtu_compile import __version__, bundle
-from mtu_compile.check import CheckResult, check_bundle
+from mtu_compile import __version__, bundle, wheels
+from mtu_compile.check import check_bundle
 from mtu_compile.core.errors import AccuracyError, CalibrationError
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task, find_task
-from mtu_compile.layout import Layout
+from mtu_compile.layout import Layout, unet_folders
+from mtu_compile.parity import parity
+from mtu_compile.planner import BuildPlan, plan_build, survey
+from mtu_compile.runtime.reference import Reference
+from mtu_compile.verdict import CheckResult
 from targets.base import Artifact, Precision, Target
 
 if TYPE_CHECKING:
@@ -37,7 +42,16 @@ if TYPE_CHECKING:
 Gate = Literal["off", "warn", "fail"]
 
 #: Tools whose version a bundle records.
-TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "nncf", "openvino", "polygraphy", "numpy")
+TOOLS = (
+    *("torch", "diffusers", "transformers", "onnx", "onnxruntime", "nncf", "polygraphy", "numpy"),
+    *("openvino", "tensorrt", "tensorrt-rtx-cu13"),
+)
+
+#: Precisions that are calibrated.
+QUANTISED: tuple[Precision, ...] = ("int8", "fp8")
+
+#: Recorded UNet calls each backend is compared on; enough for one trajectory's early, middle and late steps.
+PARITY_CALLS = 6
 
 #: What a UNet is quantised with. Time embedding, first and last convolution cost next to nothing and stay float; with
 #: SmoothQuant (0.95, NNCF's default) the emoji example's text-to-image UNet has 26.9 dB SQNR, without 30.6 dB.
@@ -58,7 +72,7 @@ class BuildOptions:
         model: MTU pipeline folder.
         output: bundle folder to write.
         target: name of a target (``mtu-compile targets``).
-        precision: ``"int8"``, ``"bf16"`` or ``"fp32"``.
+        precision: one of the target's.
         tasks: names of the tasks to build, or ``None`` for all.
         size: height and width of the pictures in pixels, or ``None`` for the model's own.
         data: folder with prompts and pictures to calibrate and check with, or ``None`` for the model's ``samples/``.
@@ -67,6 +81,7 @@ class BuildOptions:
         check_pictures: trajectories the bundle is checked with, per task.
         gate: what a task below its threshold does: ``"fail"`` raises, ``"warn"`` only records.
         seed: of everything random.
+        fetch_wheels: put the packages a board needs into its bundle, for boards without internet.
         force: replace an existing output.
     """
 
@@ -82,6 +97,7 @@ class BuildOptions:
     check_pictures: int = 4
     gate: Gate = "fail"
     seed: int = 0
+    fetch_wheels: bool = True
     force: bool = False
 
 
@@ -115,22 +131,51 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What is known of one task before a device comes into it.
+class Specialised:
+    """One task's static float graph.
 
     Attributes:
         task_id: index of the task in the model.
         task: its description.
-        graph: static float ONNX graph.
+        graph: ONNX file.
         passes: what the passes did to it.
-        calibration: real UNet inputs, or ``None`` where nothing is quantised.
-        reference: file of the float reference.
     """
 
     task_id: int
     task: Task
     graph: Path
     passes: tuple[bundle.PassRecord, ...]
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Every network of a model as float ONNX: what a device has to hold.
+
+    Attributes:
+        dynamic: the UNet with the task as an input.
+        tasks: by name, the UNet specialised to a task.
+        parts: ``text_encoder``, ``vae_encoder``, ``vae_decoder``.
+    """
+
+    dynamic: Path
+    tasks: Mapping[str, Specialised]
+    parts: Mapping[str, Path]
+
+    @property
+    def unets(self) -> dict[str, Path]:
+        """By task, its graph."""
+        return {name: one.graph for name, one in self.tasks.items()}
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the float original did on real inputs of one task.
+
+    Attributes:
+        calibration: UNet inputs, or ``None`` where nothing is quantised.
+        reference: file of the float reference, in the bundle.
+    """
+
     calibration: CalibrationSet | None
     reference: Path
 
@@ -174,20 +219,47 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
         size = pipeline.resolve_size(*(options.size or (None, None)))
         samples = [_samples(options, task) for _, task in tasks]
     job = Job(options, target, staging, work, source, size, progress)
-    with progress.stage("export"):
-        dynamic = _export(pipeline, work)
-    prepared = [
-        _prepare(job, pipeline, dynamic, task_id, task, calibrating, checking)
-        for (task_id, task), (calibrating, checking) in zip(tasks, samples, strict=True)
-    ]
-    manifest = _parts(job, pipeline)
-    layout = Layout.of(pipeline)
+    graphs = export_graphs(job, pipeline, tasks)
+    planned = _plan(job, graphs)
+    observed = [_observe(job, pipeline, task, *rows) for (_, task), rows in zip(tasks, samples, strict=True)]
+    manifest = _parts(job, pipeline, graphs)
+    layout = Layout.of(pipeline, [task for _, task in tasks])
+    folders = unet_folders([task for _, task in tasks])
     # The float model is not needed any more, and quantising wants the memory.
     del pipeline
     gc.collect()
-    entries = {one.task.name: _engine(job, one) for one in prepared}
+    entries = {
+        one.task.name: _engine(job, one, seen, job.staging / folders[one.task.name])
+        for one, seen in zip(graphs.tasks.values(), observed, strict=True)
+    }
     layout.write(staging)
-    return replace(manifest, tasks=entries)
+    extra: dict[str, object] = {"plan": planned.to_json()}
+    if requirements := target.spec.board_requirements():
+        with progress.stage("packages for the board"):
+            packed = wheels.pack(staging / "wheels", requirements, fetch=options.fetch_wheels)
+            extra["board"] = {**requirements, "wheels": packed}
+    return replace(manifest, tasks=entries, extra=extra)
+
+
+def plan(options: BuildOptions, progress: Progress | None = None) -> BuildPlan:
+    """What a build would need of the device's memory; exports and specialises as ``build`` does, and builds nothing.
+
+    Raises:
+        ConfigError, ModelError: as ``build``. A model that does not fit is no error here: see ``BuildPlan.require``.
+    """
+    progress = progress or Progress()
+    target = targets.get(options.target)
+    target.spec.check_precision(options.precision)
+    with tempfile.TemporaryDirectory(prefix="mtu-plan-") as folder:
+        with progress.stage("load"):
+            pipeline = _load(options.model)
+            size = pipeline.resolve_size(*(options.size or (None, None)))
+        work = Path(folder)
+        job = Job(options, target, work, work, bundle.Source(options.model.name, ""), size, progress)
+        graphs = export_graphs(job, pipeline, _select(pipeline, options.tasks))
+        del pipeline
+        with progress.stage("plan"):
+            return survey(target, options.precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic)
 
 
 def _load(folder: Path) -> MTUPipeline:
@@ -224,40 +296,68 @@ def _samples(options: BuildOptions, task: Task) -> tuple[tuple[Sample, ...], tup
     return calibrating[: options.calibration_pictures], checking[: options.check_pictures]
 
 
-def _export(pipeline: MTUPipeline, work: Path) -> Path:
-    """The UNet as one dynamic graph with the task as an input."""
-    from mtu_compile.export import export_unet
+def export_graphs(job: Job, pipeline: MTUPipeline, tasks: Sequence[tuple[int, Task]]) -> Graphs:
+    """Export the model once, and specialise the UNet to each of ``tasks`` by the target's passes."""
+    from mtu_compile import export
 
-    return export_unet(pipeline.unet, work / "dynamic", text_length=pipeline.tokenizer.model_max_length)
+    length, work = int(pipeline.tokenizer.model_max_length), job.work
+    with job.progress.stage("export"):
+        dynamic = export.export_unet(pipeline.unet, work / "dynamic", text_length=length)
+        parts = {
+            "text_encoder": export.export_text_encoder(pipeline.text_encoder, work / "text_encoder", length),
+            "vae_encoder": export.export_vae_encoder(pipeline.vae, work / "vae_encoder", *job.size),
+            "vae_decoder": export.export_vae_decoder(pipeline.vae, work / "vae_decoder", *job.size),
+        }
+        parts = {name: _freeze(graph) for name, graph in parts.items()}
+    specialised = {task.name: _specialise(job, pipeline, dynamic, task_id, task) for task_id, task in tasks}
+    return Graphs(dynamic, specialised, parts)
 
 
-def _prepare(
-    job: Job,
-    pipeline: MTUPipeline,
-    dynamic: Path,
-    task_id: int,
-    task: Task,
-    calibrating: Sequence[Sample],
-    checking: Sequence[Sample],
-) -> Prepared:
-    """Specialise the graph to one task, capture what it will see, and record what the original answers."""
-    options, latent_channels = job.options, pipeline.unet.latent_channels
+def _freeze(graph: Path) -> Path:
+    """The graph for one sample; the runtime repeats it where it has more (prompts)."""
+    frozen = graph.with_name(f"{graph.stem}-static.onnx")
+    passes.run_pipeline(graph, frozen, passes.STATIC_PIPELINE, passes.PassContext(batch=1))
+    return frozen
+
+
+def _specialise(job: Job, pipeline: MTUPipeline, dynamic: Path, task_id: int, task: Task) -> Specialised:
+    latent_channels = pipeline.unet.latent_channels
+    context = passes.PassContext(
+        task_id,
+        channels=latent_channels + task.condition_channels(latent_channels),
+        batch=task.unet_batch,
+        height=job.size[0] // pipeline.vae_scale,
+        width=job.size[1] // pipeline.vae_scale,
+        text_length=int(pipeline.tokenizer.model_max_length),
+    )
+    graph = job.work / task.name / "model.onnx"
     with job.progress.stage(f"passes {task.name}"):
-        graph = job.work / task.name / "model.onnx"
-        done = passes.specialise(
-            dynamic,
-            graph,
-            task_id=task_id,
-            channels=latent_channels + task.condition_channels(latent_channels),
-            batch=task.unet_batch,
-            height=job.size[0] // pipeline.vae_scale,
-            width=job.size[1] // pipeline.vae_scale,
-            text_length=pipeline.tokenizer.model_max_length,
-        )
-        # Only the records: a result holds the graph.
-        records = tuple(bundle.PassRecord(one.id, one.changed, one.rewrites) for one in done)
+        done = passes.run_pipeline(dynamic, graph, job.target.spec.pipeline, context)
+    return Specialised(task_id, task, graph, _records(done))
+
+
+def _records(done: Sequence[passes.PassResult]) -> tuple[bundle.PassRecord, ...]:
+    """Only what a manifest keeps: a result holds the graph."""
+    return tuple(bundle.PassRecord(one.id, one.changed, one.rewrites) for one in done)
+
+
+def _plan(job: Job, graphs: Graphs) -> BuildPlan:
+    """Before anything is built: will it fit the device, and does the device's importer take it?"""
+    with job.progress.stage("plan"):
+        precision = job.options.precision
+        planned = plan_build(job.target, precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic)
+        for graph in (*graphs.unets.values(), *graphs.parts.values()):
+            job.target.check_graph(graph, precision=precision)
+    return planned
+
+
+def _observe(
+    job: Job, pipeline: MTUPipeline, task: Task, calibrating: Sequence[Sample], checking: Sequence[Sample]
+) -> Observed:
+    """Capture what a task's UNet sees while it makes pictures, and record what the original answers."""
+    options = job.options
     captured = None
-    if options.precision == "int8":
+    if options.precision in QUANTISED:
         with job.progress.stage(f"calibrate {task.name}", len(calibrating)) as advance:
             captured = capture(
                 pipeline,
@@ -284,29 +384,22 @@ def _prepare(
         reference = job.staging / "reference" / f"{task.name}.safetensors"
         reference.parent.mkdir(exist_ok=True)
         recorded.save(reference)
-    return Prepared(task_id, task, graph, records, captured, reference)
+    return Observed(captured, reference)
 
 
-def _parts(job: Job, pipeline: MTUPipeline) -> bundle.Manifest:
+def _parts(job: Job, pipeline: MTUPipeline, graphs: Graphs) -> bundle.Manifest:
     """Text encoder and autoencoder as engines, tokenizer, scheduler, and a manifest that has no tasks yet."""
-    from mtu_compile import export
-
-    work, length = job.work, int(pipeline.tokenizer.model_max_length)
     with job.progress.stage("text encoder and autoencoder"):
-        graphs = {
-            "text_encoder": export.export_text_encoder(pipeline.text_encoder, work / "text_encoder", length),
-            "vae_encoder": export.export_vae_encoder(pipeline.vae, work / "vae_encoder", *job.size),
-            "vae_decoder": export.export_vae_decoder(pipeline.vae, work / "vae_decoder", *job.size),
-        }
         precision = job.target.companion_precision(job.options.precision)
-        engines = {
-            name: _engine_ref(job, job.target.build(graph, job.staging / name, precision=precision))
-            for name, graph in graphs.items()
-        }
+        engines = {}
+        for name, graph in graphs.parts.items():
+            lowered, _ = _lower(job, graph, precision)
+            artifact = job.target.build(lowered, job.staging / name, precision=precision, progress=job.progress)
+            engines[name] = _engine_ref(job, artifact)
         pipeline.tokenizer.save_pretrained(job.staging / "tokenizer")
         pipeline.scheduler.save_pretrained(job.staging / "scheduler")
     scheduler = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
-    pad = int(pipeline.tokenizer.pad_token_id)
+    length, pad = int(pipeline.tokenizer.model_max_length), int(pipeline.tokenizer.pad_token_id)
     return bundle.Manifest(
         tools={"mtu-compile": __version__, **_versions()},
         source=job.source,
@@ -324,21 +417,23 @@ def _parts(job: Job, pipeline: MTUPipeline) -> bundle.Manifest:
     )
 
 
-def _engine(job: Job, one: Prepared) -> bundle.TaskEntry:
-    """Quantise one task's graph and build its engine."""
+def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.TaskEntry:
+    """Quantise one task's graph, lower it to what the target takes, and build its engine into ``folder``."""
+    name, precision = one.task.name, job.options.precision
     graph, extra = one.graph, dict[str, object]()
-    if one.calibration is not None:
-        with job.progress.stage(f"quantise {one.task.name}", len(one.calibration.inputs)) as advance:
-            quantised = graph.with_name("int8.onnx")
-            report = quantize_onnx(
-                graph, one.calibration, quantised, settings=INT8, progress=lambda done, total: advance(1)
-            )
-            graph, extra["quantisation"] = quantised, report.to_json()
-    with job.progress.stage(f"build {one.task.name}"):
+    if seen.calibration is not None:
+        graph, extra["quantisation"] = _quantise(job, one, seen.calibration)
+    with job.progress.stage(f"lower {name}"):
+        graph, lowered = _lower(job, graph, precision)
+    with job.progress.stage(f"parity {name}"):
+        reference = Reference.load(seen.reference)
+        agreement = parity(graph, reference, guidance=one.task.guidance, calls=PARITY_CALLS)
+        if job.options.gate == "fail":
+            agreement.require()
+        extra["parity"] = agreement.to_json()
+    with job.progress.stage(f"build {name}"):
         began = time.monotonic()
-        plain = one.task.guidance == "text" and not one.task.condition
-        folder = job.staging / ("unet" if plain and not (job.staging / "unet").exists() else f"unet_{one.task.name}")
-        artifact = job.target.build(graph, folder, precision=job.options.precision)
+        artifact = job.target.build(graph, folder, precision=precision, progress=job.progress)
         extra["build_seconds"] = round(time.monotonic() - began, 1)
     # Graphs are as large as the model: keep no more of them on the disk than needed.
     shutil.rmtree(one.graph.parent)
@@ -347,16 +442,45 @@ def _engine(job: Job, one: Prepared) -> bundle.TaskEntry:
         task_id=one.task_id,
         engine=_engine_ref(job, artifact),
         default_steps=job.options.steps,
-        passes=one.passes,
-        calibration=None if one.calibration is None else one.calibration.sha256,
+        passes=(*one.passes, *lowered),
+        calibration=None if seen.calibration is None else seen.calibration.sha256,
         accuracy_reason="not checked",
-        reference=one.reference.relative_to(job.staging).as_posix(),
+        reference=seen.reference.relative_to(job.staging).as_posix(),
         extra=extra,
     )
 
 
+def _quantise(job: Job, one: Specialised, calibration: CalibrationSet) -> tuple[Path, object]:
+    """The task's Q/DQ graph in the precision asked for, and what was done to make it."""
+    with job.progress.stage(f"quantise {one.task.name}", len(calibration.inputs)) as advance:
+        int8 = one.graph.with_name("int8.onnx")
+        report = quantize_onnx(
+            one.graph, calibration, int8, settings=INT8, progress=lambda done, total: advance(1)
+        ).to_json()
+        if job.options.precision == "int8":
+            return int8, report
+        fp8 = one.graph.with_name("fp8.onnx")
+        return fp8, {**report, "fp8": to_fp8(int8, one.graph, fp8).to_json()}
+
+
+def _lower(job: Job, graph: Path, precision: Precision) -> tuple[Path, tuple[bundle.PassRecord, ...]]:
+    """Run the passes the target wants before it builds in ``precision``."""
+    ids = job.target.spec.lowering.get(precision, ())
+    if not ids:
+        return graph, ()
+    lowered = graph.with_name(f"{graph.stem}-lowered.onnx")
+    return lowered, _records(passes.run_pipeline(graph, lowered, ids, passes.PassContext()))
+
+
 def _engine_ref(job: Job, artifact: Artifact) -> bundle.EngineRef:
-    return bundle.EngineRef(artifact.kind, artifact.path.relative_to(job.staging).as_posix(), artifact.config)
+    return bundle.EngineRef(
+        artifact.kind,
+        artifact.path.relative_to(job.staging).as_posix(),
+        artifact.config,
+        None if artifact.prebuilt is None else artifact.prebuilt.relative_to(job.staging).as_posix(),
+        artifact.status,
+        artifact.estimate,
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -1,61 +1,143 @@
-"""The folder layout of diffusers exports, which OpenVINO GenAI and optimum-intel read."""
+"""The folder layout of diffusers exports, which OpenVINO GenAI and optimum-intel read (docs/interop.md)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtu_compile.core.tasks import Task
+
 if TYPE_CHECKING:
     from mtu_compile.model.pipeline import MTUPipeline
 
-#: ``model_index.json`` of an exported Stable Diffusion pipeline.
+#: ``model_index.json`` as optimum-intel's exporter leaves it: the classes of diffusers, which is what OpenVINO GenAI
+#: looks for; both tools find ``vae_encoder`` and ``vae_decoder`` by ``vae``.
 MODEL_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],
     "image_encoder": [None, None],
     "requires_safety_checker": False,
     "safety_checker": [None, None],
-    "text_encoder": ["optimum", "OVModelTextEncoder"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["optimum", "OVModelUnet"],
-    "vae_decoder": ["optimum", "OVModelVaeDecoder"],
-    "vae_encoder": ["optimum", "OVModelVaeEncoder"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
 }
 
 #: What only the multi-task UNet has in its config.
 MULTI_TASK_KEYS = ("tasks", "num_experts", "d_task", "router_width", "norm_per_expert", "top_k")
 
+#: File name of an IR, and of the tokenizer OpenVINO GenAI runs.
+IR, TOKENIZER_IR = "openvino_model.xml", "openvino_tokenizer.xml"
+
+#: Condition of diffusers' own inpainting models, in its order.
+INPAINTING = ("mask", "masked_image")
+
+
+def unet_folders(tasks: Sequence[Task]) -> Mapping[str, str]:
+    """Folder of each task's UNet by task name.
+
+    ``unet``, the one that pipelines of diffusers' kind open by themselves, is the first text-to-image task's; without
+    one, that of the first inpainting task of diffusers' anatomy.
+    """
+    plain = [task for task in tasks if task.guidance == "text" and not task.condition]
+    chosen = next(iter(plain or [task for task in tasks if task.condition == INPAINTING]), None)
+    return {task.name: "unet" if task is chosen else f"unet_{task.name}" for task in tasks}
+
 
 @dataclass(frozen=True)
 class Layout:
-    """``config.json`` of each part by folder name, and ``model_index.json``: all that is kept of the float model."""
+    """What the other tools want to know of the float model, and all that is kept of it.
+
+    Attributes:
+        index: ``model_index.json``.
+        configs: ``config.json`` by folder.
+    """
 
     index: Mapping[str, Any]
     configs: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def of(cls, pipeline: MTUPipeline) -> Layout:
-        """What other tools want to know of ``pipeline``'s parts."""
+    def of(cls, pipeline: MTUPipeline, tasks: Sequence[Task] | None = None) -> Layout:
+        """The layout of a bundle with ``tasks`` of ``pipeline``, all by default."""
+        built = tuple(pipeline.unet.tasks) if tasks is None else tuple(tasks)
+        latent = int(pipeline.unet.latent_channels)
         unet = {key: value for key, value in pipeline.unet.config.items() if key not in MULTI_TASK_KEYS}
-        configs = {
+        configs: dict[str, dict[str, Any]] = {
             "text_encoder": pipeline.text_encoder.config.to_dict(),
             "vae_encoder": dict(pipeline.vae.config),
             "vae_decoder": dict(pipeline.vae.config),
-            "unet": {**unet, "_class_name": "UNet2DConditionModel"},
         }
+        folders = unet_folders(built)
+        for task in built:
+            channels = {"in_channels": latent + task.condition_channels(latent)}
+            configs[folders[task.name]] = {**unet, **channels, "_class_name": "UNet2DConditionModel"}
         # "_name_or_path" is where the model lay on the machine it was built on.
         tidy = {name: {k: v for k, v in one.items() if k != "_name_or_path"} for name, one in configs.items()}
-        return cls({**MODEL_INDEX, "scheduler": ["diffusers", type(pipeline.scheduler).__name__]}, tidy)
+        opened = next((task for task in built if folders[task.name] == "unet"), None)
+        inpaints = opened is not None and bool(opened.condition)
+        name = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
+        scheduler = ["diffusers", type(pipeline.scheduler).__name__]
+        return cls({"_class_name": name, **MODEL_INDEX, "scheduler": scheduler}, tidy)
 
     def write(self, folder: Path) -> None:
-        """Write the files beside the engines in ``folder``; a part whose folder is not there is left out."""
+        """Write the files beside the engines in ``folder``; a part whose folder is not there is left out.
+
+        A bundle whose networks are no OpenVINO IR is left as it is: those tools could not open it.
+        """
+        if not (folder / "text_encoder" / IR).is_file():
+            return
         _dump(folder / "model_index.json", self.index)
         for name, config in self.configs.items():
             if (folder / name).is_dir():
                 _dump(folder / name / "config.json", config)
+        _convert_tokenizer(folder / "tokenizer")
+
+
+def _convert_tokenizer(folder: Path) -> bool:
+    """Write the tokenizer as an IR, which OpenVINO GenAI needs; ``False`` where ``openvino-tokenizers`` is missing.
+
+    OpenVINO GenAI pads prompts to the text encoder's length itself.
+    """
+    try:
+        import openvino
+        import openvino_tokenizers
+        from transformers import AutoTokenizer
+    except ImportError:
+        return False
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = openvino_tokenizers.convert_tokenizer(tokenizer)
+    _cut_long_prompts(model, int(tokenizer.model_max_length))
+    openvino.save_model(model, str(folder / TOKENIZER_IR), compress_to_fp16=False)
+    return True
+
+
+def _cut_long_prompts(model: Any, length: int) -> None:
+    """Make a tokenizer keep the first ``length`` - 1 tokens and the last, the end token, of longer prompts.
+
+    That is the truncation of ``transformers``. The converter has one too, which OpenVINO GenAI replaces by its own
+    (2026.4); it then drops the end token, and with it the text encoder's answer at the last position changes.
+    """
+    import numpy as np
+    from openvino import opset13 as ops
+
+    def vector(*values: int) -> Any:
+        return ops.constant(np.array(values, dtype=np.int64))
+
+    for result in model.get_results():
+        tokens = result.input(0).get_source_output()
+        names = set(tokens.names)
+        count = ops.gather(ops.shape_of(tokens), vector(1), vector(0))
+        stop = ops.subtract(ops.minimum(count, vector(length)), vector(1))
+        head = ops.slice(tokens, vector(0), stop, vector(1), vector(1))
+        tail = ops.slice(tokens, vector(-1), vector(np.iinfo(np.int64).max), vector(1), vector(1))
+        cut = ops.concat([head, tail], axis=1)
+        tokens.set_names(set())
+        cut.output(0).set_names(names)
+        result.input(0).replace_source_output(cut.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def _dump(path: Path, data: Mapping[str, Any]) -> None:

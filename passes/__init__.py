@@ -3,6 +3,7 @@
 from passes.base import Pass, PassContext, PassResult, Skipped
 from passes.pipeline import run_passes, run_pipeline, specialise
 from passes.registry import STATIC_PIPELINE, TASK_PIPELINE, Registry, builtin
+from passes.simulate_half import write_simulation
 
 __all__ = [
     "STATIC_PIPELINE",
@@ -16,4 +17,5 @@ __all__ = [
     "run_passes",
     "run_pipeline",
     "specialise",
+    "write_simulation",
 ]

@@ -11,7 +11,9 @@ from passes.cleanup import Cleanup
 from passes.drop_experts import DropExperts
 from passes.fold_routing import FoldRouting
 from passes.freeze_shapes import FreezeShapes
+from passes.legalise_qdq import LegaliseQdq
 from passes.merge_experts import MergeExperts
+from passes.to_half import to_bf16, to_fp16
 
 #: A multi-task graph becomes the static graph of one task.
 TASK_PIPELINE = (
@@ -60,4 +62,5 @@ class Registry:
 
 def builtin() -> Registry:
     """The passes of this package."""
-    return Registry((BindTask(), FoldRouting(), DropExperts(), MergeExperts(), FreezeShapes(), Cleanup()))
+    specialising = (BindTask(), FoldRouting(), DropExperts(), MergeExperts(), FreezeShapes(), Cleanup())
+    return Registry((*specialising, LegaliseQdq(), to_fp16(), to_bf16()))

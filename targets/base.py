@@ -11,9 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import ConfigError, ModelError, ToolchainMissing
+from mtu_compile.core.progress import Progress
 
-Precision = Literal["int8", "bf16", "fp16", "fp32"]
+Precision = Literal["int8", "fp8", "fp16", "bf16", "fp32"]
+
+#: Bytes in a mebibyte and a gibibyte, for specs.
+MIB, GIB = 1 << 20, 1 << 30
 
 #: Passes that make a static graph of one task, in order; every target so far takes static graphs.
 STATIC_TASK_PIPELINE: tuple[str, ...] = (
@@ -56,7 +61,10 @@ class TargetSpec:
         precisions: what it can be built in, best first.
         opset: newest ONNX opset its importer reads.
         memory_bytes: memory the engine has to fit in, or ``None`` if that depends on the machine (``Plan`` asks it).
-        pipeline: ids of the graph passes, in order.
+        reserved_bytes: of ``memory_bytes``, what the system and the driver keep for themselves.
+        rest: float type of what an INT8 or FP8 graph does not quantise.
+        pipeline: ids of the graph passes that make a task's static graph, in order.
+        lowering: by precision, ids of the passes a (quantised) static graph goes through before it is built.
         quantisation: rules for INT8 graphs.
         sources: where each number comes from, by attribute name.
     """
@@ -67,9 +75,16 @@ class TargetSpec:
     precisions: tuple[Precision, ...]
     opset: int
     memory_bytes: int | None
+    reserved_bytes: int = 0
+    rest: Precision = "fp16"
     pipeline: tuple[str, ...] = STATIC_TASK_PIPELINE
+    lowering: Mapping[Precision, tuple[str, ...]] = field(default_factory=dict, hash=False)
     quantisation: QuantisationRules = field(default_factory=QuantisationRules)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def board_requirements(self) -> Mapping[str, Any] | None:
+        """What a board has to have to build the engines itself; ``None`` where they are built on the build machine."""
+        return None
 
     def check_precision(self, precision: str) -> None:
         """``ConfigError`` naming the precisions this target knows."""
@@ -130,15 +145,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A built engine on disk.
+    """A network as a bundle carries it: the portable graph, and beside it the engine if it could be built here.
 
     Attributes:
-        kind: how the runtime opens it (``"openvino"``).
-        path: the file the runtime opens.
-        config: options the runtime opens it with.
+        kind: which runtime opens it (``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"``).
+        path: the portable graph: an IR's ``.xml``, or an ONNX file.
+        config: options the runtime opens (or builds) it with.
         files: every file that belongs to it, ``path`` included.
         precision: what it was built in.
         toolchain: name and version of what built it.
+        prebuilt: the engine (or NPU blob) built here, if one was.
+        status: what was done with it here, in words (``"built, not run: no NVIDIA GPU on this machine"``).
+        estimate: the toolchain's own figures about the device (``{"latency_ms": 86.7, "source": …}``); never measured.
     """
 
     kind: str
@@ -147,6 +165,9 @@ class Artifact:
     files: tuple[Path, ...]
     precision: Precision
     toolchain: str
+    prebuilt: Path | None = None
+    status: str = ""
+    estimate: Mapping[str, Any] | None = None
 
 
 class Target(Protocol):
@@ -165,8 +186,15 @@ class Target(Protocol):
         """Estimate the memory a static ONNX graph needs. Needs no toolchain."""
         ...
 
-    def build(self, graph: Path, out: Path, *, precision: Precision) -> Artifact:
-        """Build ``graph`` (ONNX, or INT8 Q/DQ ONNX for ``int8``) into the folder ``out``, new or empty.
+    def check_graph(self, graph: Path, *, precision: Precision) -> None:
+        """``BuildError`` naming the ONNX nodes the target's importer does not take.
+
+        Called on the float graph, before time is spent on calibration. Does nothing where the importer is not here.
+        """
+        ...
+
+    def build(self, graph: Path, out: Path, *, precision: Precision, progress: Progress | None = None) -> Artifact:
+        """Build ``graph``, which went through ``spec.lowering[precision]``, into the folder ``out``, new or empty.
 
         Raises:
             ConfigError: a precision the target does not know, or ``out`` exists and is not an empty folder.
@@ -181,8 +209,15 @@ class Target(Protocol):
         """What the text encoder and the autoencoder are built in beside a UNet in ``precision``; never INT8."""
         ...
 
-    def runner(self, artifact: Artifact) -> Any:
-        """A Polygraphy runner (``polygraphy.backend.base.BaseRunner``) over a built artefact."""
+    def device_here(self) -> bool:
+        """Whether this machine has the device and the runtime, so that what was built can be run. Never raises."""
+        ...
+
+    def host_engine(self, engine: EngineRef) -> EngineRef:
+        """How this machine runs the same graph without the device, to measure what precision costs.
+
+        The very engine where the device is the machine's own CPU.
+        """
         ...
 
 

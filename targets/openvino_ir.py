@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_compile.core.errors import BuildError
-from mtu_compile.runtime.engine import reason
+from mtu_compile.runtime.openvino_engine import reason
 from targets.base import Availability, require_graph
 
 if TYPE_CHECKING:
@@ -144,6 +144,121 @@ def _rewrite_angle(multiply: Any) -> bool:
     for node in (*extra, angle, *(port.get_node() for port in consumers)):
         node.get_rt_info()["precise_0"] = ""
     return True
+
+
+def free_batch(model: openvino.Model) -> bool:
+    """Let a static model be given another batch with ``reshape``; what it computes at its own stays the same.
+
+    OpenVINO GenAI sizes a network for its own kinds of guidance (one sample, or two), and a frozen graph has the batch
+    written into every ``Reshape``, and the timestep repeated to it.
+
+    Given::
+
+        Reshape(x, [B, C, H, W])      Broadcast(timestep [1], [B])      GatherND(x, Concat([0 … B - 1], indices))
+
+    Result::
+
+        Reshape(x, [-1, C, H, W])     timestep [1]                      GatherND(x, indices, batch_dims=1)
+
+    The additions behind the timestep's embedding repeat it.
+
+    Returns:
+        Whether the model now takes other batches. Where its anatomy does not allow that (a dynamic model, samples that
+        are mixed), it is as good as it was for its own batch.
+    """
+    import numpy as np
+    from openvino import opset13 as ops
+
+    if any(port.partial_shape.is_dynamic for port in model.inputs):
+        return False
+    batches = {port.shape[0] for port in model.inputs if len(port.shape) > 1}
+    if len(batches) != 1:
+        return False
+    batch = batches.pop()
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "GatherND":
+            _gather_by_sample(node, batch)
+        if kind not in ("Reshape", "Broadcast") or node.output(0).partial_shape.is_dynamic:
+            continue
+        source, shape = node.input(0).get_source_output(), list(node.output(0).shape)
+        if not shape or source.get_node().get_type_name() == "Constant":
+            continue
+        if kind == "Broadcast":
+            if shape == [batch] and list(source.shape) == [1]:
+                for reader in list(node.output(0).get_target_inputs()):
+                    reader.replace_source_output(source)
+            continue
+        pattern = ops.constant(np.array([-1, *shape[1:]], dtype=np.int64))
+        node.input(1).replace_source_output(pattern.output(0))
+    model.validate_nodes_and_infer_types()
+    return all(_takes_batch(model, other) for other in (1, batch + 1))
+
+
+def _gather_by_sample(gather: Any, batch: int) -> None:
+    """Let a ``GatherND`` count samples itself where a constant [0 … B - 1] tells it which one each index is for."""
+    import numpy as np
+    from openvino import opset13 as ops
+
+    concat = gather.input(1).get_source_output().get_node()
+    if concat.get_type_name() != "Concat" or concat.get_input_size() != 2 or gather.get_attributes()["batch_dims"]:
+        return
+    numbers, indices = (port.get_source_output() for port in concat.inputs())
+    column = numbers.get_node()
+    if column.get_type_name() != "Constant" or list(numbers.shape) != [batch, 1] or len(indices.shape) != 2:
+        return
+    if not np.array_equal(column.data.ravel(), np.arange(batch)):
+        return
+    counted = ops.gather_nd(gather.input(0).get_source_output(), indices, batch_dims=1)
+    counted.set_friendly_name(gather.get_friendly_name())
+    names = set(gather.output(0).names)
+    gather.output(0).set_names(set())
+    for reader in list(gather.output(0).get_target_inputs()):
+        reader.replace_source_output(counted.output(0))
+    counted.output(0).set_names(names)
+
+
+def any_number_of_prompts(model: openvino.Model) -> None:
+    """Leave the batch of a text encoder open, whose ``free_batch`` is done: there may be one prompt or two."""
+    inputs = {port.get_any_name(): port for port in model.inputs}
+    if set(inputs) == {"input_ids"}:
+        model.reshape({"input_ids": [-1, inputs["input_ids"].shape[1]]})
+
+
+def _takes_batch(model: openvino.Model, batch: int) -> bool:
+    """Whether every output follows when the inputs are given another batch."""
+    changed = model.clone()
+    shapes = {port: list(port.shape) for port in changed.inputs}
+    try:
+        changed.reshape({port: [batch, *shape[1:]] if len(shape) > 1 else shape for port, shape in shapes.items()})
+    except RuntimeError:
+        return False
+    return all(port.partial_shape.is_static and port.shape[0] == batch for port in changed.outputs)
+
+
+def whole_timesteps(model: openvino.Model) -> bool:
+    """Make the input ``timestep`` int64, converted to float32 inside; returns whether there was one to change.
+
+    That is how optimum-intel exports a UNet, and OpenVINO GenAI gives nothing else. ``OpenVINOEngine`` turns it back
+    when it opens the file, as some samplers stop between two timesteps.
+    """
+    import openvino
+    from openvino import opset13 as ops
+
+    for port in model.inputs:
+        if "timestep" not in port.names or port.get_element_type() != openvino.Type.f32:
+            continue
+        parameter = port.get_node()
+        readers = list(parameter.output(0).get_target_inputs())
+        parameter.set_element_type(openvino.Type.i64)
+        convert = ops.convert(parameter, "f32")
+        # In bfloat16 timestep 999 would be 1000 (see keep_angles_precise).
+        convert.get_rt_info()["precise_0"] = ""
+        for reader in readers:
+            reader.replace_source_output(convert.output(0))
+        model.validate_nodes_and_infer_types()
+        return True
+    return False
 
 
 def prove_compiles(path: Path, device: str, config: dict[str, str]) -> None:

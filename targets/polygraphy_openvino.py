@@ -21,7 +21,7 @@ from polygraphy.tools.args import util as args_util
 from polygraphy.tools.args.base import BaseRunnerArgs
 from polygraphy.tools.script import make_invocable
 
-from mtu_compile.runtime.engine import port_name, reason
+from mtu_compile.runtime.openvino_engine import port_name, reason
 from targets.openvino_ir import INSTALL_HINT
 
 

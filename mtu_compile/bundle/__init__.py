@@ -4,6 +4,7 @@ from functools import partial
 
 from mtu_compile.bundle.files import read, resolve, verify_files, write
 from mtu_compile.bundle.manifest import (
+    BUILT,
     MANIFEST,
     SCHEMA_VERSION,
     EngineRef,
@@ -19,6 +20,7 @@ from mtu_compile.core import atomic
 staging = partial(atomic.staging, marker=MANIFEST)
 
 __all__ = [
+    "BUILT",
     "MANIFEST",
     "SCHEMA_VERSION",
     "EngineRef",

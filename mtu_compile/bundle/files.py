@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtu_compile.bundle.manifest import MANIFEST, Manifest, check_relative
+from mtu_compile.bundle.manifest import BUILT, MANIFEST, Manifest, check_relative
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.hashing import file_sha256
 
@@ -112,7 +112,10 @@ def _dump(data: Mapping[str, Any]) -> bytes:
 
 
 def _scan(root: Path) -> Iterator[str]:
-    """Relative names of all files under ``root``; links are never followed, anything but a plain file is refused."""
+    """Relative names of all files under ``root``; links are never followed, anything but a plain file is refused.
+
+    What this machine built from the bundle (``BUILT``) is not the bundle's: it has an index of its own.
+    """
     folders = [""]
     while folders:
         prefix = folders.pop()
@@ -120,7 +123,8 @@ def _scan(root: Path) -> Iterator[str]:
             for entry in entries:
                 name = prefix + entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(name + "/")
+                    if name != BUILT:
+                        folders.append(name + "/")
                 else:
                     _regular_file(Path(entry.path), name)
                     yield name

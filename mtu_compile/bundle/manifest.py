@@ -13,22 +13,32 @@ from mtu_compile.core.errors import BundleError, MtuError
 from mtu_compile.core.tasks import Task
 
 MANIFEST = "manifest.json"
+
+#: Folder of engines that the machine the bundle lies on built from it; not part of what the manifest vouches for.
+BUILT = "built"
+
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
 class EngineRef:
-    """A compiled network inside the bundle.
+    """A network inside the bundle: the portable graph, and beside it the engine if it was built in advance.
 
     Attributes:
-        kind: which engine class opens it (``"openvino"``).
-        path: relative to the bundle.
+        kind: which engine class opens it (``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"``).
+        path: the graph (an IR's ``.xml``, or ONNX), relative to the bundle.
         config: handed to the vendor runtime (``{"INFERENCE_PRECISION_HINT": "bf16"}``), and ``"device"``.
+        prebuilt: engine or NPU blob made from the graph on the build machine, relative to the bundle.
+        status: what was done with it there, in words (``"built, not run: no NVIDIA GPU on this machine"``).
+        estimate: the toolchain's own figures about the device, with their ``source``; never measured ones.
     """
 
     kind: str
     path: str
     config: Mapping[str, str] = field(default_factory=dict)
+    prebuilt: str | None = None
+    status: str = ""
+    estimate: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,9 @@ class TaskEntry:
         default_steps: denoising steps unless the user says otherwise.
         passes: what was done to its graph.
         calibration: SHA-256 of the calibration set, or ``None`` if the engine is not calibrated.
-        accuracy: what the comparison with the float original measured, or ``None`` with ``accuracy_reason``.
-        accuracy_reason: why nothing was measured ("no Jetson attached").
+        accuracy: what the comparison with the float original measured, and on what (``measured_with``), or ``None``
+            with ``accuracy_reason``.
+        accuracy_reason: why nothing was measured.
         reference: path of the float reference (safetensors), if the bundle carries one.
         extra: provenance for people: calibration details, build times.
     """
@@ -100,7 +111,7 @@ class Manifest:
         tools: version of each tool that took part.
         source: the checkpoint.
         target: name of the target (``"cpu"``).
-        precision: precision the engines run in (``"int8"``, ``"bf16"``, ``"fp32"``).
+        precision: precision the engines run in (``"int8"``, ``"fp16"``, ``"bf16"``, ``"fp32"``, …).
         image_size: pixels, (height, width).
         latent_channels: channels of the noisy latent.
         vae_scale: pixels per latent cell.
@@ -135,15 +146,23 @@ class Manifest:
         """Latent (height, width)."""
         return self.image_size[0] // self.vae_scale, self.image_size[1] // self.vae_scale
 
+    def engines(self) -> Iterator[tuple[str, EngineRef]]:
+        """(where it is said, network) of every network of the bundle."""
+        yield "text.engine", self.text.engine
+        if self.vae_encoder is not None:
+            yield "vae_encoder", self.vae_encoder
+        yield "vae_decoder", self.vae_decoder
+        for name, entry in self.tasks.items():
+            yield f"tasks.{name}.engine", entry.engine
+
     def references(self) -> Iterator[tuple[str, str]]:
         """(where it is said, path) of every file the manifest points to."""
         yield "text.tokenizer", self.text.tokenizer
-        yield "text.engine", self.text.engine.path
-        if self.vae_encoder is not None:
-            yield "vae_encoder", self.vae_encoder.path
-        yield "vae_decoder", self.vae_decoder.path
+        for where, engine in self.engines():
+            yield where, engine.path
+            if engine.prebuilt is not None:
+                yield f"{where}.prebuilt", engine.prebuilt
         for name, entry in self.tasks.items():
-            yield f"tasks.{name}.engine", entry.engine.path
             if entry.reference is not None:
                 yield f"tasks.{name}.reference", entry.reference
 
@@ -151,6 +170,8 @@ class Manifest:
         """``BundleError`` if the manifest contradicts itself or points outside the bundle or its list of files."""
         for path in self.files:
             check_relative(path, "files")
+            if PurePosixPath(path).parts[0] == BUILT:
+                raise BundleError(f"{MANIFEST}: files names {path!r}, and {BUILT}/ is for what a board builds")
         for where, path in self.references():
             check_relative(path, where)
             if path not in self.files:

@@ -14,9 +14,11 @@ from mtu_compile.core.errors import EXIT_OTHER, MtuError
 #: Command name → module under ``mtu_compile.cli`` whose ``command`` it is, in the order ``--help`` lists them.
 COMMANDS = {
     "build": "build",
+    "plan": "plan",
     "check": "check",
     "run": "run",
     "inspect": "inspect",
+    "board": "board",
     "targets": "targets",
     "upcycle": "upcycle",
     "train": "train",

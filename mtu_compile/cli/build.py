@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtu_compile.cli.console import ConsoleProgress, megabytes, table
+from mtu_compile.cli.console import ConsoleProgress
 from mtu_compile.cli.options import Size, json_option, model_folder, quiet_option
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     "--target", "-t", default="cpu", show_default=True, help="Device to build for; see `mtu-compile targets`."
 )
 @click.option("--int8", "precision", flag_value="int8", default=True, help="Quantise to INT8 (the default).")
-@click.option("--bf16", "precision", flag_value="bf16", help="Keep weights and activations in bfloat16.")
+@click.option("--fp8", "precision", flag_value="fp8", help="Quantise to FP8 (E4M3), where the device has it.")
+@click.option("--fp16", "precision", flag_value="fp16", help="Weights and activations in float16.")
+@click.option("--bf16", "precision", flag_value="bf16", help="Weights and activations in bfloat16.")
 @click.option("--fp32", "precision", flag_value="fp32", help="Keep everything in float32.")
 @click.option("--task", "tasks", multiple=True, help="Build only this task; may be repeated.")
 @click.option("--size", type=Size(), help="Size of the pictures; the model's own by default.")
@@ -36,6 +38,13 @@ if TYPE_CHECKING:
     default="fail",
     show_default=True,
     help="What a task below its accuracy threshold does to the build.",
+)
+@click.option(
+    "--wheels/--no-wheels",
+    "fetch_wheels",
+    default=True,
+    show_default=True,
+    help="For boards: put the packages the runtime needs into the bundle, so that the board needs no internet.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of everything random.")
 @click.option(
@@ -55,6 +64,7 @@ def command(
     calibration_pictures: int,
     check_pictures: int,
     gate: str,
+    fetch_wheels: bool,
     seed: int,
     output: Path | None,
     force: bool,
@@ -81,6 +91,7 @@ def command(
         check_pictures=check_pictures,
         gate=gate,  # type: ignore[arg-type]
         seed=seed,
+        fetch_wheels=fetch_wheels,
         force=force,
     )
     result = build(options, ConsoleProgress(quiet))
@@ -91,27 +102,24 @@ def command(
 
 
 def _summary(result: BuildResult) -> dict[str, object]:
+    manifest = result.manifest
     return {
         "bundle": str(result.path),
-        "target": result.manifest.target,
-        "precision": result.manifest.precision,
+        "target": manifest.target,
+        "precision": manifest.precision,
         "bytes": sum(p.stat().st_size for p in result.path.rglob("*") if p.is_file()),
-        "tasks": {name: entry.accuracy for name, entry in result.manifest.tasks.items()},
+        "tasks": {name: entry.accuracy for name, entry in manifest.tasks.items()},
+        "engines": {where: {"status": one.status, "estimate": one.estimate} for where, one in manifest.engines()},
+        "plan": manifest.extra.get("plan"),
     }
 
 
 def _print(result: BuildResult, quiet: bool) -> None:
     from mtu_compile.cli.check import print_accuracy
+    from mtu_compile.cli.inspect import print_engines, print_parity
 
     if result.check is not None:
         print_accuracy(result.check, quiet=quiet)
-    if quiet:
-        return
-    rows = []
-    for name, entry in result.manifest.tasks.items():
-        folder = (result.path / entry.engine.path).parent
-        size = sum(p.stat().st_size for p in folder.iterdir())
-        rewrites = sum(p.rewrites for p in entry.passes)
-        rows.append((name, entry.engine.kind, entry.engine.path, megabytes(size), str(rewrites)))
-    title = f"{result.path}  ({result.manifest.target}, {result.manifest.precision})"
-    table(title, ("task", "engine", "file", "size", "rewrites"), rows)
+    if not quiet:
+        print_parity(result.manifest)
+        print_engines(result.path, result.manifest)

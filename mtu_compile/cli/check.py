@@ -13,7 +13,7 @@ from mtu_compile.cli.options import json_option, quiet_option
 from mtu_compile.core.errors import AccuracyError
 
 if TYPE_CHECKING:
-    from mtu_compile.check import CheckResult
+    from mtu_compile.verdict import CheckResult
 
 
 @click.command("check")
@@ -48,4 +48,4 @@ def print_accuracy(result: CheckResult, *, quiet: bool) -> None:
         for name, task in result.tasks.items()
     ]
     columns = ("task", "UNet SQNR dB worst/mean", "cosine worst", "latent PSNR dB", "image PSNR dB", "SSIM", "verdict")
-    table("accuracy against the float original", columns, rows, quiet=quiet)
+    table(f"accuracy against the float original ({result.measured_with})", columns, rows, quiet=quiet)

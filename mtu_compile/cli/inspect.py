@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mtu_compile.cli.console import megabytes, table
 from mtu_compile.cli.options import json_option
+
+if TYPE_CHECKING:
+    from mtu_compile.bundle import Manifest
 
 
 @click.command("inspect")
@@ -38,8 +42,49 @@ def command(bundle: Path, as_json: bool) -> None:
         accuracy = entry.accuracy
         measured = entry.accuracy_reason or "not measured"
         if accuracy is not None:
-            measured = f"SSIM {accuracy['ssim']:.4f}, SQNR ≥ {accuracy['worst_sqnr_db']:.1f} dB"
-        guidance = str(entry.task.guidance)
+            measured = (
+                f"SSIM {accuracy['ssim']:.4f}, SQNR ≥ {accuracy['worst_sqnr_db']:.1f} dB ({accuracy['measured_with']})"
+            )
         condition = "+".join(entry.task.condition) or "-"
-        rows.append((name, condition, guidance, str(entry.default_steps), entry.engine.path, measured))
-    table("tasks", ("task", "condition", "guidance", "steps", "engine", "accuracy"), rows)
+        rows.append((name, condition, str(entry.task.guidance), str(entry.default_steps), measured))
+    table("tasks", ("task", "condition", "guidance", "steps", "accuracy"), rows)
+    print_parity(manifest)
+    print_engines(bundle, manifest)
+
+
+def print_engines(folder: Path, manifest: Manifest) -> None:
+    """Every network: what the bundle carries of it, and what was and was not done with it where it was built."""
+    rows = []
+    for where, engine in manifest.engines():
+        carried = [engine.path] if engine.prebuilt is None else [engine.prebuilt, engine.path]
+        parts = {folder / engine.path, *(folder / engine.path).parent.glob(f"{Path(engine.path).stem}.*")}
+        size = sum(path.stat().st_size for path in parts | {folder / name for name in carried})
+        estimate = "-"
+        if engine.estimate is not None and "latency_ms" in engine.estimate:
+            estimate = f"{engine.estimate['latency_ms']:.2f} ms ({engine.estimate['source']})"
+        name = where.removeprefix("tasks.").removesuffix(".engine")
+        rows.append((name, " + ".join(carried), megabytes(size), estimate, engine.status or "-"))
+    title = f"{folder}  ({manifest.target}, {manifest.precision})"
+    table(title, ("network", "files", "size", "estimate, not measured", "state"), rows)
+
+
+def print_parity(manifest: Manifest) -> None:
+    """The same graph on every backend of the build machine, against the float original."""
+    rows = []
+    for name, entry in manifest.tasks.items():
+        for row in entry.extra.get("parity", {}).get("rows", ()):
+            ratio = row["worst_guidance_ratio"]
+            against = row["agreement_db"]
+            rows.append(
+                (
+                    name,
+                    str(row["backend"]),
+                    f"{row['worst_sqnr_db']:.1f} / {row['mean_sqnr_db']:.1f}",
+                    f"{row['worst_cosine']:.5f}",
+                    "-" if ratio is None else f"{ratio:.3f}",
+                    "-" if against is None else f"{against:.1f}",
+                )
+            )
+    columns = ("task", "backend", "SQNR dB worst/mean", "cosine worst", "guidance ratio worst", "dB against the first")
+    if rows:
+        table("the same graph on every backend here, against the float original", columns, rows)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mtu_compile.cli.console import table
 from mtu_compile.cli.options import json_option
+from targets.base import GIB
+
+if TYPE_CHECKING:
+    from targets.base import Availability, TargetSpec
 
 
 @click.command("targets")
@@ -16,34 +22,34 @@ def command(as_json: bool) -> None:
     """List the targets, whether their toolchain is here, and the command that installs it."""
     import targets
 
-    rows = []
-    for name in targets.names():
-        target = targets.get(name)
-        available = target.probe()
-        rows.append(
-            {
-                "name": name,
-                "vendor": target.spec.vendor,
-                "device": target.spec.device,
-                "precisions": list(target.spec.precisions),
-                "available": available.ok,
-                "toolchain": available.toolchain,
-                "version": available.version,
-                "install": None if available.ok else available.install_hint,
-            }
-        )
+    known = [(target.spec, target.probe(), target.device_here()) for target in map(targets.get, targets.names())]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps([_described(*one) for one in known], indent=2, default=str))
         return
-    columns = ("target", "device", "precisions", "toolchain", "here")
-    drawn = [
+    rows = [
         (
-            str(row["name"]),
-            f"{row['vendor']} {row['device']}",
-            " ".join(row["precisions"]),  # type: ignore[arg-type]
-            f"{row['toolchain']} {row['version'] or ''}".strip(),
-            "yes" if row["available"] else str(row["install"]),
+            spec.name,
+            f"{spec.vendor} {spec.device}",
+            " ".join(spec.precisions),
+            "the machine's" if spec.memory_bytes is None else f"{spec.memory_bytes / GIB:.0f} GiB",
+            "on the board" if spec.board_requirements() else "here",
+            f"{available.toolchain} {available.version or ''}".strip(),
+            ("yes" if here else "yes; the device is not here") if available.ok else available.install_hint,
         )
-        for row in rows
+        for spec, available, here in known
     ]
-    table("targets", columns, drawn)
+    table("targets", ("target", "device", "precisions", "memory", "engines built", "toolchain", "available"), rows)
+
+
+def _described(spec: TargetSpec, available: Availability, here: bool) -> dict[str, Any]:
+    """Everything that is known of a target, and where each number comes from."""
+    return {
+        **asdict(spec),
+        "available": available.ok,
+        "device_here": here,
+        "toolchain": available.toolchain,
+        "version": available.version,
+        "detail": available.detail,
+        "install": None if available.ok else available.install_hint,
+        "board_requirements": spec.board_requirements(),
+    }

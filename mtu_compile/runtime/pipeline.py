@@ -16,12 +16,15 @@ from mtu_compile import bundle
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 from mtu_compile.core.errors import BundleError, ConfigError, MtuError
 from mtu_compile.core.tasks import Task, find_task
-from mtu_compile.runtime import guidance, images, schedulers
+from mtu_compile.runtime import built, guidance, images, schedulers
 from mtu_compile.runtime.engine import Engine, TensorSpec, open_engine
 from mtu_compile.runtime.request import check_request
 from mtu_compile.runtime.text import Tokenizer
 
 Array = NDArray[Any]
+
+#: Opens a network of the bundle in another way than the bundle says.
+Opener = Callable[[EngineRef], Engine]
 
 #: Called after each step with the number of steps done and their total.
 Progress = Callable[[int, int], None]
@@ -55,19 +58,20 @@ class Condition:
     mask: Array | None
 
 
-def load(path: Path | str, verify: bool = True) -> Runtime:
+def load(path: Path | str, verify: bool = True, *, opener: Opener | None = None) -> Runtime:
     """A bundle, ready to run.
 
     Args:
         path: the bundle's folder.
         verify: compare every file with its hash first.
+        opener: opens the bundle's networks; as the bundle says if not given.
 
     Raises:
         BundleError: the bundle is not whole, or not as it was built.
     """
     # Engines are opened later: a link that is switched to another version meanwhile must not lead to its files.
     root = Path(path).resolve()
-    return Runtime(root, bundle.read(root, verify=verify))
+    return Runtime(root, bundle.read(root, verify=verify), opener)
 
 
 class Runtime:
@@ -76,9 +80,10 @@ class Runtime:
     Not for several threads at once: an engine has one request.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: Manifest, opener: Opener | None = None) -> None:
         self.manifest = manifest
         self._root = root
+        self._opener = opener or self._open_here
         self._engines: dict[str, Engine] = {}
         self._tokenizer: Tokenizer | None = None
 
@@ -177,9 +182,16 @@ class Runtime:
     def _open(self, ref: EngineRef) -> Engine:
         engine = self._engines.get(ref.path)
         if engine is None:
-            engine = open_engine(ref.kind, bundle.resolve(self._root, ref.path), ref.config)
+            engine = self._opener(ref)
             self._engines[ref.path] = engine
         return engine
+
+    def _open_here(self, ref: EngineRef) -> Engine:
+        """With what was built from the graph on this machine, else on the machine the bundle comes from."""
+        prebuilt = built.find(self._root, self.manifest, ref) if ref.kind in built.BUILDABLE else None
+        if prebuilt is None and ref.prebuilt is not None:
+            prebuilt = bundle.resolve(self._root, ref.prebuilt)
+        return open_engine(ref.kind, bundle.resolve(self._root, ref.path), ref.config, prebuilt)
 
     def _noise(self, seed: int, latents: Array | None) -> Array:
         shape = (1, self.manifest.latent_channels, *self.manifest.latent_size)

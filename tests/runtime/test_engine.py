@@ -11,7 +11,8 @@ import pytest
 from openvino import opset13 as ops
 
 from mtu_compile.core.errors import EXIT_TOOLCHAIN, ConfigError, TargetError, ToolchainMissing
-from mtu_compile.runtime.engine import Engine, open_engine, reason
+from mtu_compile.runtime.engine import Engine, open_engine
+from mtu_compile.runtime.openvino_engine import reason
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -116,8 +117,8 @@ def test_options_that_reach_outside_the_bundle_are_refused(model: Path, option: 
 
 
 def test_unknown_kinds_are_refused(model: Path) -> None:
-    with pytest.raises(TargetError, match="'tensorrt' are not known") as caught:
-        open_engine("tensorrt", model, {})
+    with pytest.raises(TargetError, match="'coreml' are not known") as caught:
+        open_engine("coreml", model, {})
     assert "openvino" in str(caught.value.hint)
 
 

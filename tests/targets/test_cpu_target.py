@@ -6,12 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import targets.cpu
+import targets.openvino_target
 from mtu_compile.compare import compare_recorded
 from mtu_compile.core.errors import BuildError, ConfigError, ModelError, MtuError, ToolchainMissing
 from mtu_compile.metrics import sqnr_db
+from mtu_compile.runtime.engine import open_engine
 from targets.base import Artifact
 from targets.cpu import CpuTarget
+from targets.polygraphy_engine import EngineRunner
+
+
+def run(artifact: Artifact) -> EngineRunner:
+    return EngineRunner(lambda: open_engine(artifact.kind, artifact.path, artifact.config))
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -31,9 +37,9 @@ def test_what_is_built_computes_the_graph(unet_like, feeds, run_reference, nativ
     assert {file.name for file in artifact.files} == {"openvino_model.xml", "openvino_model.bin"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {file.name for file in artifact.files}
     assert artifact.toolchain.startswith("openvino 20")
-    assert artifact.config["INFERENCE_PRECISION_HINT"] == ("bf16" if precision == "bf16" else "f32")
+    assert artifact.config["INFERENCE_PRECISION_HINT"] == ("bf16" if native_bf16 and precision != "fp32" else "f32")
     reference = [{"out_sample": run_reference(unet_like, feed)} for feed in feeds]
-    steps = compare_recorded(target.runner(artifact), feeds, reference)
+    steps = compare_recorded(run(artifact), feeds, reference)
     assert [step.timestep for step in steps] == [999, 777, 333, 1]
     assert min(step.sqnr_db for step in steps) > least_db
     assert leftovers(tmp_path) == ["out"]
@@ -51,7 +57,7 @@ def test_bf16_stores_half_the_bytes(unet_like, native_bf16, tmp_path, monkeypatc
 def test_a_cpu_without_bf16_runs_int8_graphs_in_f32_and_refuses_bf16(unet_like, tmp_path, monkeypatch):
     monkeypatch.setattr(CpuTarget, "_capabilities", lambda self: ("FP32", "INT8"))
     artifact = CpuTarget().build(unet_like, tmp_path / "int8", precision="int8")
-    assert artifact.config == {"INFERENCE_PRECISION_HINT": "f32"}
+    assert artifact.config == {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"}
     with pytest.raises(BuildError, match="no native bf16"):
         CpuTarget().build(unet_like, tmp_path / "bf16", precision="bf16")
     assert leftovers(tmp_path) == ["int8"]
@@ -73,7 +79,7 @@ def test_without_openvino_the_install_command_is_named(unet_like, tmp_path, monk
     assert caught.value.exit_code == 4
     assert "pip install" in caught.value.hint
     with pytest.raises(ToolchainMissing):
-        CpuTarget().runner(Artifact("openvino", tmp_path, {}, (), "fp32", ""))
+        open_engine("openvino", tmp_path, {})
     assert leftovers(tmp_path) == []
 
 
@@ -100,7 +106,7 @@ def test_a_build_cut_short_leaves_nothing_behind(unet_like, tmp_path, monkeypatc
     def fail(*args: object, **kwargs: object) -> None:
         raise raised
 
-    monkeypatch.setattr(targets.cpu, "prove_compiles", fail)
+    monkeypatch.setattr(targets.openvino_target, "prove_compiles", fail)
     with pytest.raises(expected):
         CpuTarget().build(unet_like, tmp_path / "out", precision="fp32")
     assert leftovers(tmp_path) == []
@@ -129,15 +135,10 @@ def test_an_operation_openvino_does_not_know_is_a_build_error(tmp_path):
     assert leftovers(tmp_path) == ["mystery.onnx"]
 
 
-def test_an_artefact_of_another_kind_is_not_run(tmp_path):
-    with pytest.raises(ConfigError, match="'tensorrt'"):
-        CpuTarget().runner(Artifact("tensorrt", tmp_path / "x.engine", {}, (), "int8", ""))
-
-
 def test_wrong_weights_are_seen(unet_like, feeds, run_reference, write_unet_like, tmp_path):
     other = write_unet_like(tmp_path / "graphs" / "other.onnx", scale=1.5)
     artifact = CpuTarget().build(other, tmp_path / "out", precision="fp32")
     reference = [{"out_sample": run_reference(unet_like, feed)} for feed in feeds]
-    steps = compare_recorded(CpuTarget().runner(artifact), feeds, reference)
+    steps = compare_recorded(run(artifact), feeds, reference)
     assert max(step.sqnr_db for step in steps) < 10
     assert np.isclose(steps[0].sqnr_db, sqnr_db(reference[0]["out_sample"], 1.5 * reference[0]["out_sample"]), atol=0.1)

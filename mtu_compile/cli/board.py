@@ -1,0 +1,164 @@
+"""``mtu-compile board``: what a board does with a bundle, without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mtu_compile.cli.console import ConsoleProgress, megabytes, table
+from mtu_compile.cli.options import json_option, quiet_option
+from mtu_compile.core.errors import AccuracyError, TargetError
+
+if TYPE_CHECKING:
+    from mtu_compile.board import Board
+    from mtu_compile.board.build import PlannedEngine
+
+
+@click.group("board")
+def command() -> None:
+    """On a board: see what it is, build a bundle's engines, check them."""
+
+
+@command.command("info")
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@json_option
+def info(bundle: Path | None, as_json: bool) -> None:
+    """Show the device, TensorRT, CUDA and memory; with BUNDLE, which of its engines are built."""
+    from mtu_compile import board as boards
+    from mtu_compile import bundle as bundles
+    from mtu_compile.board import build
+
+    board = boards.probe()
+    planned: tuple[PlannedEngine, ...] | None = None
+    problem: TargetError | None = None
+    notes: tuple[str, ...] = ()
+    if bundle is not None:
+        root = bundle.resolve()
+        manifest = bundles.read(root)
+        try:
+            notes = build.check_board(manifest, board)
+            planned = build.plan(root, manifest, board)
+            build.check_space(root, [one for one in planned if one.state == "to be built"], board)
+        except TargetError as error:
+            problem = error
+    if as_json:
+        body: dict[str, Any] = {"board": board.to_json()}
+        if bundle is not None:
+            refused = None if problem is None else {"reason": problem.message, "hint": problem.hint}
+            engines = None if planned is None else [one.to_json() for one in planned]
+            body["bundle"] = {"path": str(bundle), "engines": engines, "notes": list(notes), "refused": refused}
+        click.echo(json.dumps(body, indent=2))
+        return
+    for name, found in _rows(board):
+        click.echo(f"{name + ':':14}{found}")
+    if planned is not None:
+        rows = [
+            (
+                one.ref.path,
+                megabytes(one.graph_bytes),
+                one.why or one.state,
+                megabytes(one.built.bytes) if one.built else "",
+            )
+            for one in planned
+        ]
+        table(f"engines of {bundle}", ("graph", "size", "state", "engine"), rows)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    if problem is not None:
+        click.echo(f"cannot be built here: {problem.message}", err=True)
+        if problem.hint:
+            click.echo(f"hint: {problem.hint}", err=True)
+
+
+def _rows(board: Board) -> list[tuple[str, str]]:
+    def absent(name: str) -> str:
+        error = board.missing[name]
+        return f"none: {error.message}" + (f" ({error.hint})" if error.hint else "")
+
+    rows = [("board", board.model or "unknown"), ("Python", board.python)]
+    if board.jetson_linux:
+        rows.append(("Jetson Linux", board.jetson_linux))
+    if board.gpu is None:
+        rows.append(("GPU", absent("gpu")))
+    else:
+        rows += [
+            ("GPU", f"{board.gpu.name}, compute capability {board.gpu.compute_capability}"),
+            ("CUDA", f"{board.gpu.driver} (driver)"),
+            ("GPU memory", f"{megabytes(board.free_gpu_bytes or 0)} of {megabytes(board.gpu.total_bytes)} free"),
+        ]
+    for kind, name in (("tensorrt", "TensorRT"), ("tensorrt-rtx", "TensorRT-RTX")):
+        rows.append((name, board.tensorrt.get(kind) or absent(kind)))
+    if board.available_bytes is not None:
+        rows.append(("memory", f"{megabytes(board.available_bytes)} available"))
+    return rows
+
+
+@command.command("build")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Build again what is built.")
+@click.option("--ignore-memory", is_flag=True, help="Try although the estimate says that memory or disk are too small.")
+@json_option
+@quiet_option
+def build(bundle: Path, force: bool, ignore_memory: bool, as_json: bool, quiet: bool) -> None:
+    """Build the engines of BUNDLE that only this device can build; an interrupted build goes on where it stopped."""
+    from mtu_compile.board import build_bundle
+
+    progress = ConsoleProgress(quiet or as_json)
+    result = build_bundle(bundle, force=force, ignore_memory=ignore_memory, progress=progress)
+    for note in () if quiet else result.notes:
+        click.echo(f"note: {note}", err=True)
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=2))
+        return
+    rows = [
+        (
+            one.graph,
+            "was there" if one.graph in result.reused else f"{one.seconds:.1f} s",
+            megabytes(one.bytes),
+            one.engine,
+        )
+        for one in result.engines
+    ]
+    table(f"engines built in {bundle}", ("graph", "build", "size", "engine"), rows, quiet=quiet)
+
+
+@command.command("check")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+@quiet_option
+def check(bundle: Path, as_json: bool, quiet: bool) -> None:
+    """Run BUNDLE's engines on this device and compare them with the recorded float original; below, exit 3."""
+    from mtu_compile.board import check_bundle
+
+    result = check_bundle(bundle, progress=ConsoleProgress(quiet or as_json))
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=2))
+    else:
+        rows = [
+            (
+                name,
+                f"{task.worst_sqnr:.1f} / {task.mean_sqnr:.1f}",
+                f"{task.worst_cosine:.5f}",
+                f"{task.metrics.latent_psnr_db:.1f}",
+                f"{task.metrics.image_psnr_db:.1f}",
+                "not measured" if task.metrics.ssim is None else f"{task.metrics.ssim:.4f}",
+                "FAIL" if task.failures else "pass",
+            )
+            for name, task in result.tasks.items()
+        ]
+        names = (
+            "task",
+            "UNet SQNR dB worst/mean",
+            "cosine worst",
+            "latent PSNR dB",
+            "image PSNR dB",
+            "SSIM",
+            "verdict",
+        )
+        table("on this device, against the float original", names, rows, quiet=quiet)
+    if result.failures:
+        hint = "see `mtu-compile board check BUNDLE --json` for every timestep"
+        raise AccuracyError("; ".join(result.failures), hint=hint)

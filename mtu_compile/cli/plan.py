@@ -1,0 +1,67 @@
+"""``mtu-compile plan``: whether a model will fit a device, without building it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from mtu_compile.cli.console import ConsoleProgress, table
+from mtu_compile.cli.options import Size, json_option, model_folder, quiet_option
+
+
+@click.command("plan")
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--target", "-t", default="cpu", show_default=True, help="Device to plan for; see `mtu-compile targets`.")
+@click.option("--int8", "precision", flag_value="int8", default=True, help="As INT8 (the default).")
+@click.option("--fp8", "precision", flag_value="fp8", help="As FP8 (E4M3), where the device has it.")
+@click.option("--fp16", "precision", flag_value="fp16", help="As float16.")
+@click.option("--bf16", "precision", flag_value="bf16", help="As bfloat16.")
+@click.option("--fp32", "precision", flag_value="fp32", help="As float32.")
+@click.option("--task", "tasks", multiple=True, help="Plan only this task; may be repeated.")
+@click.option("--size", type=Size(), help="Size of the pictures; the model's own by default.")
+@json_option
+@quiet_option
+def command(
+    model: Path | None,
+    target: str,
+    precision: str,
+    tasks: tuple[str, ...],
+    size: tuple[int, int] | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Estimate the memory MODEL needs on a device, before anything is built.
+
+    The model is exported and specialised as `build` does it, into a temporary folder. Ends with exit code 1 where it
+    does not fit, and says what would.
+    """
+    from mtu_compile.compile import BuildOptions, plan
+    from mtu_compile.planner import COLUMNS, METHOD
+    from mtu_compile.planner import size as readable
+
+    folder = model_folder(model)
+    options = BuildOptions(
+        model=folder,
+        output=Path(),
+        target=target,
+        precision=precision,  # type: ignore[arg-type]
+        tasks=tasks or None,
+        size=size,
+    )
+    planned = plan(options, ConsoleProgress(quiet))
+    if as_json:
+        click.echo(json.dumps(planned.to_json(), indent=2))
+    else:
+        memory = ["memory not known until the device is at hand"]
+        if planned.device_bytes is not None:
+            memory = [readable(planned.device_bytes)]
+        if planned.reserved_bytes:
+            memory.append(f"{readable(planned.reserved_bytes)} reserved")
+        if planned.workspace_bytes:
+            memory.append(f"workspace {readable(planned.workspace_bytes)}")
+        table(f"{folder} on {target} ({', '.join(memory)})", COLUMNS, planned.rows(), quiet=quiet)
+        if not quiet:
+            click.echo(METHOD, err=True)
+    planned.require()

@@ -1,0 +1,210 @@
+"""Engines that this machine built from a bundle: ``BUNDLE/built/`` and its index.
+
+The manifest vouches for everything in a bundle except this folder, so each engine is recorded with the hash of its own
+bytes, the hash of the graph and the recipe it was built from, and the device it was built on. An engine of which any of
+these does not agree is never handed out: TensorRT engines are neither portable between GPUs nor between versions, and
+an engine of another device loads with a warning at best and crashes at worst.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mtu_compile import bundle
+from mtu_compile.bundle import BUILT, EngineRef, Manifest
+from mtu_compile.core.atomic import atomic_file
+from mtu_compile.core.errors import BundleError, TargetError
+from mtu_compile.core.hashing import file_sha256
+from mtu_compile.runtime import cuda, tensorrt_builder
+
+INDEX = f"{BUILT}/index.json"
+FORMAT = "mtu-built-1"
+
+#: Kinds of engines that a board builds from the bundle's graph.
+BUILDABLE = ("tensorrt", "tensorrt-rtx")
+
+#: Of a graph's folder, what is not the graph: engines and blobs made from it.
+_MADE = (".engine", ".blob")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The device and toolchain an engine is good for.
+
+    Attributes:
+        tensorrt: version of the library that builds and runs the engine ("10.3.0").
+        name: of the GPU; this and the next two are ``None`` where an engine was built without a GPU.
+        compute_capability: "8.7".
+        driver: newest CUDA the driver runs ("12.6").
+    """
+
+    tensorrt: str
+    name: str | None = None
+    compute_capability: str | None = None
+    driver: str | None = None
+
+    def __str__(self) -> str:
+        gpu = (
+            f"{self.name} (compute capability {self.compute_capability}, CUDA {self.driver})" if self.name else "no GPU"
+        )
+        return f"{gpu}, TensorRT {self.tensorrt}"
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """One entry of the index.
+
+    Attributes:
+        graph: path of the graph, relative to the bundle; the entry's key.
+        graph_sha256: see ``graph_sha256``.
+        kind, recipe: the ``EngineRef``'s kind and config.
+        engine: path of the engine, relative to the bundle.
+        engine_sha256: of the engine's bytes.
+        bytes: size of the engine.
+        seconds: what the build took.
+        toolchain: name and version of what built it.
+        device: where it was built.
+    """
+
+    graph: str
+    graph_sha256: str
+    kind: str
+    recipe: Mapping[str, str]
+    engine: str
+    engine_sha256: str
+    bytes: int
+    seconds: float
+    toolchain: str
+    device: Fingerprint
+
+
+def fingerprint(kind: str) -> Fingerprint:
+    """The device and toolchain at hand.
+
+    Raises:
+        ToolchainMissing: the TensorRT of ``kind``, or cuda-python, is not installed.
+        TargetError: there is no GPU.
+    """
+    device = cuda.device_info()
+    return Fingerprint(tensorrt_builder.version(kind), device.name, device.compute_capability, device.driver)
+
+
+def named_gpus(kind: str, config: Mapping[str, str]) -> tuple[str, ...]:
+    """The compute capabilities an engine is built for without asking the GPU at hand; empty if it asks that.
+
+    TensorRT-RTX builds for GPUs by name. A recipe of TensorRT itself may name one too, but only to be checked: its
+    builder always builds for the GPU at hand.
+    """
+    recipe = tensorrt_builder.Recipe.from_config(config)
+    return tuple(recipe.compute_capabilities) if kind == "tensorrt-rtx" else ()
+
+
+def graph_sha256(manifest: Manifest, path: str) -> str:
+    """SHA-256 over the graph and the weights beside it, as the manifest has them: lines ``<sha256>  <path>``."""
+    folder = str(PurePosixPath(path).parent)
+    names = [n for n in manifest.files if str(PurePosixPath(n).parent) == folder and not n.endswith(_MADE)]
+    lines = (f"{manifest.files[name]}  {name}\n" for name in sorted(names))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def engine_name(path: str) -> str:
+    """Where the engine of the graph ``path`` lies: ``"unet_edit/model.onnx"`` → ``"built/unet_edit.engine"``."""
+    pure = PurePosixPath(path)
+    parts = pure.parts[:-1] if len(pure.parts) > 1 and pure.stem == "model" else (*pure.parts[:-1], pure.stem)
+    return f"{BUILT}/{'.'.join(parts)}.engine"
+
+
+def find(root: Path, manifest: Manifest, ref: EngineRef, device: Fingerprint | None = None) -> Path | None:
+    """The engine built here for ``ref``; ``None`` if none was built.
+
+    Args:
+        root: the bundle.
+        manifest: its manifest.
+        ref: the network.
+        device: what the engine has to run on; asked of this machine if not given, and only if there is an engine.
+
+    Raises:
+        BundleError: the index or the engine is damaged, or was built from another graph or recipe.
+        TargetError: the engine was built on another device or with another TensorRT; or there is no GPU here.
+        ToolchainMissing: see ``fingerprint``.
+    """
+    entry = read_index(root).get(ref.path)
+    if entry is None:
+        return None
+    if problem := damage(root, manifest, ref, entry):
+        raise BundleError(f"{entry.engine} is not used: {problem}", hint=_hint(root))
+    if problem := foreign(entry, device or fingerprint(ref.kind)):
+        raise TargetError(f"{entry.engine} is not used: {problem}", hint=_hint(root))
+    return bundle.resolve(root, entry.engine)
+
+
+def damage(root: Path, manifest: Manifest, ref: EngineRef, entry: BuiltEngine) -> str | None:
+    """Why the file of ``entry`` is not the engine of ``ref``; ``None`` if it is, byte for byte."""
+    if entry.graph_sha256 != graph_sha256(manifest, ref.path):
+        return f"it was built from another {ref.path}"
+    if (entry.kind, dict(entry.recipe)) != (ref.kind, dict(ref.config)):
+        return "it was built with another recipe"
+    try:
+        path = bundle.resolve(root, entry.engine)
+    except BundleError:
+        return "the file is missing"
+    if path.stat().st_size != entry.bytes or file_sha256(path) != entry.engine_sha256:
+        return "the file is not the one that was built"
+    return None
+
+
+def foreign(entry: BuiltEngine, device: Fingerprint) -> str | None:
+    """Why an engine does not belong to ``device``; ``None`` if it does."""
+    if entry.device.tensorrt != device.tensorrt:
+        return f"it was built with TensorRT {entry.device.tensorrt}, and this is {device.tensorrt}"
+    if gpus := named_gpus(entry.kind, entry.recipe):
+        if device.compute_capability in (None, *gpus):
+            return None
+        return f"it was built for compute capability {', '.join(gpus)}, and this GPU has {device.compute_capability}"
+    return None if entry.device == device else f"it was built on {entry.device}, and this is {device}"
+
+
+def read_index(root: Path) -> dict[str, BuiltEngine]:
+    """What was built here, by graph; empty if nothing was. ``BundleError`` if the index is damaged."""
+    path = root / INDEX
+    if not path.exists() and not path.is_symlink():
+        return {}
+    try:
+        raw = json.loads(bundle.resolve(root, INDEX).read_bytes())
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']!r}")
+        return {graph: _entry(graph, entry) for graph, entry in raw["engines"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(f"{INDEX} is damaged: {error}", hint=_hint(root)) from error
+
+
+def record(root: Path, entry: BuiltEngine) -> None:
+    """Add ``entry`` to the index, in the place of an earlier one of the same graph; a damaged index is begun anew."""
+    try:
+        entries = read_index(root)
+    except BundleError:
+        entries = {}
+    entries[entry.graph] = entry
+    body = {"format": FORMAT, "engines": {graph: asdict(one) for graph, one in sorted(entries.items())}}
+    (root / BUILT).mkdir(exist_ok=True)
+    with atomic_file(root / INDEX) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(body, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())  # boards lose power: the rename must not come before the bytes
+
+
+def _entry(graph: str, raw: Mapping[str, Any]) -> BuiltEngine:
+    entry = BuiltEngine(**{**raw, "device": Fingerprint(**raw["device"])})
+    if entry.graph != graph or entry.engine != engine_name(graph):
+        raise ValueError(f"{graph!r} names {entry.engine!r}")
+    return entry
+
+
+def _hint(root: Path) -> str:
+    return f"mtu-compile board build {root}"

@@ -1,0 +1,210 @@
+"""OpenVINO models on one device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtu_compile.core.errors import ConfigError, TargetError, ToolchainMissing
+from mtu_compile.runtime import npu_model
+from mtu_compile.runtime.engine import Array, TensorSpec, check_inputs
+
+#: Options a bundle may set. Not all that OpenVINO has: some name folders and files to write or load.
+OPENVINO_OPTIONS = frozenset(
+    {
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+        "EXECUTION_MODE_HINT",
+        "INFERENCE_NUM_THREADS",
+        "INFERENCE_PRECISION_HINT",
+        "NUM_STREAMS",
+        "PERFORMANCE_HINT",
+    }
+)
+#: OpenVINO devices that choose another device by themselves.
+_VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
+
+
+#: What brings a device to OpenVINO, where it is not the vendor of the machine alone.
+_DRIVERS = {
+    "NPU": "an Intel NPU needs its driver: https://github.com/intel/linux-npu-driver on Linux, Intel's on Windows",
+    "GPU": "an Intel GPU needs its driver: https://github.com/intel/compute-runtime on Linux, Intel's on Windows",
+}
+
+_log = logging.getLogger(__name__)
+
+
+class OpenVINOEngine:
+    """An OpenVINO model (``.xml`` with its ``.bin``) on one device, from a blob compiled in advance if it fits.
+
+    A blob its device's driver does not take (another generation, an older driver) is no reason not to run: the model is
+    compiled here instead, which takes longer, and ``warnings`` and the log say so. Nothing ever runs on another device
+    than the one asked for.
+
+    Args:
+        path: the model.
+        config: options of OpenVINO (``OPENVINO_OPTIONS``), and ``"device"`` (``"CPU"`` if not said).
+        prebuilt: blob of the model for this device.
+        cache: folder to keep what is compiled here in, so that the next time is quick.
+
+    Raises:
+        ToolchainMissing: OpenVINO is not installed.
+        ConfigError: an option that is not allowed, or a device that chooses another by itself.
+        TargetError: the device is not there, does not take the model, or another one was used.
+    """
+
+    def __init__(
+        self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, *, cache: Path | None = None
+    ) -> None:
+        options = dict(config)
+        device = options.pop("device", "CPU")
+        if device.split(":")[0].split(".")[0].upper() in _VIRTUAL_DEVICES:
+            raise ConfigError(
+                f"device {device!r} would leave the choice of a device to OpenVINO",
+                hint="name the device itself: CPU, GPU or NPU",
+            )
+        if forbidden := options.keys() - OPENVINO_OPTIONS:
+            raise ConfigError(f"an engine may not set the OpenVINO option {min(forbidden)!r}")
+        openvino = _import_openvino()
+        self._name = f"{path.parent.name}/{path.name}"
+        self.warnings: tuple[str, ...] = ()
+        core = openvino.Core()
+        if device not in core.available_devices:
+            what = _DRIVERS.get(device.split(".")[0], "build for one of these, or install its driver")
+            raise TargetError(
+                f"openvino finds no device {device!r} on this machine",
+                hint=f"it finds {', '.join(core.available_devices)}; {what}",
+            )
+        try:
+            model = core.read_model(str(path))
+            for_device(model, device)
+            compiled = None
+            if prebuilt is not None:
+                compiled = self._import(core, model, device, options, prebuilt)
+            if compiled is None:
+                compiled = core.compile_model(model, device, {**options, **self._caching(device, cache)})
+            used = list(compiled.get_property("EXECUTION_DEVICES"))
+        except RuntimeError as error:
+            raise TargetError(f"openvino cannot load {self._name} on {device}: {reason(error)}") from error
+        if any(part.split(".")[0] != device.split(".")[0] for part in used) or not used:
+            raise TargetError(f"openvino put {self._name} on {', '.join(used)} instead of {device}")
+        # Not those of the compiled model: to its ports clings what nodes that were optimised away were called.
+        self._inputs = {spec.name: spec for spec in map(_spec, model.inputs)}
+        self._outputs = {spec.name: spec for spec in map(_spec, model.outputs)}
+        self._request: Any = compiled.create_infer_request()
+
+    def _import(self, core: Any, model: Any, device: str, options: Mapping[str, str], blob: Path) -> Any:
+        """The compiled model in ``blob``, or ``None`` with a warning if it is not usable here."""
+        from openvino import Tensor
+
+        try:
+            # Mapped, not read: a UNet's blob has a gigabyte, and the plugin makes its own copy.
+            compiled = core.import_model(Tensor(np.memmap(blob, dtype=np.uint8, mode="c")), device, dict(options))
+        except (RuntimeError, OSError, ValueError) as error:
+            return self._warn(
+                f"{device} does not take {blob.parent.name}/{blob.name}, so {self._name} is compiled here", error
+            )
+        if _interface(compiled) != _interface(model):
+            return self._warn(f"{blob.parent.name}/{blob.name} is not of {self._name}, which is compiled here instead")
+        return compiled
+
+    def _caching(self, device: str, cache: Path | None) -> dict[str, str]:
+        if cache is None or device.split(".")[0] == "CPU":
+            return {}
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._warn(f"what is compiled for {device} cannot be kept in {cache}", error)
+            return {}
+        return {"CACHE_DIR": str(cache)}
+
+    def _warn(self, text: str, error: BaseException | None = None) -> None:
+        text = text if error is None else f"{text}: {reason(error)}"
+        self.warnings = (*self.warnings, text)
+        _log.warning(text)
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._outputs
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if self._request is None:
+            raise TargetError(f"{self._name} is closed")
+        check_inputs(self._name, self._inputs, inputs)
+        try:
+            # The inputs are read where they are; the outputs are copied, as the request writes over its own next time.
+            results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            raise TargetError(f"openvino cannot run {self._name}: {reason(error)}") from error
+        return {name: results[index] for index, name in enumerate(self._outputs)}
+
+    def close(self) -> None:
+        self._request = None
+
+
+def for_device(model: Any, device: str) -> None:
+    """Make a model read from a file what is compiled for a device, in place (see ``npu_model`` for the NPU)."""
+    fractional_timesteps(model)
+    if device.split(".")[0] == "NPU":
+        npu_model.for_npu(model)
+
+
+def fractional_timesteps(model: Any) -> None:
+    """Make the input ``timestep`` of a model that was read float32, as some samplers stop between two timesteps.
+
+    Files say int64: OpenVINO GenAI gives a UNet nothing else. What they convert it to at once is float32.
+    """
+    from openvino import Type
+
+    for port in model.inputs:
+        if "timestep" in port.names:
+            port.get_node().set_element_type(Type.f32)
+    model.validate_nodes_and_infer_types()
+
+
+def _interface(model: Any) -> tuple[frozenset[str], ...]:
+    """Inputs and outputs in a form that compares: the same names, shapes and types in any order."""
+    return tuple(frozenset(f"{s.name} {s}" for s in map(_spec, ports)) for ports in (model.inputs, model.outputs))
+
+
+def _import_openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ToolchainMissing(
+            f"this bundle runs on OpenVINO, which is not installed ({error})",
+            hint="pip install 'mtu-compile[openvino]'",
+        ) from error
+    return openvino
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in port.partial_shape)
+    return TensorSpec(port_name(port), shape, np.dtype(port.element_type.to_dtype()))
+
+
+def port_name(port: Any) -> str:
+    """What an OpenVINO input or output is called.
+
+    A tensor may have several names, in no fixed order: its own, and those of operations that a converter left out of
+    the graph ("33").
+    """
+    name = str(port.node.friendly_name)
+    if not port.names or name in port.names:
+        return name
+    return str(min(port.names, key=lambda name: (not name.isidentifier(), name)))
+
+
+def reason(error: BaseException) -> str:
+    """The line of an OpenVINO exception that says why; the others are headings and places in its C++ code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '")) and line[-1] != ":"]
+    findings = [line.removeprefix("-- ") for line in telling if line.startswith("-- ")]
+    return (findings or telling or lines or [type(error).__name__])[0]

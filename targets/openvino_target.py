@@ -1,0 +1,122 @@
+"""What every OpenVINO device has in common: one IR, written once, that the device's plugin compiles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mtu_compile.bundle import EngineRef
+from mtu_compile.core.atomic import staging
+from mtu_compile.core.progress import Progress
+from targets.base import Artifact, Availability, Plan, Precision, TargetSpec
+from targets.estimate import estimate
+from targets.openvino_ir import (
+    any_number_of_prompts,
+    free_batch,
+    keep_angles_precise,
+    probe_openvino,
+    prove_compiles,
+    read_graph,
+    whole_timesteps,
+    write_ir,
+)
+
+#: How any machine with OpenVINO runs an IR to measure what its precision costs.
+HOST_CONFIG: Mapping[str, str] = {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a device's own compiler made of an IR: a blob, if it made one, what was done, and its own figures."""
+
+    prebuilt: Path | None
+    status: str
+    estimate: Mapping[str, Any] | None = None
+
+
+class OpenVINOTarget(ABC):
+    """A device OpenVINO has a plugin for; a family says what it runs in and how the device's own compile step goes."""
+
+    def __init__(self, spec: TargetSpec) -> None:
+        self._spec = spec
+
+    @property
+    def spec(self) -> TargetSpec:
+        return self._spec
+
+    def probe(self) -> Availability:
+        return probe_openvino(self._spec.device)
+
+    def plan(self, graph: Path, *, precision: Precision) -> Plan:
+        self._spec.check_precision(precision)
+        return estimate(graph, precision=precision, device_bytes=self.memory(), rest=self._spec.rest)
+
+    def check_graph(self, graph: Path, *, precision: Precision) -> None:
+        self._spec.check_precision(precision)
+        if self.probe().ok:
+            read_graph(graph)
+
+    def build(self, graph: Path, out: Path, *, precision: Precision, progress: Progress | None = None) -> Artifact:
+        """Write ``out/openvino_model.xml`` and ``.bin``, and what the device's compiler adds (see ``Target.build``)."""
+        self._spec.check_precision(precision)
+        availability = self.probe()
+        availability.require(self._spec.name)
+        config = {"device": self._spec.device, "INFERENCE_PRECISION_HINT": self.inference_precision(precision)}
+        model = read_graph(graph)
+        with staging(out, replace=True) as folder:
+            if free_batch(model):
+                any_number_of_prompts(model)
+            if config["INFERENCE_PRECISION_HINT"] != "f32":
+                keep_angles_precise(model)
+            whole_timesteps(model)
+            path = write_ir(model, folder, fp16_weights=self.half_weights(precision))
+            made = self.compile_ir(path, config, progress or Progress())
+            files = tuple(sorted(file.name for file in folder.iterdir()))
+        return Artifact(
+            kind="openvino",
+            path=out / path.name,
+            config=config,
+            files=tuple(out / name for name in files),
+            precision=precision,
+            toolchain=f"openvino {availability.version}",
+            prebuilt=None if made.prebuilt is None else out / made.prebuilt.name,
+            status=made.status,
+            estimate=made.estimate,
+        )
+
+    def half_weights(self, precision: Precision) -> bool:
+        """Whether float weights are stored as fp16; beside INT8 weights the few that are left stay as they are."""
+        return precision in ("fp16", "bf16")
+
+    def device_here(self) -> bool:
+        try:
+            import openvino
+
+            found = openvino.Core().available_devices
+        except (ImportError, RuntimeError):
+            return False
+        return any(device.split(".")[0] == self._spec.device for device in found)
+
+    def host_engine(self, engine: EngineRef) -> EngineRef:
+        return replace(engine, config=dict(HOST_CONFIG), prebuilt=None)
+
+    @abstractmethod
+    def inference_precision(self, precision: Precision) -> str:
+        """OpenVINO's name of the float type that what is not quantised runs in."""
+
+    @abstractmethod
+    def companion_precision(self, precision: Precision) -> Precision:
+        """See ``Target.companion_precision``."""
+
+    @abstractmethod
+    def memory(self) -> int | None:
+        """Memory of the device in bytes; ``None`` where it is not here to be asked."""
+
+    def compile_ir(self, path: Path, config: Mapping[str, str], progress: Progress) -> Compiled:
+        """The device's own compile step; ``BuildError`` if it refuses the IR."""
+        options = {key: value for key, value in config.items() if key != "device"}
+        prove_compiles(path, self._spec.device, options)
+        return Compiled(None, "runs here")
