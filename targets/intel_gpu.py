@@ -82,7 +82,7 @@ def _compile_blob(path: Path, device: str, config: Mapping[str, str]) -> Path:
     try:
         model = core.read_model(str(path))
         fractional_timesteps(model)
-        blob.write_bytes(core.compile_model(model, device, options).export_model())
+        blob.write_bytes(core.compile_model(model, device, options).export_model().getbuffer())
     except RuntimeError as error:
         raise BuildError(f"openvino cannot compile {path.name} for {device}: {reason(error)}") from error
     return blob

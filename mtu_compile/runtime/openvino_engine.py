@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mtu_compile.core.errors import ConfigError, TargetError, ToolchainMissing
-from mtu_compile.runtime import npu_model
 from mtu_compile.runtime.engine import Array, TensorSpec, check_inputs
 
 #: Options a bundle may set. Not all that OpenVINO has: some name folders and files to write or load.
@@ -150,10 +149,19 @@ class OpenVINOEngine:
 
 
 def for_device(model: Any, device: str) -> None:
-    """Make a model read from a file what is compiled for a device, in place (see ``npu_model`` for the NPU)."""
+    """Give a model that was read from a file the inputs it is run with on a device, in place.
+
+    ``timestep`` becomes float32 again; and for an NPU, which takes fixed shapes only, dynamic dimensions become 1 (the
+    text encoder's batch: one prompt at a time).
+    """
+    from openvino import Dimension, PartialShape
+
     fractional_timesteps(model)
-    if device.split(".")[0] == "NPU":
-        npu_model.for_npu(model)
+    for port in model.inputs:
+        if device.split(".")[0] == "NPU" and port.partial_shape.is_dynamic:
+            sizes = [Dimension(1) if size.is_dynamic else size for size in port.partial_shape]
+            port.get_node().set_partial_shape(PartialShape(sizes))
+    model.validate_nodes_and_infer_types()
 
 
 def fractional_timesteps(model: Any) -> None:

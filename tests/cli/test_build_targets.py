@@ -1,0 +1,107 @@
+"""The example, built for devices that are not here: what is built is real, and what is not run is said not to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtu_compile import bundle
+from mtu_compile.core.errors import ToolchainMissing
+
+Run = Callable[..., Any]
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "emoji" / "model"
+QUICK = ("--int8", "--steps", 4, "--calibration-pictures", 2, "--check-pictures", 1)
+
+
+@pytest.fixture(scope="module")
+def rtx_bundle(tmp_path_factory: pytest.TempPathFactory, mtu: Run) -> Path:
+    out = tmp_path_factory.mktemp("rtx") / "bundle"
+    done = mtu("build", EXAMPLE, "--target", "rtx-ada", "--task", "sr", *QUICK, "-o", out)
+    assert done.code == 0, done.err
+    return out
+
+
+def test_an_rtx_bundle_has_an_engine_built_without_a_gpu(rtx_bundle: Path) -> None:
+    manifest = bundle.read(rtx_bundle)
+    for where, engine in manifest.engines():
+        assert engine.kind == "tensorrt-rtx", where
+        assert engine.prebuilt is not None
+        assert (rtx_bundle / engine.prebuilt).stat().st_size > 100_000
+        assert engine.status.startswith(("built, not run", "runs here"))
+        assert engine.config["compute_capabilities"] == "8.9"
+    entry = manifest.tasks["sr"]
+    assert [record.id for record in entry.passes[-2:]] == ["mtu::legalise-qdq", "mtu::to-fp16"]
+    assert entry.accuracy is not None and entry.accuracy["passed"]
+    assert "no GeForce RTX 40" in entry.accuracy["measured_with"] or "tensorrt" in entry.accuracy["measured_with"]
+
+
+def test_every_backend_of_the_build_machine_agrees(rtx_bundle: Path, mtu: Run) -> None:
+    parity = bundle.read(rtx_bundle).tasks["sr"].extra["parity"]
+    assert [row["backend"] for row in parity["rows"]] == ["ONNX Runtime CPU", "OpenVINO CPU, f32"]
+    assert parity["failures"] == []
+    shown = mtu("inspect", rtx_bundle)
+    assert shown.code == 0 and "OpenVINO CPU, f32" in shown.out and "not run" in shown.out
+
+
+def test_a_wrong_graph_in_the_bundle_is_refused(rtx_bundle: Path, tmp_path: Path, mtu: Run) -> None:
+    import shutil
+
+    broken = shutil.copytree(rtx_bundle, tmp_path / "broken")
+    engine = broken / "unet_sr" / "model.engine"
+    engine.write_bytes(engine.read_bytes()[:-1] + b"\0")
+    done = mtu("check", broken)
+    assert done.code == 5 and "unet_sr/model.engine" in done.err
+
+
+@pytest.mark.skipif(
+    "not __import__('targets').get('intel-npu').probe().ok", reason="no NPU compiler here; `make npu-compiler` sets it up"
+)
+def test_an_npu_bundle_has_a_blob_built_without_an_npu(tmp_path: Path, mtu: Run) -> None:
+    out = tmp_path / "bundle"
+    done = mtu("build", EXAMPLE, "--target", "intel-npu", "--task", "sr", *QUICK, "-o", out, "--json")
+    assert done.code == 0, done.err
+    manifest = bundle.read(out)
+    engine = manifest.tasks["sr"].engine
+    assert (engine.kind, engine.config["device"]) == ("openvino", "NPU")
+    assert engine.prebuilt is not None and (out / engine.prebuilt).stat().st_size > 1_000_000
+    assert engine.estimate is not None and 0.1 < engine.estimate["latency_ms"] < 100
+    assert "cost model" in engine.estimate["source"]
+    assert engine.status.startswith(("built, not run", "runs here"))
+    assert json.loads(done.out)["engines"]["tasks.sr.engine"]["estimate"] == dict(engine.estimate)
+
+
+def test_a_jetson_bundle_carries_graph_recipe_wheel_and_requirements(
+    tiny_model: Path, tmp_path: Path, mtu: Run
+) -> None:
+    out = tmp_path / "bundle"
+    options = ("--task", "t2i", "--no-wheels", "--accuracy-gate", "warn", *QUICK)
+    done = mtu("build", tiny_model, "--target", "jetson-orin-nano", *options, "-o", out)
+    assert done.code == 0, done.err
+    manifest = bundle.read(out)
+    engine = manifest.tasks["t2i"].engine
+    assert (engine.kind, engine.prebuilt, engine.status) == ("tensorrt", None, "to be built on the board")
+    assert [path.name.split("-")[0] for path in (out / "wheels").iterdir()] == ["mtu_compile"]
+    assert manifest.extra["board"]["compute_capability"] == "8.7"
+    refused = mtu("run", out, "--task", "t2i", "--prompt", "a", "-o", tmp_path / "a.png")
+    assert refused.code in (1, 4) and "board build" in refused.err
+
+
+def test_a_target_whose_toolchain_is_missing_says_what_installs_it(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
+    import targets
+
+    if targets.get("tensorrt").probe().ok:
+        pytest.skip("TensorRT is installed here")
+    done = mtu("build", tiny_model, "--target", "tensorrt", "--fp16", "-o", tmp_path / "b")
+    assert done.code == ToolchainMissing.exit_code
+    assert "pip install" in done.err and not (tmp_path / "b").exists()
+
+
+def test_a_precision_the_device_has_not_is_refused_before_anything_is_done(
+    tiny_model: Path, tmp_path: Path, mtu: Run
+) -> None:
+    done = mtu("build", tiny_model, "--target", "jetson-orin", "--fp8", "-o", tmp_path / "b")
+    assert done.code == 2 and "it takes int8, fp16, fp32" in done.err
