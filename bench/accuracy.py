@@ -15,6 +15,7 @@ from statistics import fmean
 import numpy as np
 
 from bench import timing
+from calibration.observe import observe
 from calibration.samples import load_samples
 from mtu_compile import runtime
 from mtu_compile.metrics import image_metrics, psnr_db
@@ -40,15 +41,8 @@ def main() -> None:
         for seed, row in enumerate(rows):
             steps = compiled.steps(task.name)
             ours = compiled.run(task.name, row.prompt, image=row.image, mask=row.mask, seed=seed, paste_unmasked=False)
-            theirs = float_pipeline(
-                row.prompt,
-                task=task.name,
-                image=row.image,
-                mask_image=row.mask,
-                seed=seed,
-                num_inference_steps=steps,
-                paste_unmasked=False,
-            )
+            seen = observe(float_pipeline, task, row, size=None, steps=steps, seed=seed, paste_unmasked=False)
+            theirs = seen.made
             latents.append(psnr_db(theirs.latents.numpy(), ours.latents))
             psnr, ssim = image_metrics(np.asarray(theirs.images[0]), np.asarray(ours.image))
             psnrs.append(psnr)

@@ -1,6 +1,7 @@
 """The compiler: a multi-task pipeline folder goes in, a checked bundle comes out.
 
-This file is the table of contents. Each stage is a function below; the work is done by the modules they call.
+This file is the table of contents. Each stage is a function below; the work is done by the modules they call, and what
+passes between them is in ``mtu_compile.stages``.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import gc
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import passes
 import targets
@@ -33,13 +34,13 @@ from mtu_compile.layout import Layout, unet_folders
 from mtu_compile.parity import parity
 from mtu_compile.planner import BuildPlan, plan_build, survey
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.verdict import CheckResult
+from mtu_compile.stages import BuildOptions, BuildResult, Graphs, Job, Observed, Specialised
 from targets.base import Artifact, Precision, Target
 
 if TYPE_CHECKING:
     from mtu_compile.model.pipeline import MTUPipeline
 
-Gate = Literal["off", "warn", "fail"]
+__all__ = ["INT8", "BuildOptions", "BuildResult", "build", "export_graphs", "plan"]
 
 #: Tools whose version a bundle records.
 TOOLS = (
@@ -62,122 +63,6 @@ INT8 = QuantSettings(
 
 #: Folder of a model that holds the rows it is calibrated and checked with unless others are given.
 SAMPLES = "samples"
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What to build.
-
-    Attributes:
-        model: MTU pipeline folder.
-        output: bundle folder to write.
-        target: name of a target (``mtu-compile targets``).
-        precision: one of the target's.
-        tasks: names of the tasks to build, or ``None`` for all.
-        size: height and width of the pictures in pixels, or ``None`` for the model's own.
-        data: folder with prompts and pictures to calibrate and check with, or ``None`` for the model's ``samples/``.
-        steps: denoising steps of calibration, check, and the bundle's default.
-        calibration_pictures: trajectories calibrated with, per task.
-        check_pictures: trajectories the bundle is checked with, per task.
-        gate: what a task below its threshold does: ``"fail"`` raises, ``"warn"`` only records.
-        seed: of everything random.
-        fetch_wheels: put the packages a board needs into its bundle, for boards without internet.
-        force: replace an existing output.
-    """
-
-    model: Path
-    output: Path
-    target: str = "cpu"
-    precision: Precision = "int8"
-    tasks: tuple[str, ...] | None = None
-    size: tuple[int, int] | None = None
-    data: Path | None = None
-    steps: int = 20
-    calibration_pictures: int = 12
-    check_pictures: int = 4
-    gate: Gate = "fail"
-    seed: int = 0
-    fetch_wheels: bool = True
-    force: bool = False
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """Where the bundle is, what is in it, and how accurate it is (``None`` where the gate is off)."""
-
-    path: Path
-    manifest: bundle.Manifest
-    check: CheckResult | None
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every stage needs to know.
-
-    Attributes:
-        staging: folder that becomes the bundle.
-        work: folder for what the bundle does not carry.
-        source: the model's name and hash.
-        size: height and width of the pictures in pixels.
-    """
-
-    options: BuildOptions
-    target: Target
-    staging: Path
-    work: Path
-    source: bundle.Source
-    size: tuple[int, int]
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class Specialised:
-    """One task's static float graph.
-
-    Attributes:
-        task_id: index of the task in the model.
-        task: its description.
-        graph: ONNX file.
-        passes: what the passes did to it.
-    """
-
-    task_id: int
-    task: Task
-    graph: Path
-    passes: tuple[bundle.PassRecord, ...]
-
-
-@dataclass(frozen=True)
-class Graphs:
-    """Every network of a model as float ONNX: what a device has to hold.
-
-    Attributes:
-        dynamic: the UNet with the task as an input.
-        tasks: by name, the UNet specialised to a task.
-        parts: ``text_encoder``, ``vae_encoder``, ``vae_decoder``.
-    """
-
-    dynamic: Path
-    tasks: Mapping[str, Specialised]
-    parts: Mapping[str, Path]
-
-    @property
-    def unets(self) -> dict[str, Path]:
-        """By task, its graph."""
-        return {name: one.graph for name, one in self.tasks.items()}
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What the float original did on real inputs of one task.
-
-    Attributes:
-        calibration: UNet inputs, or ``None`` where nothing is quantised.
-        reference: file of the float reference, in the bundle.
-    """
-
-    calibration: CalibrationSet | None
-    reference: Path
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:

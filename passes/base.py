@@ -7,6 +7,16 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+#: A multi-task graph becomes the static graph of one task.
+TASK_PIPELINE: tuple[str, ...] = (
+    "mtu::bind-task",
+    "mtu::fold-routing",
+    "mtu::drop-experts",
+    "mtu::merge-experts",
+    "mtu::freeze-shapes",
+    "mtu::cleanup",
+)
+
 
 @dataclass(frozen=True)
 class PassContext:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from passes.base import PassContext, PassResult
+from passes.base import TASK_PIPELINE, PassContext, PassResult
 from passes.folding import SMALL, fold_small_constants
 
 
@@ -26,13 +26,7 @@ class Cleanup:
     """
 
     id = "mtu::cleanup"
-    after: tuple[str, ...] = (
-        "mtu::bind-task",
-        "mtu::fold-routing",
-        "mtu::drop-experts",
-        "mtu::merge-experts",
-        "mtu::freeze-shapes",
-    )
+    after: tuple[str, ...] = TASK_PIPELINE[:-1]  # it is the last
 
     def requires(self, graph: ir.Model, context: PassContext) -> None:
         pass

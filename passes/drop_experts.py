@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from mtu_compile.core.errors import PassError
-from passes.base import PassContext, PassResult, Skipped
-from passes.experts import Expert, Mixture, find_mixtures
-from passes.graph import TASK_IDS, constant, find_input, only_user, other_input, remove_unused, replace_value
+from passes.base import PassContext, PassResult
+from passes.experts import Expert, Mixture, find_mixtures, require_bound_task, rewrite_mixtures
+from passes.graph import constant, only_user, other_input, replace_value
 
 
 class DropExperts:
@@ -31,24 +31,10 @@ class DropExperts:
     after: tuple[str, ...] = ("mtu::bind-task", "mtu::fold-routing")
 
     def requires(self, graph: ir.Model, context: PassContext) -> None:
-        if find_input(graph, TASK_IDS) is not None:
-            raise PassError(f"the task is still an input, {TASK_IDS!r}", hint="run mtu::bind-task first")
+        require_bound_task(graph)
 
     def run(self, graph: ir.Model, context: PassContext) -> PassResult:
-        rewrites = 0
-        skipped: list[Skipped] = []
-        for mixture in find_mixtures(graph):
-            unused = [expert for expert in mixture.experts if _is_zero(expert)]
-            if any(constant(expert.gate) is None for expert in mixture.experts):
-                skipped.append(Skipped(mixture.name, "a gate is not constant"))
-            elif len(unused) == len(mixture.experts):
-                skipped.append(Skipped(mixture.name, "every gate is zero"))
-            else:
-                for expert in unused:
-                    _drop(expert)
-                rewrites += len(unused)
-        remove_unused(graph)
-        return PassResult(self.id, graph, rewrites, tuple(skipped))
+        return rewrite_mixtures(self.id, graph, _drop_unused)
 
     def ensures(self, graph: ir.Model, context: PassContext) -> None:
         for mixture in find_mixtures(graph):
@@ -64,6 +50,18 @@ def _is_zero(expert: Expert) -> bool:
 def _droppable(mixture: Mixture) -> bool:
     constants = all(constant(expert.gate) is not None for expert in mixture.experts)
     return constants and 0 < sum(map(_is_zero, mixture.experts)) < len(mixture.experts)
+
+
+def _drop_unused(mixture: Mixture) -> int | str:
+    """Drop the experts whose gate is zero, and count them; or say why none can be dropped."""
+    unused = [expert for expert in mixture.experts if _is_zero(expert)]
+    if any(constant(expert.gate) is None for expert in mixture.experts):
+        return "a gate is not constant"
+    if len(unused) == len(mixture.experts):
+        return "every gate is zero"
+    for expert in unused:
+        _drop(expert)
+    return len(unused)
 
 
 def _drop(expert: Expert) -> None:

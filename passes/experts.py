@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from passes.graph import constant_tensor, only_user, other_input, produced_by, scope
+from mtu_compile.core.errors import PassError
+from passes.base import PassResult, Skipped
+from passes.graph import (
+    TASK_IDS,
+    constant_tensor,
+    find_input,
+    only_user,
+    other_input,
+    produced_by,
+    remove_unused,
+    scope,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +93,32 @@ def find_mixtures(graph: ir.Model) -> tuple[Mixture, ...]:
         if left is not right and only_user(left, "Add") and only_user(right, "Add"):
             sums[node.outputs[0]] = sums.pop(left) + sums.pop(right)
     return tuple(Mixture(parts, output) for output, parts in sums.items())
+
+
+def require_bound_task(graph: ir.Model) -> None:
+    """``PassError`` if the task is still an input: its gates are then no constants."""
+    if find_input(graph, TASK_IDS) is not None:
+        raise PassError(f"the task is still an input, {TASK_IDS!r}", hint="run mtu::bind-task first")
+
+
+def rewrite_mixtures(name: str, graph: ir.Model, rewrite: Callable[[Mixture], int | str]) -> PassResult:
+    """Give every mixture to ``rewrite``, and remove what nothing reads then.
+
+    Args:
+        name: id of the pass.
+        graph: rewritten in place.
+        rewrite: returns how many places of a mixture it rewrote, or why it left the mixture as it was.
+    """
+    rewrites = 0
+    skipped: list[Skipped] = []
+    for mixture in find_mixtures(graph):
+        done = rewrite(mixture)
+        if isinstance(done, str):
+            skipped.append(Skipped(mixture.name, done))
+        else:
+            rewrites += done
+    remove_unused(graph)
+    return PassResult(name, graph, rewrites, tuple(skipped))
 
 
 def _match(gelu: ir.Node) -> Expert | None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from mtu_compile import qdq
 from mtu_compile.core.errors import PassError
-from passes.base import PassContext, PassResult, Skipped
+from passes.base import TASK_PIPELINE, PassContext, PassResult, Skipped
 from passes.graph import constant_tensor, produced_by, remove_unused, users
 
 #: Between the query·key product and the softmax: scale and mask.
@@ -55,14 +55,7 @@ class LegaliseQdq:
     """
 
     id = "mtu::legalise-qdq"
-    after: tuple[str, ...] = (
-        "mtu::bind-task",
-        "mtu::fold-routing",
-        "mtu::drop-experts",
-        "mtu::merge-experts",
-        "mtu::freeze-shapes",
-        "mtu::cleanup",
-    )
+    after: tuple[str, ...] = TASK_PIPELINE
 
     def requires(self, graph: ir.Model, context: PassContext) -> None:
         for node in qdq.quantisers(graph):

@@ -9,18 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from mtu_compile.core.errors import PassError
-from passes.base import PassContext, PassResult, Skipped
-from passes.experts import Expert, Mixture, find_mixtures
+from passes.base import PassContext, PassResult
+from passes.experts import Expert, Mixture, find_mixtures, require_bound_task, rewrite_mixtures
 from passes.graph import (
-    TASK_IDS,
     Array,
     add_lazy_constant,
     constant,
     constant_tensor,
-    find_input,
     produced_by,
     read_float64,
-    remove_unused,
     replace_value,
 )
 
@@ -84,21 +81,17 @@ class MergeExperts:
     after: tuple[str, ...] = ("mtu::bind-task", "mtu::fold-routing", "mtu::drop-experts")
 
     def requires(self, graph: ir.Model, context: PassContext) -> None:
-        if find_input(graph, TASK_IDS) is not None:
-            raise PassError(f"the task is still an input, {TASK_IDS!r}", hint="run mtu::bind-task first")
+        require_bound_task(graph)
 
     def run(self, graph: ir.Model, context: PassContext) -> PassResult:
-        rewrites = 0
-        skipped: list[Skipped] = []
-        for mixture in find_mixtures(graph):
+        def merge(mixture: Mixture) -> int | str:
             parts = _parts(mixture)
             if isinstance(parts, str):
-                skipped.append(Skipped(mixture.name, parts))
-            else:
-                _merge(graph, mixture, parts)
-                rewrites += 1
-        remove_unused(graph)
-        return PassResult(self.id, graph, rewrites, tuple(skipped))
+                return parts
+            _merge(graph, mixture, parts)
+            return 1
+
+        return rewrite_mixtures(self.id, graph, merge)
 
     def ensures(self, graph: ir.Model, context: PassContext) -> None:
         for mixture in find_mixtures(graph):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mtu_compile.core.errors import ConfigError
-from passes.base import Pass
+from passes.base import TASK_PIPELINE, Pass
 from passes.bind_task import BindTask
 from passes.cleanup import Cleanup
 from passes.drop_experts import DropExperts
@@ -15,15 +15,7 @@ from passes.legalise_qdq import LegaliseQdq
 from passes.merge_experts import MergeExperts
 from passes.to_half import to_bf16, to_fp16
 
-#: A multi-task graph becomes the static graph of one task.
-TASK_PIPELINE = (
-    "mtu::bind-task",
-    "mtu::fold-routing",
-    "mtu::drop-experts",
-    "mtu::merge-experts",
-    "mtu::freeze-shapes",
-    "mtu::cleanup",
-)
+__all__ = ["STATIC_PIPELINE", "TASK_PIPELINE", "Registry", "builtin"]
 
 #: Any other graph (a plain UNet, or a multi-task one that keeps its task input) becomes static.
 STATIC_PIPELINE = ("mtu::freeze-shapes", "mtu::cleanup")

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from mtu_compile.core.errors import PassError
-from passes.base import PassContext, PassResult, Skipped
+from passes.base import TASK_PIPELINE, PassContext, PassResult, Skipped
 from passes.folding import SMALL
 from passes.graph import Array, constant_tensor, produced_by, remove_unused, users
 from passes.keep_float import FIXED_INPUTS, FLOAT, KEEP, QUANTISERS, Rule, float_inputs, float_outputs, stays_float
@@ -63,15 +63,7 @@ class ToHalf:
     opset to 22, the first whose convolutions take it. Refuses (``PassError``) subgraphs (If, Loop, Scan) and functions.
     """
 
-    after: tuple[str, ...] = (
-        "mtu::bind-task",
-        "mtu::fold-routing",
-        "mtu::drop-experts",
-        "mtu::merge-experts",
-        "mtu::freeze-shapes",
-        "mtu::cleanup",
-        "mtu::legalise-qdq",
-    )
+    after: tuple[str, ...] = (*TASK_PIPELINE, "mtu::legalise-qdq")
 
     def __init__(self, name: str, dtype: ir.DataType, keep: Mapping[str, Rule] = KEEP) -> None:
         self.id = name

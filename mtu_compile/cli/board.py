@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mtu_compile.cli.check import report
 from mtu_compile.cli.console import ConsoleProgress, megabytes, table
 from mtu_compile.cli.options import json_option, quiet_option
-from mtu_compile.core.errors import AccuracyError, TargetError
+from mtu_compile.core.errors import TargetError
 
 if TYPE_CHECKING:
     from mtu_compile.board import Board
@@ -134,31 +135,4 @@ def check(bundle: Path, as_json: bool, quiet: bool) -> None:
     from mtu_compile.board import check_bundle
 
     result = check_bundle(bundle, progress=ConsoleProgress(quiet or as_json))
-    if as_json:
-        click.echo(json.dumps(result.to_json(), indent=2))
-    else:
-        rows = [
-            (
-                name,
-                f"{task.worst_sqnr:.1f} / {task.mean_sqnr:.1f}",
-                f"{task.worst_cosine:.5f}",
-                f"{task.metrics.latent_psnr_db:.1f}",
-                f"{task.metrics.image_psnr_db:.1f}",
-                "not measured" if task.metrics.ssim is None else f"{task.metrics.ssim:.4f}",
-                "FAIL" if task.failures else "pass",
-            )
-            for name, task in result.tasks.items()
-        ]
-        names = (
-            "task",
-            "UNet SQNR dB worst/mean",
-            "cosine worst",
-            "latent PSNR dB",
-            "image PSNR dB",
-            "SSIM",
-            "verdict",
-        )
-        table("on this device, against the float original", names, rows, quiet=quiet)
-    if result.failures:
-        hint = "see `mtu-compile board check BUNDLE --json` for every timestep"
-        raise AccuracyError("; ".join(result.failures), hint=hint)
+    report(result, "board check", as_json=as_json, quiet=quiet)

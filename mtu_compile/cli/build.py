@@ -9,24 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from mtu_compile.cli.console import ConsoleProgress
-from mtu_compile.cli.options import Size, json_option, model_folder, quiet_option
+from mtu_compile.cli.options import json_option, model_folder, quiet_option, what_to_build
 
 if TYPE_CHECKING:
     from mtu_compile.compile import BuildResult
 
 
 @click.command("build")
-@click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--target", "-t", default="cpu", show_default=True, help="Device to build for; see `mtu-compile targets`."
-)
-@click.option("--int8", "precision", flag_value="int8", default=True, help="Quantise to INT8 (the default).")
-@click.option("--fp8", "precision", flag_value="fp8", help="Quantise to FP8 (E4M3), where the device has it.")
-@click.option("--fp16", "precision", flag_value="fp16", help="Weights and activations in float16.")
-@click.option("--bf16", "precision", flag_value="bf16", help="Weights and activations in bfloat16.")
-@click.option("--fp32", "precision", flag_value="fp32", help="Keep everything in float32.")
-@click.option("--task", "tasks", multiple=True, help="Build only this task; may be repeated.")
-@click.option("--size", type=Size(), help="Size of the pictures; the model's own by default.")
+@what_to_build
 @click.option("--data", type=click.Path(path_type=Path), help="Prompts and pictures to calibrate and check with.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000), help="Denoising steps.")
 @click.option("--calibration-pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")

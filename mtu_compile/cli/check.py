@@ -25,12 +25,18 @@ def command(bundle: Path, as_json: bool, quiet: bool) -> None:
     from mtu_compile.check import check_bundle
 
     result = check_bundle(bundle, progress=ConsoleProgress(quiet or as_json))
+    report(result, "check", as_json=as_json, quiet=quiet)
+
+
+def report(result: CheckResult, name: str, *, as_json: bool, quiet: bool) -> None:
+    """Print what the command ``name`` measured; ``AccuracyError`` if anything is below its threshold."""
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=2))
     else:
         print_accuracy(result, quiet=quiet)
     if result.failures:
-        raise AccuracyError("; ".join(result.failures), hint="see `mtu-compile check BUNDLE --json` for every timestep")
+        hint = f"see `mtu-compile {name} BUNDLE --json` for every timestep"
+        raise AccuracyError("; ".join(result.failures), hint=hint)
 
 
 def print_accuracy(result: CheckResult, *, quiet: bool) -> None:
@@ -42,7 +48,7 @@ def print_accuracy(result: CheckResult, *, quiet: bool) -> None:
             f"{task.worst_cosine:.5f}",
             f"{task.metrics.latent_psnr_db:.1f}",
             f"{task.metrics.image_psnr_db:.1f}",
-            f"{task.metrics.ssim:.4f}",
+            "not measured" if task.metrics.ssim is None else f"{task.metrics.ssim:.4f}",
             "FAIL" if task.failures else "pass",
         )
         for name, task in result.tasks.items()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from mtu_compile.core.errors import ConfigError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "emoji" / "model"
 
@@ -28,6 +31,28 @@ class Size(click.ParamType[tuple[int, int]]):
         if not match:
             self.fail(f"{value!r} is not a size such as 512x512", param, ctx)
         return int(match[2]), int(match[1])
+
+
+def what_to_build(command: _Command) -> _Command:
+    """Give a command ``model``, ``target``, ``precision``, ``tasks`` and ``size``, as ``BuildOptions`` names them."""
+    for parameter in reversed(_WHAT_TO_BUILD):  # as decorators are applied, from the bottom up
+        command = parameter(command)
+    return command
+
+
+_WHAT_TO_BUILD = (
+    click.argument("model", required=False, type=click.Path(path_type=Path)),
+    click.option(
+        "--target", "-t", default="cpu", show_default=True, help="Device to build for; see `mtu-compile targets`."
+    ),
+    click.option("--int8", "precision", flag_value="int8", default=True, help="Quantise to INT8 (the default)."),
+    click.option("--fp8", "precision", flag_value="fp8", help="Quantise to FP8 (E4M3), where the device has it."),
+    click.option("--fp16", "precision", flag_value="fp16", help="Weights and activations in float16."),
+    click.option("--bf16", "precision", flag_value="bf16", help="Weights and activations in bfloat16."),
+    click.option("--fp32", "precision", flag_value="fp32", help="Keep everything in float32."),
+    click.option("--task", "tasks", multiple=True, help="Only this task; may be repeated."),
+    click.option("--size", type=Size(), help="Size of the pictures; the model's own by default."),
+)
 
 
 def model_folder(model: Path | None) -> Path:

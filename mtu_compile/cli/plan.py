@@ -8,19 +8,11 @@ from pathlib import Path
 import click
 
 from mtu_compile.cli.console import ConsoleProgress, table
-from mtu_compile.cli.options import Size, json_option, model_folder, quiet_option
+from mtu_compile.cli.options import json_option, model_folder, quiet_option, what_to_build
 
 
 @click.command("plan")
-@click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--target", "-t", default="cpu", show_default=True, help="Device to plan for; see `mtu-compile targets`.")
-@click.option("--int8", "precision", flag_value="int8", default=True, help="As INT8 (the default).")
-@click.option("--fp8", "precision", flag_value="fp8", help="As FP8 (E4M3), where the device has it.")
-@click.option("--fp16", "precision", flag_value="fp16", help="As float16.")
-@click.option("--bf16", "precision", flag_value="bf16", help="As bfloat16.")
-@click.option("--fp32", "precision", flag_value="fp32", help="As float32.")
-@click.option("--task", "tasks", multiple=True, help="Plan only this task; may be repeated.")
-@click.option("--size", type=Size(), help="Size of the pictures; the model's own by default.")
+@what_to_build
 @json_option
 @quiet_option
 def command(

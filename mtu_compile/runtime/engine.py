@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -55,6 +56,44 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the network's memory."""
         ...
+
+
+class EngineBase(ABC):
+    """What the engines of all vendors do alike: they refuse wrong inputs, and say so when they are closed.
+
+    Attributes:
+        name: ``folder/file`` of the graph, for messages.
+        inputs: what has to be given, by name; set by the engine when it is opened.
+        outputs: what comes back, by name; likewise.
+    """
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+    def __init__(self, path: Path) -> None:
+        self.name = f"{path.parent.name}/{path.name}"
+        self._closed = False
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see ``Engine``."""
+        if self._closed:
+            raise TargetError(f"{self.name} is closed")
+        check_inputs(self.name, self.inputs, inputs)
+        return self._run(inputs)
+
+    def close(self) -> None:
+        """Free the network's memory; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._free()
+
+    @abstractmethod
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run on inputs that were checked."""
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Let go of the network."""
 
 
 #: Class of each kind of engine, as ``module:class`` under ``mtu_compile.runtime``; imported when one is opened.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtu_compile.core.errors import TargetError, ToolchainMissing
-from mtu_compile.runtime.engine import Array, TensorSpec, check_inputs
+from mtu_compile.runtime.engine import Array, EngineBase, TensorSpec
 
 #: ONNX Runtime's names of the types a graph's border has.
 _DTYPES = {
@@ -20,7 +20,7 @@ _DTYPES = {
 }
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(EngineBase):
     """An ONNX graph on ONNX Runtime's CPU provider; it has no options and nothing is built for it in advance.
 
     See ``open_engine`` for what is raised.
@@ -34,37 +34,26 @@ class OnnxRuntimeEngine:
                 f"the graph runs on ONNX Runtime here, which is not installed ({error})",
                 hint="pip install 'mtu-compile[compile]'",
             ) from error
-        self._name = f"{path.parent.name}/{path.name}"
+        super().__init__(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own exceptions have no common base but this
-            raise TargetError(f"onnxruntime cannot load {self._name}: {_first_line(error)}") from error
-        self._inputs = {spec.name: spec for spec in map(_spec, session.get_inputs())}
-        self._outputs = {spec.name: spec for spec in map(_spec, session.get_outputs())}
+            raise TargetError(f"onnxruntime cannot load {self.name}: {_first_line(error)}") from error
+        self.inputs = {spec.name: spec for spec in map(_spec, session.get_inputs())}
+        self.outputs = {spec.name: spec for spec in map(_spec, session.get_outputs())}
         self._session: Any = session
 
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._outputs
-
-    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        if self._session is None:
-            raise TargetError(f"{self._name} is closed")
-        check_inputs(self._name, self._inputs, inputs)
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            results = self._session.run(list(self._outputs), dict(inputs))
+            results = self._session.run(list(self.outputs), dict(inputs))
         except Exception as error:
-            raise TargetError(f"onnxruntime cannot run {self._name}: {_first_line(error)}") from error
-        return dict(zip(self._outputs, results, strict=True))
+            raise TargetError(f"onnxruntime cannot run {self.name}: {_first_line(error)}") from error
+        return dict(zip(self.outputs, results, strict=True))
 
-    def close(self) -> None:
-        self._session = None
+    def _free(self) -> None:
+        del self._session
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtu_compile.core.errors import ConfigError, TargetError, ToolchainMissing
-from mtu_compile.runtime.engine import Array, TensorSpec, check_inputs
+from mtu_compile.runtime.engine import Array, EngineBase, TensorSpec
 
 #: Options a bundle may set. Not all that OpenVINO has: some name folders and files to write or load.
 OPENVINO_OPTIONS = frozenset(
@@ -36,7 +36,7 @@ _DRIVERS = {
 _log = logging.getLogger(__name__)
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(EngineBase):
     """An OpenVINO model (``.xml`` with its ``.bin``) on one device, from a blob compiled in advance if it fits.
 
     A blob its device's driver does not take (another generation, an older driver) is no reason not to run: the model is
@@ -68,7 +68,7 @@ class OpenVINOEngine:
         if forbidden := options.keys() - OPENVINO_OPTIONS:
             raise ConfigError(f"an engine may not set the OpenVINO option {min(forbidden)!r}")
         openvino = _import_openvino()
-        self._name = f"{path.parent.name}/{path.name}"
+        super().__init__(path)
         self.warnings: tuple[str, ...] = ()
         core = openvino.Core()
         if device not in core.available_devices:
@@ -87,12 +87,12 @@ class OpenVINOEngine:
                 compiled = core.compile_model(model, device, {**options, **self._caching(device, cache)})
             used = list(compiled.get_property("EXECUTION_DEVICES"))
         except RuntimeError as error:
-            raise TargetError(f"openvino cannot load {self._name} on {device}: {reason(error)}") from error
+            raise TargetError(f"openvino cannot load {self.name} on {device}: {reason(error)}") from error
         if any(part.split(".")[0] != device.split(".")[0] for part in used) or not used:
-            raise TargetError(f"openvino put {self._name} on {', '.join(used)} instead of {device}")
+            raise TargetError(f"openvino put {self.name} on {', '.join(used)} instead of {device}")
         # Not those of the compiled model: to its ports clings what nodes that were optimised away were called.
-        self._inputs = {spec.name: spec for spec in map(_spec, model.inputs)}
-        self._outputs = {spec.name: spec for spec in map(_spec, model.outputs)}
+        self.inputs = {spec.name: spec for spec in map(_spec, model.inputs)}
+        self.outputs = {spec.name: spec for spec in map(_spec, model.outputs)}
         self._request: Any = compiled.create_infer_request()
 
     def _import(self, core: Any, model: Any, device: str, options: Mapping[str, str], blob: Path) -> Any:
@@ -104,10 +104,10 @@ class OpenVINOEngine:
             compiled = core.import_model(Tensor(np.memmap(blob, dtype=np.uint8, mode="c")), device, dict(options))
         except (RuntimeError, OSError, ValueError) as error:
             return self._warn(
-                f"{device} does not take {blob.parent.name}/{blob.name}, so {self._name} is compiled here", error
+                f"{device} does not take {blob.parent.name}/{blob.name}, so {self.name} is compiled here", error
             )
         if _interface(compiled) != _interface(model):
-            return self._warn(f"{blob.parent.name}/{blob.name} is not of {self._name}, which is compiled here instead")
+            return self._warn(f"{blob.parent.name}/{blob.name} is not of {self.name}, which is compiled here instead")
         return compiled
 
     def _caching(self, device: str, cache: Path | None) -> dict[str, str]:
@@ -125,27 +125,16 @@ class OpenVINOEngine:
         self.warnings = (*self.warnings, text)
         _log.warning(text)
 
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._outputs
-
-    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        if self._request is None:
-            raise TargetError(f"{self._name} is closed")
-        check_inputs(self._name, self._inputs, inputs)
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
             # The inputs are read where they are; the outputs are copied, as the request writes over its own next time.
             results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
         except RuntimeError as error:
-            raise TargetError(f"openvino cannot run {self._name}: {reason(error)}") from error
-        return {name: results[index] for index, name in enumerate(self._outputs)}
+            raise TargetError(f"openvino cannot run {self.name}: {reason(error)}") from error
+        return {name: results[index] for index, name in enumerate(self.outputs)}
 
-    def close(self) -> None:
-        self._request = None
+    def _free(self) -> None:
+        del self._request
 
 
 def for_device(model: Any, device: str) -> None:

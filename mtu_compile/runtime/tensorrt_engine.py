@@ -25,7 +25,7 @@ from mtu_compile.bundle import BUILT, MANIFEST
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import TargetError
 from mtu_compile.runtime.cuda import Device, call, device_info, load_cudart
-from mtu_compile.runtime.engine import Array, TensorSpec, check_inputs
+from mtu_compile.runtime.engine import Array, EngineBase, TensorSpec
 from mtu_compile.runtime.tensorrt_library import Kind, collector, first_error, load_tensorrt, no_collection
 from mtu_compile.runtime.tensorrt_recipe import Recipe
 
@@ -56,7 +56,7 @@ class _Buffer:
     is_input: bool
 
 
-class TensorRTEngine:
+class TensorRTEngine(EngineBase):
     """An engine of TensorRT itself, built on this machine; see ``open_engine`` for the arguments and what is raised.
 
     Attributes:
@@ -68,47 +68,34 @@ class TensorRTEngine:
 
     def __init__(self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None) -> None:
         recipe = Recipe.from_config(config)
-        self._name = f"{path.parent.name}/{path.name}"
+        super().__init__(path)
         self._root = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
         self._build_hint = f"mtu-compile board build {self._root or 'BUNDLE'}"
-        self._run: Callable[[], None] | None = None
         trt = load_tensorrt(self.kind)
         self._cudart = load_cudart()
         self._require(device_info(), recipe)
         if prebuilt is None:
-            raise TargetError(f"no engine was built for {self._name}", hint=self._build_hint)
+            raise TargetError(f"no engine was built for {self.name}", hint=self._build_hint)
         with ExitStack() as resources:
-            self._run = self._open(trt, path, prebuilt, resources)
+            self._step = self._open(trt, path, prebuilt, resources)
             self._resources = resources.pop_all()
 
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._outputs
-
-    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        if self._run is None:
-            raise TargetError(f"{self._name} is closed")
-        check_inputs(self._name, self._inputs, inputs)
-        for name in self._inputs:
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        for name in self.inputs:
             np.copyto(self._buffers[name].host, inputs[name])
-        self._run()
-        return {name: self._buffers[name].host.copy() for name in self._outputs}
+        self._step()
+        return {name: self._buffers[name].host.copy() for name in self.outputs}
 
-    def close(self) -> None:
-        if self._run is not None:
-            self._run = None
-            self._buffers.clear()
-            self._resources.close()
+    def _free(self) -> None:
+        del self._step
+        self._buffers.clear()
+        self._resources.close()
 
     def _require(self, device: Device, recipe: Recipe) -> None:
         wanted = recipe.compute_capabilities
         if wanted and device.compute_capability not in wanted:
             raise TargetError(
-                f"{self._name} is for GPUs of compute capability {', '.join(wanted)}, and {device.name} has "
+                f"{self.name} is for GPUs of compute capability {', '.join(wanted)}, and {device.name} has "
                 f"{device.compute_capability}",
                 hint="compile the model for this GPU",
             )
@@ -131,7 +118,7 @@ class TensorRTEngine:
         context, after_first_run = self._context(trt, engine, path)
         if context is None:
             raise TargetError(
-                f"{trt.__name__} cannot prepare {self._name}: {first_error(logger.messages)}",
+                f"{trt.__name__} cannot prepare {self.name}: {first_error(logger.messages)}",
                 hint="is enough of the GPU's memory free?",
             )
         # A CUDA graph runs in the memory of the context it was captured from, so the graph has to go first.
@@ -139,12 +126,12 @@ class TensorRTEngine:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         specs = {name: self._spec(engine, name) for name in names}
         is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        self._inputs = {name: specs[name] for name in names if is_input[name]}
-        self._outputs = {name: specs[name] for name in names if not is_input[name]}
+        self.inputs = {name: specs[name] for name in names if is_input[name]}
+        self.outputs = {name: specs[name] for name in names if not is_input[name]}
         self._buffers = {name: self._buffer(specs[name], is_input[name], resources) for name in names}
         for name, buffer in self._buffers.items():
             if not context.set_tensor_address(name, buffer.device):
-                raise TargetError(f"{self._name} does not take memory for {name!r}: {first_error(logger.messages)}")
+                raise TargetError(f"{self.name} does not take memory for {name!r}: {first_error(logger.messages)}")
         stream = call(cudart.cudaStreamCreate)
         resources.callback(_free, cudart.cudaStreamDestroy, stream)
 
@@ -154,7 +141,7 @@ class TensorRTEngine:
                 if buffer.is_input:
                     self._copy(buffer, stream)
             if not context.execute_async_v3(int(stream)):
-                raise TargetError(f"{self._name} cannot be run: {first_error(logger.messages)}")
+                raise TargetError(f"{self.name} cannot be run: {first_error(logger.messages)}")
             for buffer in self._buffers.values():
                 if not buffer.is_input:
                     self._copy(buffer, stream)
@@ -174,9 +161,9 @@ class TensorRTEngine:
     def _spec(self, engine: Any, name: str) -> TensorSpec:
         shape, dtype = tuple(engine.get_tensor_shape(name)), engine.get_tensor_dtype(name).name
         if any(size < 0 for size in shape):
-            raise TargetError(f"{self._name} has a dynamic shape for {name!r}, and only static engines are run")
+            raise TargetError(f"{self.name} has a dynamic shape for {name!r}, and only static engines are run")
         if dtype not in _DTYPES:
-            raise TargetError(f"{self._name} has {name!r} in {dtype}, which NumPy has not")
+            raise TargetError(f"{self.name} has {name!r} in {dtype}, which NumPy has not")
         return TensorSpec(name, shape, np.dtype(_DTYPES[dtype]))
 
     def _buffer(self, spec: TensorSpec, is_input: bool, resources: ExitStack) -> _Buffer:

@@ -1,0 +1,133 @@
+"""What passes between the stages of a compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from calibration.sets import CalibrationSet
+from mtu_compile import bundle
+from mtu_compile.core.progress import Progress
+from mtu_compile.core.tasks import Task
+from mtu_compile.verdict import CheckResult
+from targets.base import Precision, Target
+
+Gate = Literal["off", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Attributes:
+        model: MTU pipeline folder.
+        output: bundle folder to write.
+        target: name of a target (``mtu-compile targets``).
+        precision: one of the target's.
+        tasks: names of the tasks to build, or ``None`` for all.
+        size: height and width of the pictures in pixels, or ``None`` for the model's own.
+        data: folder with prompts and pictures to calibrate and check with, or ``None`` for the model's ``samples/``.
+        steps: denoising steps of calibration, check, and the bundle's default.
+        calibration_pictures: trajectories calibrated with, per task.
+        check_pictures: trajectories the bundle is checked with, per task.
+        gate: what a task below its threshold does: ``"fail"`` raises, ``"warn"`` only records.
+        seed: of everything random.
+        fetch_wheels: put the packages a board needs into its bundle, for boards without internet.
+        force: replace an existing output.
+    """
+
+    model: Path
+    output: Path
+    target: str = "cpu"
+    precision: Precision = "int8"
+    tasks: tuple[str, ...] | None = None
+    size: tuple[int, int] | None = None
+    data: Path | None = None
+    steps: int = 20
+    calibration_pictures: int = 12
+    check_pictures: int = 4
+    gate: Gate = "fail"
+    seed: int = 0
+    fetch_wheels: bool = True
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """Where the bundle is, what is in it, and how accurate it is (``None`` where the gate is off)."""
+
+    path: Path
+    manifest: bundle.Manifest
+    check: CheckResult | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage needs to know.
+
+    Attributes:
+        staging: folder that becomes the bundle.
+        work: folder for what the bundle does not carry.
+        source: the model's name and hash.
+        size: height and width of the pictures in pixels.
+    """
+
+    options: BuildOptions
+    target: Target
+    staging: Path
+    work: Path
+    source: bundle.Source
+    size: tuple[int, int]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Specialised:
+    """One task's static float graph.
+
+    Attributes:
+        task_id: index of the task in the model.
+        task: its description.
+        graph: ONNX file.
+        passes: what the passes did to it.
+    """
+
+    task_id: int
+    task: Task
+    graph: Path
+    passes: tuple[bundle.PassRecord, ...]
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Every network of a model as float ONNX: what a device has to hold.
+
+    Attributes:
+        dynamic: the UNet with the task as an input.
+        tasks: by name, the UNet specialised to a task.
+        parts: ``text_encoder``, ``vae_encoder``, ``vae_decoder``.
+    """
+
+    dynamic: Path
+    tasks: Mapping[str, Specialised]
+    parts: Mapping[str, Path]
+
+    @property
+    def unets(self) -> dict[str, Path]:
+        """By task, its graph."""
+        return {name: one.graph for name, one in self.tasks.items()}
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the float original did on real inputs of one task.
+
+    Attributes:
+        calibration: UNet inputs, or ``None`` where nothing is quantised.
+        reference: file of the float reference, in the bundle.
+    """
+
+    calibration: CalibrationSet | None
+    reference: Path
