@@ -31,8 +31,9 @@ from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.layout import Layout, unet_folders
-from mtu_compile.parity import parity
+from mtu_compile.parity import Backend, parity
 from mtu_compile.planner import BuildPlan, plan_build, survey
+from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.stages import BuildOptions, BuildResult, Graphs, Job, Observed, Specialised
 from targets.base import Artifact, Precision, Target
@@ -310,16 +311,18 @@ def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.
         graph, extra["quantisation"] = _quantise(job, one, seen.calibration)
     with job.progress.stage(f"lower {name}"):
         graph, lowered = _lower(job, graph, precision)
-    with job.progress.stage(f"parity {name}"):
-        reference = Reference.load(seen.reference)
-        agreement = parity(graph, reference, guidance=one.task.guidance, calls=PARITY_CALLS)
-        if job.options.gate == "fail":
-            agreement.require()
-        extra["parity"] = agreement.to_json()
     with job.progress.stage(f"build {name}"):
         began = time.monotonic()
         artifact = job.target.build(graph, folder, precision=precision, progress=job.progress)
         extra["build_seconds"] = round(time.monotonic() - began, 1)
+    with job.progress.stage(f"parity {name}"):
+        reference = Reference.load(seen.reference)
+        agreement = parity(
+            graph, reference, guidance=one.task.guidance, calls=PARITY_CALLS, extra=_device_backends(job, artifact)
+        )
+        if job.options.gate == "fail":
+            agreement.require()
+        extra["parity"] = agreement.to_json()
     # Graphs are as large as the model: keep no more of them on the disk than needed.
     shutil.rmtree(one.graph.parent)
     return bundle.TaskEntry(
@@ -333,6 +336,17 @@ def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.
         reference=seen.reference.relative_to(job.staging).as_posix(),
         extra=extra,
     )
+
+
+def _device_backends(job: Job, artifact: Artifact) -> tuple[Backend, ...]:
+    """The engine that was built, as one more backend, where its device is in this machine."""
+    if not job.target.device_here():
+        return ()
+
+    def opener() -> Engine:
+        return open_engine(artifact.kind, artifact.path, artifact.config, artifact.prebuilt)
+
+    return (Backend(f"{job.target.spec.device}, as built", artifact.toolchain, opener, judged=False),)
 
 
 def _quantise(job: Job, one: Specialised, calibration: CalibrationSet) -> tuple[Path, object]:

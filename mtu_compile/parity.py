@@ -42,11 +42,14 @@ class Backend:
         name: what it is, with device and float type (``"OpenVINO CPU, f32"``).
         version: of the package that runs it.
         open: opens it; ``TargetError`` where this machine cannot run the graph with it.
+        judged: whether it has to agree with the first backend. An engine of lower precision than the graph's own types
+            need not; the accuracy gate judges it.
     """
 
     name: str
     version: str
     open: Callable[[], Engine]
+    judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Row:
         worst_guidance_ratio: of a guidance delta's norm to the original's, the one furthest from 1; ``None`` without
             guidance.
         agreement_db: lowest SQNR of its output against the first backend's, decibels; ``None`` for the first.
+        judged: whether it has to agree with the first.
     """
 
     backend: str
@@ -69,6 +73,7 @@ class Row:
     worst_cosine: float
     worst_guidance_ratio: float | None
     agreement_db: float | None
+    judged: bool
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Parity:
             f"{row.backend} differs from {first} on {self.graph} of task {self.task!r}: {row.agreement_db:.1f} dB, "
             f"and {self.required_db:.1f} dB were to be expected"
             for row in self.rows[1:]
-            if not (row.agreement_db is not None and row.agreement_db >= self.required_db)
+            if row.judged and not (row.agreement_db is not None and row.agreement_db >= self.required_db)
         )
 
     def require(self) -> None:
@@ -206,6 +211,7 @@ def _row(backend: Backend, steps: Sequence[StepMetrics]) -> Row:
         worst_cosine=min(step.cosine for step in steps),
         worst_guidance_ratio=max(ratios, key=lambda ratio: abs(ratio - 1)) if ratios else None,
         agreement_db=None,
+        judged=backend.judged,
     )
 
 

@@ -131,6 +131,15 @@ def test_onnx_runtime_and_openvino_agree(recorded, tmp_path, kind, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_an_engine_of_lower_precision_is_shown_and_not_judged_by_agreement(recorded, tmp_path):
+    graph = write_graph(tmp_path / "unet.onnx", kind="fp32")
+    coarse = Changed(graph, lambda y: np.float32(1.01) * y)
+    table = parity(graph, recorded, extra=[Backend("NPU, as built", "1.0", lambda: coarse, judged=False)])
+    table.require()
+    assert table.rows[-1].backend == "NPU, as built" and not table.rows[-1].judged
+    assert table.rows[-1].agreement_db == pytest.approx(40, abs=0.5)
+
+
 @pytest.mark.parametrize("kind", LEAST)
 @pytest.mark.parametrize(
     "defect",

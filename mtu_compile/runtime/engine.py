@@ -105,7 +105,9 @@ _KINDS = {
 }
 
 
-def open_engine(kind: str, path: Path, config: Mapping[str, str], prebuilt: Path | None = None) -> Engine:
+def open_engine(
+    kind: str, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, *, cache: Path | None = None
+) -> Engine:
     """Open a network.
 
     Args:
@@ -114,6 +116,7 @@ def open_engine(kind: str, path: Path, config: Mapping[str, str], prebuilt: Path
         path: the portable graph.
         config: the runtime's options, and for OpenVINO ``"device"`` (``"CPU"`` if not said).
         prebuilt: what was built from the graph for this device, if something was.
+        cache: folder for what the vendor's runtime compiles while it opens the network, so that the next time is quick.
 
     Raises:
         ToolchainMissing: the vendor's runtime is not installed.
@@ -123,9 +126,9 @@ def open_engine(kind: str, path: Path, config: Mapping[str, str], prebuilt: Path
     if kind not in _KINDS:
         raise TargetError(f"engines of kind {kind!r} are not known", hint=f"this mtu-compile runs {', '.join(_KINDS)}")
     module, _, name = _KINDS[kind].partition(":")
-    opener: Callable[[Path, Mapping[str, str], Path | None], Engine]
+    opener: Callable[[Path, Mapping[str, str], Path | None, Path | None], Engine]
     opener = getattr(import_module(f"mtu_compile.runtime.{module}"), name)
-    return opener(path, config, prebuilt)
+    return opener(path, config, prebuilt, cache)
 
 
 def check_inputs(name: str, specs: Mapping[str, TensorSpec], inputs: Mapping[str, Array]) -> None:

@@ -26,7 +26,9 @@ class OnnxRuntimeEngine(EngineBase):
     See ``open_engine`` for what is raised.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, cache: Path | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:

@@ -56,7 +56,7 @@ class OpenVINOEngine(EngineBase):
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, *, cache: Path | None = None
+        self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, cache: Path | None = None
     ) -> None:
         options = dict(config)
         device = options.pop("device", "CPU")
@@ -111,7 +111,7 @@ class OpenVINOEngine(EngineBase):
         return compiled
 
     def _caching(self, device: str, cache: Path | None) -> dict[str, str]:
-        if cache is None or device.split(".")[0] == "CPU":
+        if cache is None or cache.is_symlink() or device.split(".")[0] == "CPU":
             return {}
         try:
             cache.mkdir(parents=True, exist_ok=True)

@@ -191,7 +191,8 @@ class Runtime:
         prebuilt = built.find(self._root, self.manifest, ref) if ref.kind in built.BUILDABLE else None
         if prebuilt is None and ref.prebuilt is not None:
             prebuilt = bundle.resolve(self._root, ref.prebuilt)
-        return open_engine(ref.kind, bundle.resolve(self._root, ref.path), ref.config, prebuilt)
+        graph = bundle.resolve(self._root, ref.path)
+        return open_engine(ref.kind, graph, ref.config, prebuilt, cache=self._root / bundle.BUILT)
 
     def _noise(self, seed: int, latents: Array | None) -> Array:
         shape = (1, self.manifest.latent_channels, *self.manifest.latent_size)

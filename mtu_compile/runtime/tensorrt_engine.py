@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mtu_compile.bundle import BUILT, MANIFEST
+from mtu_compile.bundle import MANIFEST
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import TargetError
 from mtu_compile.runtime.cuda import Device, call, device_info, load_cudart
@@ -66,11 +66,14 @@ class TensorRTEngine(EngineBase):
     kind: ClassVar[Kind] = "tensorrt"
     captured: bool = False
 
-    def __init__(self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, cache: Path | None = None
+    ) -> None:
         recipe = Recipe.from_config(config)
         super().__init__(path)
-        self._root = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
-        self._build_hint = f"mtu-compile board build {self._root or 'BUNDLE'}"
+        self._cache = cache
+        root = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
+        self._build_hint = f"mtu-compile board build {root or 'BUNDLE'}"
         trt = load_tensorrt(self.kind)
         self._cudart = load_cudart()
         self._require(device_info(), recipe)
@@ -246,11 +249,10 @@ class TensorRTRTXEngine(TensorRTEngine):
         return None
 
     def _cache_file(self, graph: Path) -> Path | None:
-        """Where compiled kernels are kept: in the bundle, among what this machine built; nowhere outside a bundle."""
-        if self._root is None or (self._root / BUILT).is_symlink():
+        """Where compiled kernels are kept; a link is not followed, as it may lead out of the bundle."""
+        if self._cache is None or self._cache.is_symlink():
             return None
-        name = ".".join(graph.relative_to(self._root).with_suffix("").parts)
-        file = self._root / BUILT / f"{name}.rtxcache"
+        file = self._cache / f"{graph.parent.name}.{graph.stem}.rtxcache"
         return None if file.is_symlink() else file
 
 

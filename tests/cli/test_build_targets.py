@@ -58,7 +58,7 @@ def test_a_wrong_graph_in_the_bundle_is_refused(rtx_bundle: Path, tmp_path: Path
 
 
 @pytest.mark.skipif(
-    "not __import__('targets').get('intel-npu').probe().ok", reason="no NPU compiler here; `make npu-compiler` sets it up"
+    "not __import__('targets').get('intel-npu').probe().ok", reason="no NPU compiler; `make npu-compiler` sets it up"
 )
 def test_an_npu_bundle_has_a_blob_built_without_an_npu(tmp_path: Path, mtu: Run) -> None:
     out = tmp_path / "bundle"

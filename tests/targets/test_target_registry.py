@@ -25,7 +25,17 @@ def test_every_pipeline_is_made_of_passes_that_exist_in_an_order_they_allow():
 
     for name in targets.names():
         pipeline = targets.get(name).spec.pipeline
+        assert pipeline == passes.TASK_PIPELINE
         assert tuple(found.id for found in passes.builtin().pipeline(pipeline)) == pipeline
+
+
+def test_every_lowering_is_made_of_passes_that_exist_and_may_follow_the_pipeline():
+    import passes
+
+    for name in targets.names():
+        spec = targets.get(name).spec
+        for ids in spec.lowering.values():
+            passes.builtin().pipeline((*spec.pipeline, *ids))
 
 
 def test_an_unknown_name_is_a_usage_error_that_says_the_closest():
