@@ -46,10 +46,12 @@ class Thresholds:
 
 
 #: Per precision. int8: a network of the Stable Diffusion kind quantised by NNCF measures 20 to 28 dB a step, and noise
-#: is visible below about 12; bf16: 8 bits of mantissa give 38 to 40 dB a step; fp32: rounding order only.
+#: is visible below about 12; fp8 measures the same as int8; bf16: 8 bits of mantissa give 38 to 40 dB a step; fp32:
+#: rounding order only.
 #: Guidance deltas are small differences, so they are allowed more than the outputs they come from.
 PRECISION_THRESHOLDS: Mapping[str, Thresholds] = {
     "int8": Thresholds(12.0, 0.97, 0.6, 0.7, 18.0, 20.0, 0.85),
+    "fp8": Thresholds(12.0, 0.97, 0.6, 0.7, 18.0, 20.0, 0.85),
     "bf16": Thresholds(24.0, 0.998, 0.85, 0.95, 26.0, 28.0, 0.95),
     "fp16": Thresholds(30.0, 0.999, 0.9, 0.98, 30.0, 32.0, 0.97),
     "fp32": Thresholds(60.0, 0.99999, 0.99, 0.9999, 60.0, 50.0, 0.999),

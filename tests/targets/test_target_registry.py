@@ -7,6 +7,7 @@ import pytest
 
 import targets
 from mtu_compile.core.errors import ConfigError, ToolchainMissing
+from mtu_compile.thresholds import Thresholds
 from targets.base import Availability, Plan
 
 
@@ -18,6 +19,12 @@ def test_every_name_gives_the_target_of_that_name():
         assert spec.precisions and spec.pipeline and spec.vendor and spec.device
         assert {"opset", "precisions", "memory_bytes"} <= set(spec.sources)
         targets.get(name).probe()
+
+
+def test_every_precision_of_every_target_has_accuracy_thresholds():
+    for name in targets.names():
+        for precision in targets.get(name).spec.precisions:
+            assert Thresholds.default(precision).sqnr_db is not None
 
 
 def test_every_pipeline_is_made_of_passes_that_exist_in_an_order_they_allow():
