@@ -31,7 +31,7 @@ def command(as_json: bool) -> None:
             spec.name,
             f"{spec.vendor} {spec.device}",
             " ".join(spec.precisions),
-            "the machine's" if spec.memory_bytes is None else f"{spec.memory_bytes / GIB:.0f} GiB",
+            "the device's own" if spec.memory_bytes is None else f"{spec.memory_bytes / GIB:.0f} GiB",
             "on the board" if spec.board_requirements() else "here",
             f"{available.toolchain} {available.version or ''}".strip(),
             ("yes" if here else "yes; the device is not here") if available.ok else available.install_hint,

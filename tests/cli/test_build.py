@@ -176,9 +176,20 @@ def test_a_full_disk_is_said_plainly(tiny_model: Path, tmp_path: Path, mtu: Run)
     assert list(tmp_path.iterdir()) == []
 
 
+def heed_ctrl_c() -> None:
+    """A shell that runs the tests in the background lets them ignore Ctrl-C, and their children with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_half_way_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mtu_compile", "build", str(tiny_model), "-o", str(tmp_path / "b")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=heed_ctrl_c,
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("export"):

@@ -288,6 +288,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from mtu_compile.runtime.tensorrt_builder import Recipe, build_engine
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with Ctrl-C ignored
 graph, folder = Path(sys.argv[1]), Path(sys.argv[2])
 (folder / "e").write_bytes(b"the one before")
 steps = 0
