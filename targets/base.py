@@ -32,25 +32,6 @@ STATIC_TASK_PIPELINE: tuple[str, ...] = (
 
 
 @dataclass(frozen=True)
-class QuantisationRules:
-    """What an INT8 Q/DQ graph has to look like for the target to run it in INT8.
-
-    Attributes:
-        activations: integer type of quantised activations.
-        weights: integer type of quantised weights.
-        symmetric: every zero point is 0.
-        weights_per_channel: one scale per output channel is understood.
-        bias: type biases stay in.
-    """
-
-    activations: Literal["int8", "uint8"] = "int8"
-    weights: Literal["int8"] = "int8"
-    symmetric: bool = True
-    weights_per_channel: bool = True
-    bias: Literal["float"] = "float"
-
-
-@dataclass(frozen=True)
 class TargetSpec:
     """Facts about a target; nothing here is probed.
 
@@ -65,7 +46,6 @@ class TargetSpec:
         rest: float type of what an INT8 or FP8 graph does not quantise.
         pipeline: ids of the graph passes that make a task's static graph, in order.
         lowering: by precision, ids of the passes a (quantised) static graph goes through before it is built.
-        quantisation: rules for INT8 graphs.
         sources: where each number comes from, by attribute name.
     """
 
@@ -79,7 +59,6 @@ class TargetSpec:
     rest: Precision = "fp16"
     pipeline: tuple[str, ...] = STATIC_TASK_PIPELINE
     lowering: Mapping[Precision, tuple[str, ...]] = field(default_factory=dict, hash=False)
-    quantisation: QuantisationRules = field(default_factory=QuantisationRules)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def board_requirements(self) -> Mapping[str, Any] | None:
