@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mtu_compile import bundle
@@ -141,8 +141,7 @@ def plan(root: Path, manifest: Manifest, board: Board) -> tuple[PlannedEngine, .
         index = {}  # nothing in it can be trusted: everything is built again
     planned = []
     for ref in buildable(manifest):
-        folder = PurePosixPath(ref.path).parent
-        size = sum((root / name).stat().st_size for name in manifest.files if PurePosixPath(name).parent == folder)
+        size = sum((root / name).stat().st_size for name in built.graph_files(manifest, ref.path))
         entry = index.get(ref.path)
         one = PlannedEngine(ref, size, "prebuilt" if ref.prebuilt else "to be built")
         if entry is not None:

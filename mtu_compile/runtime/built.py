@@ -105,11 +105,15 @@ def named_gpus(kind: str, config: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(recipe.compute_capabilities) if kind == "tensorrt-rtx" else ()
 
 
+def graph_files(manifest: Manifest, path: str) -> tuple[str, ...]:
+    """The graph ``path`` and the weights beside it, without what was made from them; sorted."""
+    folder = PurePosixPath(path).parent
+    return tuple(sorted(n for n in manifest.files if PurePosixPath(n).parent == folder and not n.endswith(_MADE)))
+
+
 def graph_sha256(manifest: Manifest, path: str) -> str:
     """SHA-256 over the graph and the weights beside it, as the manifest has them: lines ``<sha256>  <path>``."""
-    folder = str(PurePosixPath(path).parent)
-    names = [n for n in manifest.files if str(PurePosixPath(n).parent) == folder and not n.endswith(_MADE)]
-    lines = (f"{manifest.files[name]}  {name}\n" for name in sorted(names))
+    lines = (f"{manifest.files[name]}  {name}\n" for name in graph_files(manifest, path))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

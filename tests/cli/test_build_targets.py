@@ -39,6 +39,15 @@ def test_an_rtx_bundle_has_an_engine_built_without_a_gpu(rtx_bundle: Path) -> No
     assert "no GeForce RTX 40" in entry.accuracy["measured_with"] or "tensorrt" in entry.accuracy["measured_with"]
 
 
+def test_a_board_is_shown_what_the_bundle_brings(rtx_bundle: Path, mtu: Run) -> None:
+    done = mtu("board", "info", rtx_bundle, "--json")
+    assert done.code == 0, done.err
+    engines = json.loads(done.out)["bundle"]["engines"]
+    assert {one["state"] for one in engines} == {"prebuilt"}
+    sizes = {one["graph"]: one["graph_bytes"] for one in engines}
+    assert sizes["unet_sr/model.onnx"] == (rtx_bundle / "unet_sr" / "model.onnx").stat().st_size
+
+
 def test_every_backend_of_the_build_machine_agrees(rtx_bundle: Path, mtu: Run) -> None:
     parity = bundle.read(rtx_bundle).tasks["sr"].extra["parity"]
     assert [row["backend"] for row in parity["rows"]] == ["ONNX Runtime CPU", "OpenVINO CPU, f32"]
