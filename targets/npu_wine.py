@@ -191,8 +191,12 @@ def _system_packages(say: Callable[[str], None]) -> tuple[Path, Path]:
         apt = shutil.which("apt-get")
         if apt is None or os.geteuid() != 0:
             raise ToolchainMissing(f"{missing} is not installed", hint=f"sudo {command}")
-        say(command)
-        done = subprocess.run(command.split(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        # A machine that never asked for a package has no list of them: then once more, with the list.
+        for step in (command, "apt-get update", command):
+            say(step)
+            done = subprocess.run(step.split(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            if done.returncode == 0 and step == command:
+                break
         wine, gcc = find_wine(), shutil.which("x86_64-w64-mingw32-gcc")
         if wine is None or gcc is None:
             raise ToolchainMissing(
