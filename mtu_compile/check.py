@@ -65,9 +65,9 @@ def _host_opener(target: targets.Target, root: Path, work: Path) -> Callable[[bu
 def _measured_with(target: targets.Target, manifest: bundle.Manifest, on_device: bool) -> str:
     engine = next(iter(manifest.tasks.values())).engine
     used = engine if on_device else target.host_engine(engine)
-    tool = {"onnxruntime": "onnxruntime", "openvino": "openvino"}.get(used.kind)
-    name = f"{tool} {version(tool)}" if tool else used.kind
-    device = used.config.get("device", "CPU") if used.kind in ("openvino", "onnxruntime") else target.spec.device
+    name, device = used.kind, target.spec.device
+    if used.kind in ("onnxruntime", "openvino"):  # kinds that are called as their package is
+        name, device = f"{used.kind} {version(used.kind)}", used.config.get("device", "CPU")
     return f"{name} on {device}" + ("" if on_device else f", the same graph; no {target.spec.device} in this machine")
 
 

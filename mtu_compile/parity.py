@@ -23,6 +23,7 @@ from mtu_compile.core.tasks import Guidance
 from mtu_compile.metrics import StepMetrics, step_metrics
 from mtu_compile.runtime.engine import Array, Engine, TensorSpec, open_engine
 from mtu_compile.runtime.reference import Reference
+from targets.openvino_target import HOST_CONFIG
 
 #: The output of a UNet's graph.
 OUTPUT = "out_sample"
@@ -177,14 +178,13 @@ def parity(
 
 def backends(graph: Path) -> tuple[Backend, ...]:
     """What every build machine runs a graph with: ONNX Runtime (not an IR) and OpenVINO, both on the CPU in float32."""
-    float32 = {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"}
     found = []
     if graph.suffix == ".onnx":
         found.append(
             Backend("ONNX Runtime CPU", _version("onnxruntime"), lambda: open_engine("onnxruntime", graph, {}))
         )
     name = "OpenVINO CPU, f32"
-    found.append(Backend(name, _version("openvino"), lambda: open_engine("openvino", graph, float32)))
+    found.append(Backend(name, _version("openvino"), lambda: open_engine("openvino", graph, HOST_CONFIG)))
     return tuple(found)
 
 

@@ -161,6 +161,10 @@ class Target(Protocol):
         """What toolchain is here. Never raises."""
         ...
 
+    def memory(self) -> int | None:
+        """Memory of the device in bytes, from the spec or asked of the device; ``None`` where neither knows."""
+        ...
+
     def plan(self, graph: Path, *, precision: Precision) -> Plan:
         """Estimate the memory a static ONNX graph needs. Needs no toolchain."""
         ...

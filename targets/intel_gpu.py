@@ -9,7 +9,7 @@ from mtu_compile.core.errors import BuildError
 from mtu_compile.core.progress import Progress
 from mtu_compile.runtime.openvino_engine import reason
 from targets.base import Availability, Precision, TargetSpec
-from targets.openvino_ir import probe_openvino, prove_compiles
+from targets.openvino_ir import BLOB_NAME, probe_openvino, prove_compiles
 from targets.openvino_target import HOST_CONFIG, Compiled, OpenVINOTarget
 
 SPEC = TargetSpec(
@@ -26,9 +26,6 @@ SPEC = TargetSpec(
         "memory_bytes": "GPU_DEVICE_TOTAL_MEM_SIZE of the device, where it is; an integrated GPU shares the machine's",
     },
 )
-
-#: The blob the GPU's compiler writes, beside the IR. It only fits the driver that made it.
-BLOB_NAME = "openvino_model.blob"
 
 
 class IntelGpuTarget(OpenVINOTarget):
@@ -71,7 +68,7 @@ class IntelGpuTarget(OpenVINOTarget):
 
 
 def _compile_blob(path: Path, device: str, config: Mapping[str, str]) -> Path:
-    """Compile the IR on the GPU and write the blob beside it."""
+    """Compile the IR on the GPU and write the blob beside it; it only fits the driver that made it."""
     import openvino
 
     from mtu_compile.runtime.openvino_engine import fractional_timesteps

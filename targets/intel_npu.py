@@ -18,11 +18,10 @@ from mtu_compile.runtime.openvino_engine import for_device, reason
 from targets.base import Availability, Precision, TargetSpec
 from targets.npu_compiler import SETUP, compile_blob, find_compiler
 from targets.npu_compiler import Compiled as Blob
-from targets.openvino_ir import IR_NAME, probe_openvino
+from targets.openvino_ir import BLOB_NAME, IR_NAME, probe_openvino
 from targets.openvino_target import Compiled, OpenVINOTarget
 
-#: Beside the IR, in the network's folder: the blob, and the compiler's estimate of every layer.
-BLOB_NAME = "openvino_model.blob"
+#: The compiler's estimate of every layer, beside the IR and the blob.
 LAYERS_NAME = "openvino_model.npu.json"
 
 _MEMORY = "system memory, which the NPU shares; how much of it the driver gives is the machine's own"

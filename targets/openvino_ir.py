@@ -19,6 +19,9 @@ INSTALL_HINT = "pip install 'mtu-compile[openvino]'"
 #: File names that optimum-intel and OpenVINO GenAI look for in a model's folder.
 IR_NAME = "openvino_model.xml"
 
+#: What a device's own compiler makes of the IR, beside it.
+BLOB_NAME = "openvino_model.blob"
+
 #: Operations that only move a tensor's elements.
 _MOVES = frozenset({"Broadcast", "Reshape", "Squeeze", "Unsqueeze", "Convert"})
 

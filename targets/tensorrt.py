@@ -95,12 +95,15 @@ class TensorRTTarget:
             return Availability(False, name, version, error.hint or hint, error.message)
         return Availability(True, name, version, hint, f"{device.name}, compute capability {device.compute_capability}")
 
+    def memory(self) -> int | None:
+        if self._spec.memory_bytes is not None:
+            return self._spec.memory_bytes
+        device = self._device()
+        return None if device is None else device.total_bytes
+
     def plan(self, graph: Path, *, precision: Precision) -> Plan:
         self._spec.check_precision(precision)
-        memory = self._spec.memory_bytes
-        if memory is None and (device := self._device()) is not None:
-            memory = device.total_bytes
-        return estimate(graph, precision=precision, device_bytes=memory, rest=self._spec.rest)
+        return estimate(graph, precision=precision, device_bytes=self.memory(), rest=self._spec.rest)
 
     def check_graph(self, graph: Path, *, precision: Precision) -> None:
         """Ask the ONNX parser; a board's TensorRT is asked through the one that is here, of another version."""

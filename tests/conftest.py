@@ -46,6 +46,29 @@ def make_unet(kind: str, seed: int = 0) -> Any:
     return UNet2DConditionModel(**common, **TINY[kind]).eval()
 
 
+@pytest.fixture(scope="session")
+def one_level_unet() -> Any:
+    """Factory: ``one_level_unet()``, the smallest random UNet with attention: 8×8 latents, a single level of 32."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    def make() -> Any:
+        torch.manual_seed(0)
+        return UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32,),
+            layers_per_block=1,
+            norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
+            mid_block_type=None,
+            cross_attention_dim=32,
+            attention_head_dim=4,
+        ).eval()
+
+    return make
+
+
 def make_mtu(kind: str = "sd15", *, tasks: Any = None, seed: int = 0, **options: Any) -> Any:
     """A tiny multi-task UNet whose experts, routers, norms and input convolutions really differ between tasks."""
     import torch

@@ -24,22 +24,8 @@ def run(path: Path, feeds: dict[str, Any]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def one_level() -> Any:
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32,),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        mid_block_type=None,
-        cross_attention_dim=32,
-        attention_head_dim=4,
-    ).eval()
+def one_level(one_level_unet: Any) -> Any:
+    return one_level_unet()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from mtu_compile import export
 from mtu_compile.core.errors import EXIT_OTHER, BuildError, ConfigError, ToolchainMissing
 from mtu_compile.core.tasks import PAPER_TASKS
 from mtu_compile.planner import COLUMNS, BuildPlan, plan_build, size, survey
-from targets.base import Availability, Plan, Precision, TargetSpec
+from targets.base import Availability, Precision, TargetSpec
 from targets.estimate import estimate
 
 TEXT = 16
@@ -45,8 +45,8 @@ class Board:
             workspace_bytes=None if workspace is None else int(workspace),
         )
 
-    def plan(self, graph: Path, *, precision: Precision) -> Plan:
-        return estimate(graph, precision=precision, device_bytes=self.spec.memory_bytes)
+    def memory(self) -> int | None:
+        return self.spec.memory_bytes
 
     def companion_precision(self, precision: Precision) -> Precision:
         return "fp32" if precision == "fp32" else "fp16"
@@ -63,26 +63,11 @@ Specialise = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def specialise(tmp_path_factory: pytest.TempPathFactory) -> Specialise:
+def specialise(one_level_unet: Any, tmp_path_factory: pytest.TempPathFactory) -> Specialise:
     """``specialise(task, latent)``: a one-level model's static graph; ``specialise()`` the dynamic one."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
     from mtu_compile.model.upcycle import upcycle_unet
 
-    torch.manual_seed(0)
-    plain = UNet2DConditionModel(
-        sample_size=LATENT,
-        block_out_channels=(32,),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        mid_block_type=None,
-        cross_attention_dim=32,
-        attention_head_dim=4,
-    ).eval()
-    unet = upcycle_unet(plain, PAPER_TASKS, num_experts=2, d_task=16, router_width=16).eval()
+    unet = upcycle_unet(one_level_unet(), PAPER_TASKS, num_experts=2, d_task=16, router_width=16).eval()
     folder = tmp_path_factory.mktemp("planner")
     dynamic = export.export_unet(unet, folder / "dynamic", text_length=TEXT)
 

@@ -52,14 +52,13 @@ class Survey:
         companion = self._companion(self._precision)
         tasks = [NetworkPlan(n, True, self._precision, one.at(self._precision)) for n, one in self._tasks.items()]
         parts = [NetworkPlan(n, False, companion, one.at(companion)) for n, one in self._parts.items()]
-        device = self._target.plan(next(iter(self._tasks.values())).path, precision=self._precision).device_bytes
         plan = BuildPlan(
             self._target.spec.name,
             self._precision,
             (*tasks, *parts),
             self._workspace,
             self._target.spec.reserved_bytes,
-            device,
+            self._target.memory(),
             self._one_engine(),
         )
         if plan.available_bytes is None or plan.fits:

@@ -42,7 +42,8 @@ def test_every_lowering_is_made_of_passes_that_exist_and_may_follow_the_pipeline
     for name in targets.names():
         spec = targets.get(name).spec
         for ids in spec.lowering.values():
-            passes.builtin().pipeline((*spec.pipeline, *ids))
+            whole = (*spec.pipeline, *ids)
+            assert tuple(found.id for found in passes.builtin().pipeline(whole)) == whole, name
 
 
 def test_an_unknown_name_is_a_usage_error_that_says_the_closest():
