@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 MODEL := examples/emoji/model
 DEMO := build/demo
 
-.PHONY: help setup npu-compiler demo test test-slow interop lint format types imports check-all bench example clean
+.PHONY: help setup npu-compiler demo test test-slow interop lint format types imports check-all bench eval ablation example clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,9 +60,14 @@ check-all: lint types imports test ## what CI runs
 bench: $(READY) ## side-by-side timings; writes build/bench/*.json (see docs/benchmarks.md)
 	$(BIN)/python -m bench.unet example
 	$(BIN)/python -m bench.build example
+
+eval: $(READY) ## accuracy on held-out pictures: INT8 as built, all INT8, bf16, with step times; writes docs/accuracy.md
 	@[ -d build/emoji/held-out ] || $(BIN)/python -m examples.emoji.make_tasks
-	@[ -d $(DEMO)/bundle ] || $(MAKE) demo
-	$(BIN)/python -m bench.accuracy
+	$(BIN)/python -m bench.eval
+
+ablation: $(READY) ## what each part of the quantisation is worth; writes docs/accuracy.md
+	@[ -d build/emoji/held-out ] || $(BIN)/python -m examples.emoji.make_tasks
+	$(BIN)/python -m bench.ablation
 
 example: $(READY) ## train the example model anew, from data to checkpoint (hours on two cores; resumes)
 	BIN=$(BIN) sh examples/emoji/reproduce.sh

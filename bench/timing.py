@@ -27,13 +27,18 @@ class Timing:
 
 
 def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, Timing]:
-    """Time each candidate ``rounds`` times in turn; the first one is what the others are compared with."""
+    """Time each candidate ``rounds`` times in turn; the first one is what the others are compared with.
+
+    Every round begins with another candidate: one that always ran behind the slowest would find the machine as that
+    one leaves it.
+    """
     for _ in range(warm_up):
         for run in candidates.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
+    order = list(candidates.items())
+    for turn in range(rounds):
+        for name, run in order[turn % len(order) :] + order[: turn % len(order)]:
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)

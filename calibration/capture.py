@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from calibration.observe import Array, observe
 from calibration.samples import Sample
-from calibration.sets import CalibrationSet
+from calibration.sets import SEED_OFFSET, CalibrationSet
 from mtu_compile import __version__
 from mtu_compile.core.errors import CalibrationError
 from mtu_compile.core.tasks import Task
 
-#: Distance between the seeds of calibration and those of checks: no engine is checked on noise it was calibrated with.
-SEED_OFFSET = 1_000_000
+#: Which calls of a trajectory are kept: one of each stratum of the schedule, another one in each trajectory; the same
+#: evenly spaced ones in each; or random ones. All keep the first, in which the latent is the noise of its seed.
+Sampling = Literal["stratified", "uniform", "random"]
 
 #: UNet calls kept of each trajectory. Ten strata of the schedule; over several trajectories every step is met.
 CALLS = 10
@@ -33,9 +34,10 @@ def capture(
     size: tuple[int, int] | None = None,
     seed: int = 0,
     calls: int | None = CALLS,
+    sampling: Sampling = "stratified",
     progress: Callable[[int], None] | None = None,
 ) -> CalibrationSet:
-    """Run ``pipeline`` on every sample, guidance on, and keep UNet inputs spread evenly over the schedule.
+    """Run ``pipeline`` on every sample, guidance on, and keep UNet inputs from all over the schedule.
 
     The same pipeline, samples and settings give the same set, to the hash.
 
@@ -48,6 +50,7 @@ def capture(
         size: height and width in pixels, the model's own by default.
         seed: trajectory ``i`` starts from the noise of ``seed + SEED_OFFSET + i``.
         calls: UNet calls kept of each trajectory; ``None`` for all.
+        sampling: which ones.
         progress: called with 1 after each trajectory.
 
     Raises:
@@ -58,9 +61,9 @@ def capture(
     inputs: list[dict[str, Array]] = []
     trajectories: list[int] = []
     for i, sample in enumerate(samples):
-        options = {"seed": seed + SEED_OFFSET + i, "output_type": "latent"}
-        seen = observe(pipeline, task, sample, size=size, steps=steps, **options).inputs
-        picked = stratified(len(seen), calls, i)
+        noise = seed + SEED_OFFSET + i
+        seen = observe(pipeline, task, sample, size=size, steps=steps, seed=noise, output_type="latent").inputs
+        picked = pick(sampling, len(seen), calls, i, noise)
         inputs += [seen[index] for index in picked]
         trajectories += [i] * len(picked)
         if progress is not None:
@@ -76,8 +79,22 @@ def capture(
         scheduler=_scheduler(pipeline.scheduler),
         steps=steps,
         latent_channels=int(pipeline.unet.latent_channels),
+        size=pipeline.resolve_size(*(size or (None, None))),
+        strategy=sampling,
         producer={"mtu-compile": __version__, "torch": version("torch"), "diffusers": version("diffusers")},
     )
+
+
+def pick(sampling: Sampling, total: int, calls: int | None, turn: int, seed: int) -> list[int]:
+    """Which of the calls ``0 … total - 1`` of trajectory ``turn`` are kept: at most ``calls``, in order, always 0."""
+    if calls is None or calls >= total:
+        return list(range(total))
+    if sampling == "uniform":
+        return [int(index) for index in np.linspace(0, total - 1, calls).round()]
+    if sampling == "random":
+        rest = np.random.default_rng(seed).choice(np.arange(1, total), calls - 1, replace=False)
+        return [0, *sorted(int(index) for index in rest)]
+    return stratified(total, calls, turn)
 
 
 def stratified(total: int, calls: int | None, turn: int) -> list[int]:

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -36,6 +37,15 @@ if TYPE_CHECKING:
     import onnx
 
 Feed = Mapping[str, NDArray[Any]]
+
+
+#: Range estimators of activations, by NNCF's name for them (``RangeEstimatorParametersSet``).
+RANGE_ESTIMATORS = {
+    "minmax": "MINMAX",
+    "mean-minmax": "MEAN_MINMAX",
+    "median-minmax": "MEDIAN_MINMAX",
+    "histogram": "HISTOGRAM",
+}
 
 
 class HasInputs(Protocol):
@@ -53,6 +63,11 @@ class QuantSettings:
         subset_size: calibration samples used, spread evenly over the set; ``None`` for all of them.
         smooth_quant_alpha: SmoothQuant's migration strength of linear layers, 0 to 1; ``None`` switches it off. 0.95 is
             NNCF's default for transformers.
+        range_estimator: what becomes of an activation's values over the samples: one of ``RANGE_ESTIMATORS``. NNCF's
+            default is the mean of the samples' extremes; a histogram whose range costs the least squared error is
+            better where timesteps differ much (emoji example, text-to-image: worst call 26.3 dB instead of 21.2).
+        weight_bits_fix: NNCF's overflow fix: the first layers' weights lose a bit, for CPUs that add products of 8 bits
+            in 16 (AVX2 without VNNI). Everything this project builds for adds them in 32.
         fast_bias_correction: correct biases for the shift that quantised weights cause. ``False`` leaves them alone
             (NNCF's slow correction, which it would fall back to, breaks ONNX graphs after SmoothQuant: 3.4.0).
         ignored_scopes: what stays float: names of nodes, operation types, or regular expressions that match whole
@@ -61,6 +76,8 @@ class QuantSettings:
 
     subset_size: int | None = None
     smooth_quant_alpha: float | None = 0.95
+    range_estimator: str = "mean-minmax"
+    weight_bits_fix: bool = False
     fast_bias_correction: bool = True
     ignored_scopes: tuple[str, ...] = ()
 
@@ -69,9 +86,31 @@ class QuantSettings:
             raise ConfigError(f"subset size {self.subset_size} is not at least 1")
         if self.smooth_quant_alpha is not None and not 0 <= self.smooth_quant_alpha <= 1:
             raise ConfigError(f"smooth-quant alpha {self.smooth_quant_alpha} is not between 0 and 1")
+        if self.range_estimator not in RANGE_ESTIMATORS:
+            known = ", ".join(RANGE_ESTIMATORS)
+            raise ConfigError(f"there is no range estimator {self.range_estimator!r}", hint=f"known: {known}")
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "ignored_scopes": list(self.ignored_scopes)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> QuantSettings:
+        """The inverse of ``to_json``; ``ConfigError`` naming what is unknown or of the wrong kind."""
+        kinds: dict[str, tuple[type, ...]] = {
+            "subset_size": (int, NoneType),
+            "smooth_quant_alpha": (int, float, NoneType),
+            "range_estimator": (str,),
+            "weight_bits_fix": (bool,),
+            "fast_bias_correction": (bool,),
+            "ignored_scopes": (list,),
+        }
+        for name, value in data.items():
+            if name not in kinds:
+                raise ConfigError(f"unknown setting {name!r}", hint=f"known: {', '.join(kinds)}")
+            strings = name != "ignored_scopes" or (isinstance(value, list) and all(type(v) is str for v in value))
+            if type(value) not in kinds[name] or not strings:
+                raise ConfigError(f"setting {name!r} is {value!r}, which is not what belongs there")
+        return cls(**{**data, "ignored_scopes": tuple(data.get("ignored_scopes", ()))})
 
 
 @dataclass(frozen=True)
@@ -137,7 +176,7 @@ def quantize_onnx(
     from mtu_compile import graph_io
 
     settings = settings or QuantSettings()
-    graph = _load(model)
+    graph = load_float(model)
     before = graph_io.disk_bytes(model)
     feeds: Iterable[Feed] = getattr(dataset, "inputs", dataset)  # type: ignore[arg-type]
     samples = _pick(feeds, settings.subset_size)
@@ -176,7 +215,7 @@ def resolve_scopes(model: onnx.ModelProto, scopes: Sequence[str]) -> tuple[str, 
     return tuple(found)
 
 
-def _load(path: Path) -> onnx.ModelProto:
+def load_float(path: Path) -> onnx.ModelProto:
     """The graph without its external weights; ``ModelError`` for everything that cannot be quantised."""
     from mtu_compile import graph_io
 
@@ -232,10 +271,15 @@ def _run_nncf(
     settings: QuantSettings,
     progress: Callable[[int, int], None] | None,
 ) -> onnx.ModelProto:
-    with _quiet_nncf():
+    with quiet_nncf():
         import nncf
         from nncf.onnx.quantization.backend_parameters import BackendParameters
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+        from nncf.quantization.advanced_parameters import (
+            AdvancedQuantizationParameters,
+            AdvancedSmoothQuantParameters,
+            OverflowFix,
+        )
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         smooth = settings.smooth_quant_alpha is not None
         alpha = settings.smooth_quant_alpha if smooth else -1.0
@@ -250,6 +294,10 @@ def _run_nncf(
             return dict(sample)
 
         advanced = AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.FIRST_LAYER if settings.weight_bits_fix else OverflowFix.DISABLE,
+            activations_range_estimator_params=getattr(
+                RangeEstimatorParametersSet, RANGE_ESTIMATORS[settings.range_estimator]
+            ),
             smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=alpha),
             disable_bias_correction=not settings.fast_bias_correction,
             backend_params={BackendParameters.EXTERNAL_DATA_DIR: str(path.parent.resolve())},
@@ -273,7 +321,7 @@ def _run_nncf(
 
 
 @contextmanager
-def _quiet_nncf() -> Iterator[None]:
+def quiet_nncf() -> Iterator[None]:
     """Keep NNCF's log and progress bars, which go to standard output, out of it."""
     logger = logging.getLogger("nncf")
     with redirect_stdout(StringIO()):

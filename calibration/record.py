@@ -10,6 +10,7 @@ import numpy as np
 from calibration.observe import observe
 from calibration.samples import Sample
 from mtu_compile.core.tasks import Task
+from mtu_compile.runtime import images
 from mtu_compile.runtime.reference import Reference, Trajectory
 
 
@@ -62,4 +63,5 @@ def _trajectory(
         noise=noise,
         latents=seen.made.latents.float().cpu().numpy(),
         picture=seen.made.images[0],
+        target=None if sample.target is None else images.fit(sample.target, size),
     )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mtu_compile.core.errors import CalibrationError, InputError
 from mtu_compile.core.masks import random_mask
-from mtu_compile.core.rows import Row, read_rows
+from mtu_compile.core.rows import CHECK_SPLIT, Row, read_rows
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime import images
 
@@ -57,6 +57,39 @@ def load_samples(folder: Path, task: Task, *, limit: int | None = None) -> tuple
             hint=f"write {place}/metadata.jsonl, one JSON object a line, with the pictures beside it",
         )
     return tuple(_sample(task, row) for row in read_rows(place)[:limit])
+
+
+def split_samples(
+    folder: Path, task: Task, *, calibrating: int, checking: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Rows of ``folder/<task>`` to calibrate with, and rows to check with: those marked ``check``, else every fourth.
+
+    Args:
+        calibrating: at most this many of the first.
+        checking: at most this many of the second.
+
+    Raises:
+        CalibrationError: no such folder, too few rows, or rows without a prompt of a task that is guided by text.
+        InputError: as ``load_samples``.
+    """
+    if not folder.is_dir():
+        raise CalibrationError(
+            f"there are no samples for task {task.name!r}: {folder} is not a folder",
+            hint="give prompts and pictures with --data DIR (DIR/TASK/metadata.jsonl)",
+        )
+    rows = load_samples(folder, task)
+    if task.guidance != "none" and not all(row.prompt.strip() for row in rows):
+        raise CalibrationError(
+            f"{folder / task.name} has rows without a prompt, and task {task.name!r} is guided by text",
+            hint="give each row a prompt",
+        )
+    held_out = tuple(row for row in rows if row.split == CHECK_SPLIT) or rows[3::4]
+    rest = tuple(row for row in rows if row not in held_out)
+    if not rest or not held_out:
+        raise CalibrationError(
+            f"{folder / task.name} has {len(rows)} rows, too few to calibrate and to check with", hint="give 8 or more"
+        )
+    return rest[:calibrating], held_out[:checking]
 
 
 def _sample(task: Task, row: Row) -> Sample:

@@ -22,8 +22,11 @@ from safetensors.numpy import save_file
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import CalibrationError
 
-FORMAT = "mtu-calibration-1"
-CAPTURE_HINT = "capture it again from this model: mtu-compile build --int8 does"
+FORMAT = "mtu-calibration-2"
+CAPTURE_HINT = "capture it again from this model: mtu-compile calibrate MODEL --data DIR -o SET"
+
+#: Distance between the seeds of calibration and those of checks: no engine is checked on noise it was calibrated with.
+SEED_OFFSET = 1_000_000
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Array]
@@ -62,6 +65,8 @@ class CalibrationSet:
         scheduler: the scheduler's class name and configuration.
         steps: denoising steps of a whole trajectory, of which a part may be kept, the first step always.
         latent_channels: channels of the noisy latent; what follows them in ``sample`` is the condition.
+        size: height and width of the pictures in pixels.
+        strategy: which calls of a trajectory were kept (``calibration.capture.Sampling``), or the name of a baseline.
         producer: tools that made the set, with versions.
     """
 
@@ -75,6 +80,8 @@ class CalibrationSet:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 0
     latent_channels: int = 4
+    size: Sequence[int] = ()
+    strategy: str = "stratified"
     producer: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -100,7 +107,21 @@ class CalibrationSet:
             "scheduler": dict(self.scheduler),
             "steps": self.steps,
             "latent_channels": self.latent_channels,
+            "size": [int(side) for side in self.size],
+            "strategy": self.strategy,
             "producer": dict(self.producer),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What a reader wants to know of a set, as JSON: hash, strategy, extent, seed, and the timesteps it met."""
+        return {
+            "sha256": self.sha256,
+            "strategy": self.strategy,
+            "pictures": len(self.prompts),
+            "calls": len(self.inputs),
+            "steps": self.steps,
+            "seed": min(self.seeds, default=SEED_OFFSET) - SEED_OFFSET,
+            "timesteps": sorted({float(t) for t in self.timesteps}, reverse=True),
         }
 
     def save(self, path: Path) -> None:
@@ -144,8 +165,13 @@ class CalibrationSet:
             raise CalibrationError(f"the content of {path} has changed since it was captured", hint=CAPTURE_HINT)
         return loaded
 
-    def verify(self, *, task: str, model_sha256: str) -> None:
+    def verify(self, *, task: str, model_sha256: str, shape: Sequence[int] | None = None) -> None:
         """Refuse a set that is not real data of this task of this model.
+
+        Args:
+            task: name of the task.
+            model_sha256: hash of the model folder.
+            shape: what ``sample`` [b, 4+c, h, w] has to be, for a graph of fixed shape.
 
         Raises:
             CalibrationError: saying which.
@@ -158,7 +184,7 @@ class CalibrationSet:
                 f"{model_sha256[:12]})",
                 hint=CAPTURE_HINT,
             )
-        if reason := self._incomplete() or self._not_a_trajectory():
+        if reason := self._incomplete() or self._misshapen(shape) or self._not_a_trajectory():
             raise CalibrationError(f"the calibration set for task {task!r} {reason}", hint=CAPTURE_HINT)
 
     def _incomplete(self) -> str | None:
@@ -180,12 +206,22 @@ class CalibrationSet:
                 return "has inputs at other timesteps than it says"
         return None
 
+    def _misshapen(self, shape: Sequence[int] | None) -> str | None:
+        for inputs in self.inputs:
+            found = inputs["sample"].shape
+            if shape is not None and found != tuple(shape):
+                pictures = "x".join(map(str, reversed(self.size)))
+                return f"was captured for {pictures} pictures ({list(found)}), and the graph takes {list(shape)}"
+        return None
+
     def _not_a_trajectory(self) -> str | None:
         """Why the inputs can not come from denoising trajectories; ``None`` if they can."""
         for number, seed in enumerate(self.seeds):
             calls = [x for x, i in zip(self.inputs, self.trajectories, strict=True) if i == number]
             if reason := _inconsistent(calls, self.latent_channels) or _implausible(calls, self.latent_channels, seed):
                 return f"is not from a denoising trajectory: {reason} (trajectory {number})"
+            if _pictureless(calls[0], self.latent_channels):
+                return f"was captured without pictures: its condition channels are all zero (trajectory {number})"
         return None
 
 
@@ -201,6 +237,12 @@ def _inconsistent(calls: Sequence[Inputs], channels: int) -> str | None:
         if not np.array_equal(call["sample"][:, channels:], first["sample"][:, channels:]):
             return "the condition changes from step to step"
     return None
+
+
+def _pictureless(call: Inputs, channels: int) -> bool:
+    """Whether there are condition channels, and nothing in them: a latent of a picture is never zero everywhere."""
+    condition = call["sample"][:, channels:]
+    return condition.size > 0 and not condition.any()
 
 
 def _implausible(calls: Sequence[Inputs], channels: int, seed: int) -> str | None:

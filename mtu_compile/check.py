@@ -12,24 +12,33 @@ from mtu_compile import bundle, runtime
 from mtu_compile.compare import compare_recorded
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Advance, Progress
+from mtu_compile.perceptual import perceptual
+from mtu_compile.pictures import Perceptual
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.verdict import OUTPUT, CheckResult, TaskCheck, check_task
 from passes import write_simulation
 
 
-def check_bundle(path: Path, *, progress: Progress | None = None) -> CheckResult:
+def check_bundle(path: Path, *, clip: Path | None = None, progress: Progress | None = None) -> CheckResult:
     """Compare every task's engine and pictures with the float reference recorded in the bundle.
 
     Where the bundle's device is not in this machine, the same graphs run on the CPU instead, and the result says so:
     that measures what precision and passes cost, not what the device's own kernels do.
 
+    Args:
+        path: the bundle's folder.
+        clip: folder of a CLIP model in transformers' layout, to be asked about the pictures; ``None`` does without.
+        progress: told of every stage.
+
     Raises:
+        ConfigError, ModelError: ``clip`` is no CLIP model that can be read.
         BundleError: the bundle is damaged, or carries no reference for a task.
         AccuracyError: an engine cannot be compared at all (outputs missing, NaN); a merely inaccurate one is a
             failure in the result.
     """
     progress = progress or Progress()
+    measures = perceptual(clip)
     with tempfile.TemporaryDirectory(prefix="mtu-check-") as work:
         with progress.stage("verify"):
             manifest = bundle.read(path)
@@ -44,7 +53,7 @@ def check_bundle(path: Path, *, progress: Progress | None = None) -> CheckResult
                     raise BundleError(f"the bundle carries no reference for task {name!r}", hint="build it again")
                 reference = Reference.load(bundle.resolve(path, entry.reference))
                 with progress.stage(f"check {name}", len(reference.trajectories) + 1) as advance:
-                    checks[name] = _check_task(entry, reference, loaded, advance)
+                    checks[name] = measure_task(entry, reference, loaded, advance, measures)
     return CheckResult(checks, _measured_with(target, manifest, on_device))
 
 
@@ -71,7 +80,10 @@ def _measured_with(target: targets.Target, manifest: bundle.Manifest, on_device:
     return f"{name} on {device}" + ("" if on_device else f", the same graph; no {target.spec.device} in this machine")
 
 
-def _check_task(entry: bundle.TaskEntry, reference: Reference, loaded: runtime.Runtime, advance: Advance) -> TaskCheck:
+def measure_task(
+    entry: bundle.TaskEntry, reference: Reference, loaded: runtime.Runtime, advance: Advance, measures: Perceptual
+) -> TaskCheck:
+    """One task of an opened bundle against ``reference``, which need not be the bundle's own; see ``check_bundle``."""
     from targets.polygraphy_engine import EngineRunner
 
     task = entry.task
@@ -80,4 +92,4 @@ def _check_task(entry: bundle.TaskEntry, reference: Reference, loaded: runtime.R
     runner = EngineRunner(loaded.unet(task.name), name="bundle")
     steps = compare_recorded(runner, inputs, outputs, guidance=task.guidance)
     advance(1)
-    return check_task(entry, reference, steps, loaded, advance)
+    return check_task(entry, reference, steps, loaded, advance, measures)

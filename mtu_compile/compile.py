@@ -10,7 +10,7 @@ import gc
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,24 +19,31 @@ from typing import TYPE_CHECKING
 import passes
 import targets
 from calibration.capture import capture
+from calibration.compress import CompressSettings, compress_onnx
 from calibration.fp8 import to_fp8
-from calibration.quantize import QuantSettings, quantize_onnx
+from calibration.quantize import QuantisationReport, QuantSettings, quantize_onnx
+from calibration.ranges import graph_ranges
 from calibration.record import record_reference
-from calibration.samples import Sample, load_samples
+from calibration.samples import Sample, split_samples
+from calibration.set_folder import load_folder
 from calibration.sets import CalibrationSet
-from mtu_compile import __version__, bundle, wheels
+from calibration.switches import SwitchedGraph
+from mtu_compile import __version__, bundle, graph_io, mixed, quant_config, wheels
 from mtu_compile.check import check_bundle
-from mtu_compile.core.errors import AccuracyError, CalibrationError
+from mtu_compile.core.errors import AccuracyError, CalibrationError, ConfigError
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.layout import Layout, unet_folders
+from mtu_compile.mixed import MixedPrecision
 from mtu_compile.parity import Backend, parity
 from mtu_compile.planner import BuildPlan, plan_build, survey
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.stages import BuildOptions, BuildResult, Graphs, Job, Observed, Specialised
+from mtu_compile.verdict import CheckResult
 from targets.base import Artifact, Precision, Target
+from targets.layer_costs import compare_costs
 
 if TYPE_CHECKING:
     from mtu_compile.model.pipeline import MTUPipeline
@@ -52,13 +59,24 @@ TOOLS = (
 #: Precisions that are calibrated.
 QUANTISED: tuple[Precision, ...] = ("int8", "fp8")
 
+#: Precisions of the weights alone, which need no calibration, and how they are made. INT4 in blocks of 64 and for all
+#: linear layers: with 32 or 128, or a fifth to a half of them in INT8, the emoji example's UNets are within 1.5 dB.
+COMPRESSED: Mapping[Precision, CompressSettings] = {
+    "int8-weights": CompressSettings("int8"),
+    "int4-weights": CompressSettings("int4", ratio=1.0, group_size=64),
+}
+
+#: The pass that decides which Q/DQ pairs a device really uses.
+LEGALISE = "mtu::legalise-qdq"
+
 #: Recorded UNet calls each backend is compared on; enough for one trajectory's early, middle and late steps.
 PARITY_CALLS = 6
 
-#: What a UNet is quantised with. Time embedding, first and last convolution cost next to nothing and stay float; with
-#: SmoothQuant (0.95, NNCF's default) the emoji example's text-to-image UNet has 26.9 dB SQNR, without 30.6 dB.
+#: What a UNet is quantised with. Time embedding, first and last convolution cost next to nothing and stay float. What
+#: each setting gains or loses on the emoji example is in docs/accuracy.md.
 INT8 = QuantSettings(
     smooth_quant_alpha=None,
+    range_estimator="histogram",
     ignored_scopes=("time_embedding.*", ".*time_emb_proj.*", "conv_in.*", "conv_out.*"),
 )
 
@@ -79,6 +97,15 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     progress = progress or Progress()
     target = targets.get(options.target)
     target.spec.check_precision(options.precision)
+    if options.calibration is not None and options.precision not in QUANTISED:
+        raise ConfigError(
+            f"{options.precision} is not calibrated, so a calibration set has no effect",
+            hint=f"leave --calibration away, or build with --{QUANTISED[0]}",
+        )
+    if options.quant_config is not None and options.precision not in QUANTISED:
+        raise ConfigError(
+            f"{options.precision} is not quantised by a config", hint="leave --quant-config away, or build with --int8"
+        )
     target.probe().require(target.spec.name)
     with bundle.staging(options.output, replace=options.force) as staging:
         with tempfile.TemporaryDirectory(dir=staging.parent, prefix=f"{staging.name}.work-") as work:
@@ -89,11 +116,19 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
             checked = check_bundle(staging, progress=progress)
             manifest = bundle.write(staging, checked.recorded_in(manifest))
             if checked.failures and options.gate == "fail":
-                raise AccuracyError(
-                    "; ".join(checked.failures),
-                    hint="--accuracy-gate warn keeps the bundle; --data with more pictures calibrates better",
-                )
+                raise AccuracyError("; ".join(checked.failures), hint=_what_to_do(manifest, checked))
     return BuildResult(options.output, manifest, checked)
+
+
+def _what_to_do(manifest: bundle.Manifest, checked: CheckResult) -> str:
+    """For the tasks that failed: which layers are to blame, and what helps."""
+    advice = []
+    for name, task in checked.tasks.items():
+        quantised = manifest.tasks[name].extra.get("quantisation")
+        if task.failures and isinstance(quantised, dict) and (blamed := mixed.to_blame(quantised.get("mixed"))):
+            advice.append(f"{name} loses most to INT8 in {blamed}: add them to its ignored_scopes in a --quant-config")
+    general = "--accuracy-gate warn keeps the bundle, for `mtu-compile report` to show and --quant-config to start from"
+    return "; ".join([*advice, "--data with more pictures calibrates better", general])
 
 
 def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, progress: Progress) -> bundle.Manifest:
@@ -104,7 +139,9 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
         tasks = _select(pipeline, options.tasks)
         size = pipeline.resolve_size(*(options.size or (None, None)))
         samples = [_samples(options, task) for _, task in tasks]
-    job = Job(options, target, staging, work, source, size, progress)
+        sets = _given_sets(options, pipeline, tasks, size, source.sha256)
+        settings = _given_settings(options, tasks)
+    job = Job(options, target, staging, work, source, size, progress, sets, settings)
     graphs = export_graphs(job, pipeline, tasks)
     planned = _plan(job, graphs)
     observed = [_observe(job, pipeline, task, *rows) for (_, task), rows in zip(tasks, samples, strict=True)]
@@ -160,26 +197,40 @@ def _select(pipeline: MTUPipeline, names: Sequence[str] | None) -> list[tuple[in
 
 
 def _samples(options: BuildOptions, task: Task) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Rows to calibrate with and rows to check with: those marked ``check``, else every fourth."""
+    """Rows to calibrate with and rows to check with."""
     folder = options.data or options.model / SAMPLES
-    if not folder.is_dir():
-        raise CalibrationError(
-            f"there are no samples for task {task.name!r}: {folder} is not a folder",
-            hint="give prompts and pictures with --data DIR (DIR/TASK/metadata.jsonl)",
+    return split_samples(folder, task, calibrating=options.calibration_pictures, checking=options.check_pictures)
+
+
+def _given_sets(
+    options: BuildOptions, pipeline: MTUPipeline, tasks: Sequence[tuple[int, Task]], size: tuple[int, int], sha256: str
+) -> dict[str, CalibrationSet]:
+    """The sets of ``options.calibration``, each of this model and fit for its task's graph."""
+    if options.calibration is None:
+        return {}
+    found, latent, scale = load_folder(options.calibration), pipeline.unet.latent_channels, pipeline.vae_scale
+    for _, task in tasks:
+        if task.name not in found:
+            raise CalibrationError(
+                f"{str(options.calibration)!r} has no calibration set for task {task.name!r}",
+                hint=f"it is for {', '.join(found)}: make it again for all tasks of the build, or say --task",
+            )
+        shape = (task.unet_batch, latent + task.condition_channels(latent), size[0] // scale, size[1] // scale)
+        found[task.name].verify(task=task.name, model_sha256=sha256, shape=shape)
+    return found
+
+
+def _given_settings(options: BuildOptions, tasks: Sequence[tuple[int, Task]]) -> dict[str, QuantSettings]:
+    """The settings of ``options.quant_config``, which has to have them for every task."""
+    if options.quant_config is None:
+        return {}
+    found = quant_config.load(options.quant_config)
+    if missing := [task.name for _, task in tasks if task.name not in found]:
+        raise ConfigError(
+            f"{options.quant_config} does not say how to quantise task {missing[0]!r}",
+            hint=f"it is for {', '.join(found)}: add the task, or say --task",
         )
-    rows = load_samples(folder, task)
-    if task.guidance != "none" and not all(row.prompt.strip() for row in rows):
-        raise CalibrationError(
-            f"{folder / task.name} has rows without a prompt, and task {task.name!r} is guided by text",
-            hint="give each row a prompt",
-        )
-    checking = tuple(row for row in rows if row.split == "check") or rows[3::4]
-    calibrating = tuple(row for row in rows if row not in checking)
-    if not calibrating or not checking:
-        raise CalibrationError(
-            f"{folder / task.name} has {len(rows)} rows, too few to calibrate and to check with", hint="give 8 or more"
-        )
-    return calibrating[: options.calibration_pictures], checking[: options.check_pictures]
+    return found
 
 
 def export_graphs(job: Job, pipeline: MTUPipeline, tasks: Sequence[tuple[int, Task]]) -> Graphs:
@@ -242,8 +293,8 @@ def _observe(
 ) -> Observed:
     """Capture what a task's UNet sees while it makes pictures, and record what the original answers."""
     options = job.options
-    captured = None
-    if options.precision in QUANTISED:
+    captured = job.sets.get(task.name)
+    if captured is None and options.precision in QUANTISED:
         with job.progress.stage(f"calibrate {task.name}", len(calibrating)) as advance:
             captured = capture(
                 pipeline,
@@ -308,7 +359,12 @@ def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.
     name, precision = one.task.name, job.options.precision
     graph, extra = one.graph, dict[str, object]()
     if seen.calibration is not None:
+        given = job.options.calibration
+        origin = "captured by this build" if given is None else given.resolve().name
+        extra["calibration"] = {**seen.calibration.describe(), "source": origin}
         graph, extra["quantisation"] = _quantise(job, one, seen.calibration)
+    if precision in COMPRESSED:
+        graph, extra["compression"] = _compress(job, one)
     with job.progress.stage(f"lower {name}"):
         graph, lowered = _lower(job, graph, precision)
     with job.progress.stage(f"build {name}"):
@@ -349,17 +405,53 @@ def _device_backends(job: Job, artifact: Artifact) -> tuple[Backend, ...]:
     return (Backend(f"{job.target.spec.device}, as built", artifact.toolchain, opener, judged=False),)
 
 
-def _quantise(job: Job, one: Specialised, calibration: CalibrationSet) -> tuple[Path, object]:
+def _quantise(job: Job, one: Specialised, calibration: CalibrationSet) -> tuple[Path, dict[str, object]]:
     """The task's Q/DQ graph in the precision asked for, and what was done to make it."""
+    name, int8 = one.task.name, one.graph.with_name("int8.onnx")
+    given = job.settings.get(name)
+    settings, chosen = given or INT8, None
+    report = _run_nncf(job, one, calibration, int8, settings)
+    if given is None and job.options.mixed and job.options.precision == "int8":
+        chosen = _choose(job, one, calibration, int8)
+        if chosen.float_layers:
+            settings = replace(settings, ignored_scopes=(*settings.ignored_scopes, *chosen.float_layers))
+            report = _run_nncf(job, one, calibration, int8, settings)
+    done = {
+        **report.to_json(),
+        "ranges": graph_ranges(int8),
+        "mixed": None if chosen is None else chosen.to_json(),
+        "config": None if job.options.quant_config is None else job.options.quant_config.resolve().name,
+    }
+    if job.options.precision == "int8":
+        return int8, done
+    fp8 = one.graph.with_name("fp8.onnx")
+    return fp8, {**done, "fp8": to_fp8(int8, one.graph, fp8).to_json()}
+
+
+def _run_nncf(
+    job: Job, one: Specialised, calibration: CalibrationSet, out: Path, settings: QuantSettings
+) -> QuantisationReport:
     with job.progress.stage(f"quantise {one.task.name}", len(calibration.inputs)) as advance:
-        int8 = one.graph.with_name("int8.onnx")
-        report = quantize_onnx(
-            one.graph, calibration, int8, settings=INT8, progress=lambda done, total: advance(1)
-        ).to_json()
-        if job.options.precision == "int8":
-            return int8, report
-        fp8 = one.graph.with_name("fp8.onnx")
-        return fp8, {**report, "fp8": to_fp8(int8, one.graph, fp8).to_json()}
+        return quantize_onnx(one.graph, calibration, out, settings=settings, progress=lambda done, total: advance(1))
+
+
+def _choose(job: Job, one: Specialised, calibration: CalibrationSet, int8: Path) -> MixedPrecision:
+    """Measure what INT8 costs and gains each layer, and choose those that stay float."""
+    target, name = job.target, one.task.name
+    weights = graph_io.disk_bytes(one.graph) // 4  # float32
+    with job.progress.stage(f"time layers {name}"):
+        in_float, _ = _lower(job, one.graph, target.companion_precision("int8"))
+        quantised, _ = _lower(job, int8, "int8")
+        costs = compare_costs(target, in_float, quantised, rounds=mixed.timing_rounds(weights))
+    legal = int8
+    if LEGALISE in target.spec.lowering.get("int8", ()):
+        legal = int8.with_name("int8-legal.onnx")
+        passes.run_pipeline(int8, legal, (LEGALISE,), passes.PassContext())
+    with SwitchedGraph(one.graph, legal, folder=one.graph.parent) as graph:
+        total = mixed.runs(graph.units, len(calibration.inputs), weights)
+        with job.progress.stage(f"measure layers {name}", total) as advance:
+            inputs, guidance = calibration.inputs, one.task.guidance
+            return mixed.choose(graph, inputs, guidance=guidance, weights=weights, costs=costs, progress=advance)
 
 
 def _lower(job: Job, graph: Path, precision: Precision) -> tuple[Path, tuple[bundle.PassRecord, ...]]:
@@ -390,3 +482,10 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _compress(job: Job, one: Specialised) -> tuple[Path, object]:
+    """The task's graph with INT8 or INT4 weights, and what was done to make it."""
+    with job.progress.stage(f"compress {one.task.name}"):
+        graph = one.graph.with_name("compressed.onnx")
+        return graph, compress_onnx(one.graph, graph, settings=COMPRESSED[job.options.precision]).to_json()

@@ -1,10 +1,10 @@
-"""What accuracy is measured in: UNet outputs, guidance deltas, latents and pictures."""
+"""What accuracy is measured in: UNet outputs, guidance deltas, latents, and PSNR and SSIM of pictures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,36 @@ class GuidanceMetrics:
         direction: ``"text"`` or ``"image"``.
         ratio: norm of the candidate's delta divided by the reference's; 1 is perfect.
         cosine: cosine similarity of the two deltas.
+        energy, candidate_energy, error_energy: squared norms of the reference's delta, of the candidate's, and of their
+            difference: what ``pool_guidance`` adds up.
     """
 
     direction: str
     ratio: float
     cosine: float
+    energy: float
+    candidate_energy: float
+    error_energy: float
+
+
+@dataclass(frozen=True)
+class PooledGuidance:
+    """How one direction of guidance survived all UNet calls of a task.
+
+    At a timestep where a direction has next to nothing to say, the ratio of that call alone says little about the
+    picture; pooled over the calls, each counts by its size.
+
+    Attributes:
+        ratio: √(Σ |candidate's delta|² / Σ |reference's delta|²) over the calls; 1 is perfect.
+        worst_ratio: of the single calls, the ratio furthest from 1.
+        cosine: of the single calls, the least cosine.
+        sqnr_db: 10·log10(Σ |reference's delta|² / Σ |difference of the deltas|²) over the calls, decibels.
+    """
+
+    ratio: float
+    worst_ratio: float
+    cosine: float
+    sqnr_db: float
 
 
 @dataclass(frozen=True)
@@ -61,27 +86,6 @@ class StepMetrics:
     max_abs: float
     max_rel: float
     guidance: tuple[GuidanceMetrics, ...] = ()
-
-
-@dataclass(frozen=True)
-class TaskMetrics:
-    """Everything measured of one task; ``None`` is "not measured".
-
-    Attributes:
-        steps: the UNet calls, in the order they were recorded.
-        latent_psnr_db: final latents, peak = the reference's range, decibels.
-        image_psnr_db: final pictures, peak = 1, decibels.
-        ssim: structural similarity of the final pictures.
-    """
-
-    steps: tuple[StepMetrics, ...]
-    latent_psnr_db: float | None = None
-    image_psnr_db: float | None = None
-    ssim: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest and the report; all numbers are finite."""
-        return asdict(self)
 
 
 def step_metrics(
@@ -125,15 +129,45 @@ def guidance_metrics(reference: Array, candidate: Array, guidance: Guidance) -> 
     for direction, start, end in wanted:
         expected, found = want[end] - want[start], have[end] - have[start]
         norm, found_norm = float(np.linalg.norm(expected)), float(np.linalg.norm(found))
-        ratio = found_norm / norm if norm else 1.0 + found_norm
-        metrics.append(GuidanceMetrics(direction, ratio, cosine(expected, found)))
+        error = float(np.sum(np.square(expected - found)))
+        metrics.append(
+            GuidanceMetrics(direction, _ratio(norm, found_norm), cosine(expected, found), norm**2, found_norm**2, error)
+        )
     return tuple(metrics)
+
+
+def pool_guidance(steps: Sequence[StepMetrics]) -> dict[str, PooledGuidance]:
+    """Each guidance direction over all of ``steps``; empty without guidance."""
+    directions: dict[str, list[GuidanceMetrics]] = {}
+    for step in steps:
+        for delta in step.guidance:
+            directions.setdefault(delta.direction, []).append(delta)
+    pooled = {}
+    for direction, deltas in directions.items():
+        energy = sum(delta.energy for delta in deltas)
+        pooled[direction] = PooledGuidance(
+            ratio=_ratio(math.sqrt(energy), math.sqrt(sum(delta.candidate_energy for delta in deltas))),
+            worst_ratio=max((delta.ratio for delta in deltas), key=_distance),
+            cosine=min(delta.cosine for delta in deltas),
+            sqnr_db=decibels(energy, sum(delta.error_energy for delta in deltas)),
+        )
+    return pooled
+
+
+def _ratio(norm: float, candidate: float) -> float:
+    """How much of a delta's norm is left; finite where the reference has no delta."""
+    return candidate / norm if norm else 1.0 + candidate
+
+
+def _distance(ratio: float) -> float:
+    """How far a ratio is from 1: a half and a double are equally far."""
+    return abs(math.log(max(ratio, 1e-12)))
 
 
 def sqnr_db(reference: Array, candidate: Array) -> float:
     """Signal-to-quantisation-noise ratio of arrays of equal shape in decibels, from −200 to 200 (equal arrays)."""
     want, have = _pair(reference, candidate)
-    return _decibels(float(np.sum(np.square(want))), float(np.sum(np.square(want - have))))
+    return decibels(float(np.sum(np.square(want))), float(np.sum(np.square(want - have))))
 
 
 def cosine(reference: Array, candidate: Array) -> float:
@@ -154,7 +188,7 @@ def psnr_db(reference: Array, candidate: Array, *, peak: float | None = None) ->
     want, have = _pair(reference, candidate)
     if peak is None:
         peak = float(want.max() - want.min())
-    return _decibels(peak**2, float(np.mean(np.square(want - have))))
+    return decibels(peak**2, float(np.mean(np.square(want - have))))
 
 
 def image_metrics(reference: Array, candidate: Array) -> tuple[float, float]:
@@ -167,7 +201,7 @@ def image_metrics(reference: Array, candidate: Array) -> tuple[float, float]:
     """
     from skimage.metrics import structural_similarity
 
-    want, have = _pair(_unit_picture(reference), _unit_picture(candidate))
+    want, have = _pair(unit_picture(reference), unit_picture(candidate))
     similarity = structural_similarity(
         want, have, channel_axis=-1, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
@@ -188,7 +222,8 @@ def _pair(reference: Array, candidate: Array) -> tuple[NDArray[np.float64], NDAr
     return want, have
 
 
-def _decibels(signal: float, noise: float) -> float:
+def decibels(signal: float, noise: float) -> float:
+    """10·log10(signal / noise), from −200 to 200 and so finite."""
     if noise == 0.0:
         return EQUAL_DB
     if signal == 0.0:
@@ -196,8 +231,8 @@ def _decibels(signal: float, noise: float) -> float:
     return float(np.clip(10 * math.log10(signal / noise), -EQUAL_DB, EQUAL_DB))
 
 
-def _unit_picture(picture: Array) -> NDArray[np.float64]:
-    """A picture as float64 in [0, 1]; ``AccuracyError`` if it is not one."""
+def unit_picture(picture: Array) -> NDArray[np.float64]:
+    """A picture [H, W, 3], uint8 or floats in [0, 1], as float64 in [0, 1]; ``AccuracyError`` if it is not one."""
     if picture.ndim != 3 or picture.shape[-1] != 3 or min(picture.shape[:2]) < SSIM_WINDOW:
         raise AccuracyError(f"a picture of shape {picture.shape} is not [H, W, 3] with sides of {SSIM_WINDOW} or more")
     wide = _wide(picture) / (255.0 if picture.dtype == np.uint8 else 1.0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from calibration.quantize import QuantSettings
 from calibration.sets import CalibrationSet
 from mtu_compile import bundle
 from mtu_compile.core.progress import Progress
@@ -29,6 +30,10 @@ class BuildOptions:
         tasks: names of the tasks to build, or ``None`` for all.
         size: height and width of the pictures in pixels, or ``None`` for the model's own.
         data: folder with prompts and pictures to calibrate and check with, or ``None`` for the model's ``samples/``.
+        calibration: folder of calibration sets (``mtu-compile calibrate``) to quantise with, or ``None`` to capture
+            the inputs of the model on ``data``.
+        quant_config: a bundle or a JSON file that says how each task is quantised, or ``None`` to find out.
+        mixed: keep layers float where the device runs INT8 slower, or where accuracy needs it.
         steps: denoising steps of calibration, check, and the bundle's default.
         calibration_pictures: trajectories calibrated with, per task.
         check_pictures: trajectories the bundle is checked with, per task.
@@ -45,6 +50,9 @@ class BuildOptions:
     tasks: tuple[str, ...] | None = None
     size: tuple[int, int] | None = None
     data: Path | None = None
+    calibration: Path | None = None
+    quant_config: Path | None = None
+    mixed: bool = True
     steps: int = 20
     calibration_pictures: int = 12
     check_pictures: int = 4
@@ -72,6 +80,8 @@ class Job:
         work: folder for what the bundle does not carry.
         source: the model's name and hash.
         size: height and width of the pictures in pixels.
+        settings: by task, the quantisation that was given; empty where it is to be chosen.
+        sets: by task, the calibration sets that were given; empty where they are to be captured.
     """
 
     options: BuildOptions
@@ -81,6 +91,8 @@ class Job:
     source: bundle.Source
     size: tuple[int, int]
     progress: Progress
+    sets: Mapping[str, CalibrationSet] = field(default_factory=dict)
+    settings: Mapping[str, QuantSettings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

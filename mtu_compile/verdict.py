@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from mtu_compile import bundle, runtime
 from mtu_compile.core.progress import Advance
-from mtu_compile.metrics import StepMetrics, TaskMetrics, image_metrics, psnr_db
+from mtu_compile.core.tasks import Task
+from mtu_compile.metrics import StepMetrics
+from mtu_compile.pictures import Perceptual, measure_picture
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.thresholds import Thresholds, judge
+from mtu_compile.task_metrics import TaskMetrics
+from mtu_compile.thresholds import Thresholds, in_words, judge
 
 #: The UNet's output, as the recorded references name it.
 OUTPUT = "out_sample"
 
-NO_SSIM = "not measured: scikit-image is not installed here"
+NO_SCIKIT_IMAGE = "not measured: scikit-image is not installed here"
+
+#: What a board measures with.
+WITHOUT_TORCH = Perceptual(reason="not measured: a board's check does without torch")
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,25 @@ class TaskCheck:
     """What was measured of one task, and every threshold it missed.
 
     Attributes:
-        metrics: the UNet calls of all pictures one after the other; latents and pictures are means over them.
-        thresholds: what was asked; ``ssim`` is ``None`` where it cannot be measured.
+        metrics: the UNet calls of all pictures one after the other, each picture, and means over the pictures.
+        thresholds: what was asked; ``None`` where a metric does not apply to the task or cannot be measured here.
         pictures: how many were made.
-        failures: every miss, in words.
-        ssim_reason: why there is no SSIM, if there is none.
+        failures: every miss, in words, one for each metric.
+        reasons: metric → why there is none.
+        made: the candidate's pictures, nothing pasted back, in the order of the reference's trajectories; not in JSON.
     """
 
     metrics: TaskMetrics
     thresholds: Thresholds
     pictures: int
     failures: tuple[str, ...]
-    ssim_reason: str | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    made: tuple[Image.Image, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def ssim_reason(self) -> str | None:
+        """Why there is no SSIM, if there is none."""
+        return self.reasons.get("ssim")
 
     @property
     def worst_sqnr(self) -> float:
@@ -57,24 +69,37 @@ class TaskCheck:
 
     def summary(self) -> dict[str, Any]:
         """What the manifest keeps."""
-        deltas = [delta for step in self.metrics.steps for delta in step.guidance]
+        measured = self.metrics
+        deltas = [delta for step in measured.steps for delta in step.guidance]
         return {
             "pictures": self.pictures,
             "worst_sqnr_db": self.worst_sqnr,
             "mean_sqnr_db": self.mean_sqnr,
             "worst_cosine": self.worst_cosine,
             "guidance_ratio": [min(d.ratio for d in deltas), max(d.ratio for d in deltas)] if deltas else None,
-            "latent_psnr_db": self.metrics.latent_psnr_db,
-            "image_psnr_db": self.metrics.image_psnr_db,
-            "ssim": self.metrics.ssim,
+            "guidance": {name: asdict(one) for name, one in measured.guidance.items()} or None,
+            "latent_psnr_db": measured.latent_psnr_db,
+            "image_psnr_db": measured.image_psnr_db,
+            "ssim": measured.ssim,
             "ssim_reason": self.ssim_reason,
+            "colour_difference": measured.colour_difference,
+            "vif": measured.vif,
+            "inside_psnr_db": measured.inside_psnr_db,
+            "outside_psnr_db": measured.outside_psnr_db,
+            "region": measured.region,
+            "truth_drop_db": measured.truth_drop_db,
+            "truth": measured.truth,
+            "clip": measured.clip,
+            "reasons": dict(self.reasons),
             "thresholds": asdict(self.thresholds),
             "passed": not self.failures,
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The summary, every UNet call, and the failures."""
-        return {**self.summary(), "steps": self.metrics.to_json()["steps"], "failures": list(self.failures)}
+        """The summary, every UNet call, every picture, and the failures."""
+        measured = self.metrics.to_json()
+        more = {"steps": measured["steps"], "picture_metrics": measured["pictures"]}
+        return {**self.summary(), **more, "failures": list(self.failures)}
 
 
 @dataclass(frozen=True)
@@ -115,12 +140,14 @@ def check_task(
     steps: Sequence[StepMetrics],
     loaded: runtime.Runtime,
     advance: Advance,
+    perceptual: Perceptual = WITHOUT_TORCH,
 ) -> TaskCheck:
     """Make the reference's pictures again from the same noise; judge them together with the UNet calls ``steps``."""
-    latents, pictures, similar = [], [], []
+    task = entry.task
+    pictures, made = [], []
     for one in reference.trajectories:
-        made = loaded.run(
-            entry.task.name,
+        result = loaded.run(
+            task.name,
             one.prompt,
             image=one.image,
             mask=one.mask,
@@ -128,22 +155,41 @@ def check_task(
             latents=one.noise,
             paste_unmasked=False,
         )
-        latents.append(psnr_db(one.latents, made.latents))
-        picture_psnr, picture_ssim = _compare_pictures(np.asarray(one.picture), np.asarray(made.image))
-        pictures.append(picture_psnr)
-        similar += [] if picture_ssim is None else [picture_ssim]
+        pictures.append(measure_picture(one, result, task, perceptual))
+        made.append(result.image)
         advance(1)
-    metrics = TaskMetrics(tuple(steps), fmean(latents), fmean(pictures), fmean(similar) if similar else None)
-    thresholds = Thresholds.default(loaded.manifest.precision, entry.task.name)
-    if not similar:
-        thresholds = replace(thresholds, ssim=None)
-    failures = tuple(str(failure) for failure in judge(metrics, thresholds))
-    return TaskCheck(metrics, thresholds, len(pictures), failures, None if similar else NO_SSIM)
+    metrics = TaskMetrics.of(steps, pictures)
+    reasons = _unmeasured(metrics, reference, task, perceptual)
+    thresholds = Thresholds.default(loaded.manifest.precision, task.name).without(reasons)
+    failures = in_words(judge(metrics, thresholds), len(metrics.steps))
+    return TaskCheck(metrics, thresholds, len(pictures), failures, reasons, tuple(made))
 
 
-def _compare_pictures(reference: NDArray[Any], candidate: NDArray[Any]) -> tuple[float, float | None]:
-    """PSNR (decibels, peak 1) of two uint8 pictures [H, W, 3], and SSIM where scikit-image is installed."""
-    try:
-        return image_metrics(reference, candidate)
-    except ImportError:
-        return psnr_db(reference / 255.0, candidate / 255.0, peak=1.0), None
+def _unmeasured(metrics: TaskMetrics, reference: Reference, task: Task, perceptual: Perceptual) -> dict[str, str]:
+    """Metric → why it does not apply to a task, or cannot be measured here.
+
+    A metric that applies and was not measured for no such reason is left out, and so fails its threshold.
+    """
+    reasons = {}
+    if metrics.ssim is None:
+        reasons["ssim"] = NO_SCIKIT_IMAGE
+    if metrics.colour_difference is None:
+        reasons["colour_difference"] = NO_SCIKIT_IMAGE
+    if perceptual.vif is None:
+        reasons["vif"] = str(perceptual.reason)
+    elif metrics.vif is None:
+        reasons["vif"] = "not measured: the pictures are too small, or blank"
+    if metrics.region is None:
+        reasons["inside_psnr_db"] = reasons["outside_psnr_db"] = "does not apply: the task makes the whole picture"
+    else:
+        if metrics.inside_psnr_db is None:
+            reasons["inside_psnr_db"] = "does not apply: the float original changes nothing"
+        if metrics.outside_psnr_db is None:
+            reasons["outside_psnr_db"] = "does not apply: nothing of the pictures was to stay"
+    if not task.condition:
+        reasons["truth_drop_db"] = "not judged: a picture made of words alone has no single right answer"
+    elif all(one.target is None for one in reference.trajectories):
+        reasons["truth_drop_db"] = "does not apply: the data have no wanted pictures"
+    if not perceptual.clip:
+        reasons["clip"] = "not measured: no CLIP model was given (mtu-compile check --clip DIR)"
+    return reasons

@@ -25,6 +25,9 @@ _CHANGED_IN_22 = ("GroupNormalization", "EyeLike")
 FP16_NORMAL = 2.0**-14
 FP16_LEAST = 2.0**-24
 
+#: Largest numbers of symmetric integer weights.
+_MOST = {ir.DataType.INT8: 127, ir.DataType.INT4: 7}
+
 #: A scale that rounds to half precision further off than this (fp16 below 2⁻¹⁴ only) takes its integers along: it is
 #: what bfloat16 rounds by.
 _SCALE_ERROR = 2.0**-8
@@ -315,10 +318,10 @@ def _off(rounded: Array, scale: Array) -> Array:
 
 
 def _has_own_integers(node: ir.Node) -> bool:
-    """Whether a quantiser holds an int8 weight that nothing else reads."""
+    """Whether a quantiser holds an integer weight that nothing else reads."""
     source = node.inputs[0]
     tensor = constant_tensor(source)
-    return tensor is not None and tensor.dtype == ir.DataType.INT8 and source is not None and len(source.uses()) == 1
+    return tensor is not None and tensor.dtype in _MOST and source is not None and len(source.uses()) == 1
 
 
 def _requantise(node: ir.Node, old: Array, new: Array) -> None:
@@ -326,10 +329,14 @@ def _requantise(node: ir.Node, old: Array, new: Array) -> None:
     value = node.inputs[0]
     tensor = constant_tensor(value)
     assert value is not None and tensor is not None
-    axis = node.attributes.get_int("axis", 1)
-    shape = [1] * len(tensor.shape)
-    if old.ndim:
+    axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
+    factor = old / new
+    if block:
+        factor = np.repeat(factor, block, axis)
+    elif old.ndim:
+        shape = [1] * len(tensor.shape)
         shape[axis] = -1
-    factor = np.reshape(old / new, shape) if old.ndim else old / new
-    integers = np.clip(np.rint(tensor.numpy() * factor), -127, 127).astype(np.int8)
-    value.const_value = ir.tensor(integers, name=value.name)
+        factor = np.reshape(factor, shape)
+    most = _MOST[tensor.dtype]
+    integers = np.clip(np.rint(tensor.numpy().astype(np.float64) * factor), -most, most).astype(tensor.dtype.numpy())
+    value.const_value = ir.Tensor(integers, dtype=tensor.dtype, name=value.name)

@@ -6,7 +6,8 @@ name. Everything that differs between two members of a family (memory, precision
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,10 +16,16 @@ from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import ConfigError, ModelError, ToolchainMissing
 from mtu_compile.core.progress import Progress
 
-Precision = Literal["int8", "fp8", "fp16", "bf16", "fp32"]
+Precision = Literal["int8", "fp8", "int8-weights", "int4-weights", "fp16", "bf16", "fp32"]
+
+#: Precisions that only the weights are in: what is computed, and with it what passes between layers, stays float.
+WEIGHTS_ONLY: tuple[Precision, ...] = ("int8-weights", "int4-weights")
 
 #: Bytes in a mebibyte and a gibibyte, for specs.
 MIB, GIB = 1 << 20, 1 << 30
+
+#: Inferences a graph's layers are timed over: seconds for the example, a minute or two for Stable Diffusion 1.5.
+COST_ROUNDS = 96
 
 #: Passes that make a static graph of one task, in order; every target so far takes static graphs.
 STATIC_TASK_PIPELINE: tuple[str, ...] = (
@@ -43,7 +50,9 @@ class TargetSpec:
         opset: newest ONNX opset its importer reads.
         memory_bytes: memory the engine has to fit in, or ``None`` if that depends on the machine (``Plan`` asks it).
         reserved_bytes: of ``memory_bytes``, what the system and the driver keep for themselves.
-        rest: float type of what an INT8 or FP8 graph does not quantise.
+        rest: float type of what a quantised graph does not quantise.
+        unpacks_weights: networks of which only the weights are quantised are unpacked when they are compiled, and take
+            at least the memory of the float type.
         pipeline: ids of the graph passes that make a task's static graph, in order.
         lowering: by precision, ids of the passes a (quantised) static graph goes through before it is built.
         sources: where each number comes from, by attribute name.
@@ -57,6 +66,7 @@ class TargetSpec:
     memory_bytes: int | None
     reserved_bytes: int = 0
     rest: Precision = "fp16"
+    unpacks_weights: bool = False
     pipeline: tuple[str, ...] = STATIC_TASK_PIPELINE
     lowering: Mapping[Precision, tuple[str, ...]] = field(default_factory=dict, hash=False)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -149,6 +159,36 @@ class Artifact:
     estimate: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class LayerCosts:
+    """What each layer of a graph costs on a device.
+
+    Attributes:
+        milliseconds: by name of an ONNX Conv, Gemm or MatMul node, in graph order: its own kernel and what stands in
+            front of it (see ``targets.layer_costs.charge``).
+        total_ms: of everything, what belongs to no layer included.
+        source: how the figures were come by, in words.
+        measured: they were taken on the target's device, in this machine; else they are a cost model's.
+    """
+
+    milliseconds: Mapping[str, float]
+    total_ms: float
+    source: str
+    measured: bool
+
+    def __post_init__(self) -> None:
+        for name, spent in (*self.milliseconds.items(), ("all layers", self.total_ms)):
+            if not math.isfinite(spent) or spent < 0:
+                raise ValueError(f"the cost of {name} is {spent} ms")
+        if self.attributed_ms > self.total_ms * (1 + 1e-6):
+            raise ValueError(f"layers cost {self.attributed_ms} ms of {self.total_ms} ms")
+
+    @property
+    def attributed_ms(self) -> float:
+        """The part of ``total_ms`` that belongs to a layer."""
+        return math.fsum(self.milliseconds.values())
+
+
 class Target(Protocol):
     """A device an ONNX graph can be built for."""
 
@@ -190,6 +230,27 @@ class Target(Protocol):
 
     def companion_precision(self, precision: Precision) -> Precision:
         """What the text encoder and the autoencoder are built in beside a UNet in ``precision``; never INT8."""
+        ...
+
+    def layer_costs(self, graph: Path, *, precision: Precision, rounds: int = COST_ROUNDS) -> LayerCosts | None:
+        """What each layer of ``graph``, lowered as for ``build``, costs; ``None`` where the device is not known enough.
+
+        Args:
+            graph: static ONNX graph of one task, float or quantised.
+            precision: what it would be built in.
+            rounds: inferences, where costs are measured.
+
+        Raises:
+            ConfigError: a precision the target does not know, or no rounds.
+            ModelError: ``graph`` is not a readable file, or has no layers.
+            TargetError: as ``build``.
+        """
+        ...
+
+    def layer_costs_in_turn(
+        self, graphs: Sequence[tuple[Path, Precision]], *, rounds: int = COST_ROUNDS
+    ) -> tuple[LayerCosts, ...] | None:
+        """``layer_costs`` of several graphs, which take turns where they are measured, so that they compare."""
         ...
 
     def device_here(self) -> bool:

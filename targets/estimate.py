@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.base import Plan, Precision
+from targets.base import WEIGHTS_ONLY, Plan, Precision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,6 +22,9 @@ FLOAT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 #: Precisions of quantised graphs: a quantised element is one byte, the rest is a float type.
 QUANTISED: tuple[Precision, ...] = ("int8", "fp8")
+
+#: Weights that share a scale where linear layers are INT4, and the fewest that do (see ``calibration.compress``).
+_INT4_GROUP, _INT4_LEAST_GROUP = 64, 32
 
 #: Layers whose weights are quantised (what NNCF does to a UNet, see ``calibration.quantize``).
 _LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
@@ -84,7 +87,8 @@ def footprint(model: ir.Model, *, precision: Precision, rest: Precision = "fp16"
 
     Buffers live from the node that makes them to the last that reads them, in the graph's own order. A float graph that
     is to be quantised is counted as if it were: weights of convolutions and linear layers are one byte and a scale for
-    each output channel, and so is a tensor that only such layers read.
+    each output channel, and so is a tensor that only such layers read. Where only weights are quantised, tensors stay
+    float; INT4 weights of linear layers are half a byte and a scale for each 64 of them.
 
     Args:
         model: a graph with static shapes; those that are missing are inferred, which changes ``model``. Weights in
@@ -95,17 +99,18 @@ def footprint(model: ir.Model, *, precision: Precision, rest: Precision = "fp16"
     Raises:
         ModelError: the shapes contradict each other.
     """
-    _infer_missing_shapes(model)
-    width = FLOAT_BYTES[rest if precision in QUANTISED else precision]
+    infer_missing_shapes(model)
+    width = FLOAT_BYTES[rest if precision in (*QUANTISED, *WEIGHTS_ONLY) else precision]
     quantised = any(node.op_type == "DequantizeLinear" for node in model.graph)
-    planned = precision in QUANTISED and not quantised
-    sizes = _Sizes(width, _one_byte_tensors(model, planned))
+    planned = None if quantised or precision in FLOAT_BYTES else precision
+    sizes = _Sizes(width, _one_byte_tensors(model, planned in QUANTISED))
     fused = _Buffers(model, sizes, _scores(model)).peak()
     unfused = _Buffers(model, sizes, frozenset()).peak()
     return Footprint(_weight_bytes(model, width, planned), fused, max(0, unfused - fused), sizes.unknown(model))
 
 
-def _infer_missing_shapes(model: ir.Model) -> None:
+def infer_missing_shapes(model: ir.Model) -> None:
+    """Add the shapes and types a graph leaves out, in place; ``ModelError`` if they contradict each other."""
     from onnx_ir.passes.common import ShapeInferencePass
 
     from mtu_compile.core.errors import ModelError
@@ -119,7 +124,7 @@ def _infer_missing_shapes(model: ir.Model) -> None:
         raise ModelError(f"the shapes of the graph cannot be inferred: {cause[0] if cause else error}") from error
 
 
-def _weight_bytes(model: ir.Model, width: int, planned: bool) -> int:
+def _weight_bytes(model: ir.Model, width: int, planned: Precision | None) -> int:
     total, seen = 0, set()
     for value in model.graph.initializers.values():
         tensor = value.const_value
@@ -132,12 +137,23 @@ def _weight_bytes(model: ir.Model, width: int, planned: bool) -> int:
             continue
         seen.add(key)
         elements = int(tensor.size)
-        channels = _quantised_channels(value) if planned else None
+        channels = None if planned is None else _quantised_channels(value)
         if channels is None:
             total += math.ceil(elements * _element_bytes(tensor.dtype, width))
+        elif planned == "int4-weights" and (group := _int4_group(value, channels)):
+            total += math.ceil(elements / 2) + elements // group * width
         else:
             total += elements + channels * width
     return total
+
+
+def _int4_group(value: ir.Value, channels: int) -> int:
+    """Weights of a linear layer that share an INT4 scale; 0 for what stays INT8: convolutions and odd sizes."""
+    if value.shape is None or any(user.op_type == "Conv" for user in value.consumers()):
+        return 0
+    inputs = math.prod(value.shape.numpy()) // channels
+    group = math.gcd(inputs, _INT4_GROUP)
+    return group if group >= _INT4_LEAST_GROUP else 0
 
 
 def _quantised_channels(value: ir.Value) -> int | None:

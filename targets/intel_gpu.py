@@ -16,13 +16,15 @@ SPEC = TargetSpec(
     name="intel-gpu",
     vendor="Intel (OpenVINO)",
     device="GPU",
-    precisions=("int8", "fp16", "fp32"),
-    opset=20,
+    precisions=("int8", "int8-weights", "int4-weights", "fp16", "fp32"),
+    opset=21,
     memory_bytes=None,
     lowering={"int8": ("mtu::legalise-qdq",)},
     sources={
-        "precisions": "OpenVINO 2026.4, GPU device documentation: f32, f16 and quantised models; no bf16",
-        "opset": "exported and read with OpenVINO 2026.4.1 by this project; the importer is the same for all devices",
+        "precisions": "OpenVINO 2026.4, GPU device documentation: f32, f16 and quantised models; no bf16. Weights "
+        "only: this project wrote the IR and ran it on a CPU",
+        "opset": "exported at 20, raised to 21 by INT4; read with OpenVINO 2026.4.1 by this project; the importer is "
+        "the same for all devices",
         "memory_bytes": "GPU_DEVICE_TOTAL_MEM_SIZE of the device, where it is; an integrated GPU shares the machine's",
     },
 )

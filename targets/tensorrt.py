@@ -6,7 +6,7 @@ says ``built="board"``) gets the lowered graph and the recipe, and builds with t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,8 +19,19 @@ from mtu_compile.runtime import tensorrt_builder
 from mtu_compile.runtime.cuda import Device, device_info
 from mtu_compile.runtime.tensorrt_builder import Kind, Recipe
 from mtu_compile.runtime.tensorrt_library import install_hint
-from targets.base import Artifact, Availability, Plan, Precision, TargetSpec, require_graph
+from targets.base import (
+    COST_ROUNDS,
+    WEIGHTS_ONLY,
+    Artifact,
+    Availability,
+    LayerCosts,
+    Plan,
+    Precision,
+    TargetSpec,
+    require_graph,
+)
 from targets.estimate import estimate
+from targets.roofline import Speed, estimate_costs
 
 GRAPH_NAME = "model.onnx"
 ENGINE_NAME = "model.engine"
@@ -29,6 +40,8 @@ ENGINE_NAME = "model.engine"
 LOWERING: Mapping[Precision, tuple[str, ...]] = {
     "int8": ("mtu::legalise-qdq", "mtu::to-fp16"),
     "fp8": ("mtu::legalise-qdq", "mtu::to-fp16"),
+    "int8-weights": ("mtu::to-fp16",),
+    "int4-weights": ("mtu::to-fp16",),
     "fp16": ("mtu::to-fp16",),
     "bf16": ("mtu::to-bf16",),
     "fp32": (),
@@ -50,6 +63,7 @@ class TensorRTSpec(TargetSpec):
             the GPU of this machine.
         workspace_bytes: scratch memory a layer may use; ``None`` for all there is.
         optimization_level: TensorRT's, 0 to 5; ``None`` for its own.
+        speed: what layers are estimated by; of a typical card where there are many; ``None`` if nothing is known.
     """
 
     kind: Kind = "tensorrt-rtx"
@@ -57,6 +71,7 @@ class TensorRTSpec(TargetSpec):
     compute_capabilities: tuple[str, ...] = ()
     workspace_bytes: int | None = None
     optimization_level: int | None = None
+    speed: Speed | None = None
 
     def recipe(self) -> Recipe:
         """How an engine of a static graph is built."""
@@ -146,9 +161,23 @@ class TensorRTTarget:
             status=self._status(),
         )
 
+    def layer_costs(self, graph: Path, *, precision: Precision, rounds: int = COST_ROUNDS) -> LayerCosts | None:
+        """Estimated by the GPU's data sheet, whether it is here or not."""
+        self._spec.check_precision(precision)
+        require_graph(graph)
+        if self._spec.speed is None:
+            return None
+        return estimate_costs(graph, self._spec.speed, precision=precision, rest=self._spec.rest)
+
+    def layer_costs_in_turn(
+        self, graphs: Sequence[tuple[Path, Precision]], *, rounds: int = COST_ROUNDS
+    ) -> tuple[LayerCosts, ...] | None:
+        found = [self.layer_costs(graph, precision=precision) for graph, precision in graphs]
+        return tuple(costs for costs in found if costs is not None) if None not in found else None
+
     def companion_precision(self, precision: Precision) -> Precision:
         """The type of the UNet, or of what is not quantised in it."""
-        return "fp16" if precision in ("int8", "fp8") else precision
+        return precision if precision in ("fp32", "bf16") else "fp16"
 
     def device_here(self) -> bool:
         return self._device() is not None
@@ -187,9 +216,27 @@ _RTX_SOURCES = {
 }
 
 
-def _rtx(name: str, device: str, capabilities: tuple[str, ...], *, fp8: bool = False) -> TensorRTSpec:
-    precisions: tuple[Precision, ...] = ("int8", *(("fp8",) if fp8 else ()), "fp16", "bf16", "fp32")
-    precision_source = f"{_MATRIX}: fp32, fp16, bf16 and (weights of matrix products) int8 on 8.6, 8.9 and 12.0"
+#: Cards a generation's layers are estimated by. Of fp16's two rates it is the one with sums in fp16, the higher.
+RTX_3080 = Speed(
+    "GeForce RTX 3080", 119, 238, 760, "NVIDIA Ampere GA102 GPU Architecture whitepaper, GeForce RTX 3080 (dense)"
+)
+RTX_4090 = Speed(
+    "GeForce RTX 4090", 330.3, 660.6, 1008, "NVIDIA Ada GPU Architecture whitepaper, GeForce RTX 4090 (dense)"
+)
+RTX_5090 = Speed(
+    "GeForce RTX 5090",
+    419,
+    838,
+    1792,
+    "GeForce RTX 5090 product page: 3352 AI TOPS (FP4, sparse), 1792 GB/s; dense INT8 is a quarter, fp16 an eighth",
+)
+
+
+def _rtx(
+    name: str, device: str, capabilities: tuple[str, ...], speed: Speed = RTX_3080, *, fp8: bool = False
+) -> TensorRTSpec:
+    precisions: tuple[Precision, ...] = ("int8", *(("fp8",) if fp8 else ()), *WEIGHTS_ONLY, "fp16", "bf16", "fp32")
+    precision_source = f"{_MATRIX}: fp32, fp16, bf16 and (weights of matrix products) int8, int4 on 8.6, 8.9 and 12.0"
     return TensorRTSpec(
         name=name,
         vendor="NVIDIA (TensorRT-RTX)",
@@ -198,21 +245,26 @@ def _rtx(name: str, device: str, capabilities: tuple[str, ...], *, fp8: bool = F
         opset=20,
         memory_bytes=None,
         lowering=LOWERING,
-        sources={**_RTX_SOURCES, "precisions": precision_source + ("; fp8 on 8.9 and 12.0" if fp8 else "")},
+        sources={
+            **_RTX_SOURCES,
+            "precisions": precision_source + ("; fp8 on 8.9 and 12.0" if fp8 else ""),
+            "speed": speed.source,
+        },
         compute_capabilities=capabilities,
+        speed=speed,
     )
 
 
 RTX_SPEC = _rtx("rtx", "GeForce RTX 30 series and later, one engine for all", ())
 RTX_AMPERE_SPEC = _rtx("rtx-ampere", "GeForce RTX 30 series (Ampere)", ("8.6",))
-RTX_ADA_SPEC = _rtx("rtx-ada", "GeForce RTX 40 series (Ada Lovelace)", ("8.9",), fp8=True)
-RTX_BLACKWELL_SPEC = _rtx("rtx-blackwell", "GeForce RTX 50 series (Blackwell)", ("12.0",), fp8=True)
+RTX_ADA_SPEC = _rtx("rtx-ada", "GeForce RTX 40 series (Ada Lovelace)", ("8.9",), RTX_4090, fp8=True)
+RTX_BLACKWELL_SPEC = _rtx("rtx-blackwell", "GeForce RTX 50 series (Blackwell)", ("12.0",), RTX_5090, fp8=True)
 
 TENSORRT_SPEC = TensorRTSpec(
     name="tensorrt",
     vendor="NVIDIA (TensorRT)",
     device="the NVIDIA GPU of this machine",
-    precisions=("int8", "fp16", "bf16", "fp32"),
+    precisions=("int8", *WEIGHTS_ONLY, "fp16", "bf16", "fp32"),
     opset=20,
     memory_bytes=None,
     lowering=LOWERING,
@@ -221,7 +273,7 @@ TENSORRT_SPEC = TensorRTSpec(
         "memory_bytes": _RTX_SOURCES["memory_bytes"],
         "compute_capabilities": "the GPU at hand: TensorRT builds for no other",
         "precisions": "TensorRT 10 support matrix, hardware and precision: fp32, fp16, bf16 and int8 from compute "
-        "capability 8.0 on; older GPUs have no bf16",
+        "capability 8.0 on; older GPUs have no bf16. INT4 weights of matrix products: TensorRT 10.0 release notes",
     },
     kind="tensorrt",
 )

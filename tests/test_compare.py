@@ -13,8 +13,17 @@ import pytest
 
 from mtu_compile.compare import check_comparable, compare_recorded, compare_runs
 from mtu_compile.core.errors import AccuracyError
-from mtu_compile.metrics import TaskMetrics, cosine, guidance_metrics, image_metrics, psnr_db, sqnr_db, step_metrics
-from mtu_compile.thresholds import Failure, Thresholds, judge, require_accuracy
+from mtu_compile.metrics import (
+    cosine,
+    guidance_metrics,
+    image_metrics,
+    pool_guidance,
+    psnr_db,
+    sqnr_db,
+    step_metrics,
+)
+from mtu_compile.task_metrics import TaskMetrics
+from mtu_compile.thresholds import Failure, Thresholds, in_words, judge, require_accuracy
 
 Outputs = dict[str, np.ndarray]
 TIMESTEPS = (900, 500, 100)
@@ -65,8 +74,20 @@ def recording() -> tuple[list[Outputs], list[Outputs]]:
     return feeds, [unet(feed) for feed in feeds]
 
 
+#: Metrics of pictures that have no say here.
+PERFECT = {
+    "latent_psnr_db": 60.0,
+    "image_psnr_db": 60.0,
+    "ssim": 1.0,
+    "vif": 1.0,
+    "inside_psnr_db": 60.0,
+    "outside_psnr_db": 60.0,
+    "truth_drop_db": 0.0,
+}
+
+
 def metrics_of(steps: tuple[Any, ...], **pictures: float) -> TaskMetrics:
-    return TaskMetrics(steps, **{"latent_psnr_db": 60.0, "image_psnr_db": 60.0, "ssim": 1.0, **pictures})
+    return TaskMetrics(steps, **{**PERFECT, **pictures})
 
 
 def test_an_equal_candidate_passes_everything(recording, capsys):
@@ -172,7 +193,7 @@ def test_a_swapped_task_fails(recording):
     runner = make_runner(lambda feed: {"out_sample": np.sin(3 * feed["sample"])[:, ::-1]})
     failures = judge(metrics_of(compare_recorded(runner, feeds, reference)), Thresholds.default("int8"))
     assert {"sqnr_db", "cosine"} <= {failure.metric for failure in failures}
-    message = r"'edit' is less accurate.*sqnr_db .* at timestep 900, threshold 12"
+    message = r"'edit' is less accurate.*: sqnr_db below 12 at 3 of 3 calls, worst -?\d[^;]* at timestep \d+; cosine"
     with pytest.raises(AccuracyError, match=message) as caught:
         require_accuracy("edit", metrics_of(compare_recorded(runner, feeds, reference)), Thresholds.default("int8"))
     assert caught.value.exit_code == 3 and caught.value.hint
@@ -211,17 +232,62 @@ def test_a_collapsed_guidance_delta_fails_although_the_output_is_close():
     (text,) = step.guidance
     assert (text.direction, text.ratio) == ("text", pytest.approx(0.05))
     failures = judge(metrics_of((step,)), Thresholds.default("int8"))
-    assert failures == [Failure("text_guidance_ratio", text.ratio, 0.6, 500)]
+    assert failures[0] == Failure("text_guidance_ratio", text.ratio, 0.6, 500, call=0)
     assert str(failures[0]) == "text_guidance_ratio 0.05 at timestep 500, threshold 0.6"
+    assert [failure.metric for failure in failures[1:]] == ["text_pooled_guidance_ratio", "text_guidance_sqnr_db"]
     for changed, metric, value, threshold in (
         (3 * delta, "text_guidance_ratio", 3, 1 / 0.6),
         (-delta, "text_guidance_cosine", -1, 0.7),
     ):
         defect = {"out_sample": np.concatenate([shared, shared + changed])}
         step = step_metrics(reference, defect, timestep=500, guidance="text")
-        (failure,) = judge(metrics_of((step,)), Thresholds.default("int8"))
-        assert (failure.metric, failure.value) == (metric, pytest.approx(value))
+        failure = judge(metrics_of((step,)), Thresholds.default("int8"))[0]
+        assert (failure.metric, failure.value, failure.above) == (metric, pytest.approx(value), value > 1)
         assert failure.threshold == pytest.approx(threshold)
+
+
+def test_pooled_guidance_weighs_each_call_by_its_size():
+    """A delta of norm 4 that is kept, and one of norm 3 that is lost: √(16 / 25) is left, with 9 / 25 as noise."""
+
+    def step(norm: float, kept: float, timestep: float) -> Any:
+        shared, delta = np.zeros((1, 1, 1, 1)), np.full((1, 1, 1, 1), norm)
+        want, have = (np.concatenate([shared, part]) for part in (delta, kept * delta))
+        return step_metrics({"out_sample": want}, {"out_sample": have}, timestep=timestep, guidance="text")
+
+    steps = (step(4, 1, 900), step(3, 0, 500))
+    text = pool_guidance(steps)["text"]
+    assert text.ratio == pytest.approx(0.8) and text.sqnr_db == pytest.approx(10 * math.log10(25 / 9))
+    assert (text.worst_ratio, text.cosine) == (0, 0)
+    asked = Thresholds(*[None] * 7, pooled_guidance_ratio=0.85, guidance_sqnr_db=5.0)
+    failures = judge(metrics_of(steps), asked)
+    assert [str(failure) for failure in failures] == [
+        "text_pooled_guidance_ratio 0.8, threshold 0.85",
+        "text_guidance_sqnr_db 4.437, threshold 5",
+    ]
+    assert judge(metrics_of(steps[:1]), asked) == []
+    (grown,) = judge(metrics_of((step(1, 1.5, 900),)), Thresholds(*[None] * 7, pooled_guidance_ratio=0.85))
+    assert grown.above and grown.threshold == pytest.approx(1 / 0.85) and grown.value == pytest.approx(1.5)
+    # Twice as much and half as much are equally far from 1.
+    assert pool_guidance((step(1, 2.1, 1), step(1, 0.5, 2)))["text"].worst_ratio == pytest.approx(2.1)
+    assert pool_guidance((step(1, 1.9, 1), step(1, 0.5, 2)))["text"].worst_ratio == pytest.approx(0.5)
+    assert pool_guidance(()) == {}
+
+
+def test_failures_of_many_calls_are_one_phrase(recording):
+    feeds, reference = recording
+
+    def noisy(feed: Outputs) -> Outputs:
+        output = unet(feed)["out_sample"]
+        share = {900: 0.5, 500: 0.3, 100: 0.0}[float(feed["timestep"][0])]
+        return {"out_sample": (1 + share) * output}
+
+    metrics = metrics_of(compare_recorded(make_runner(noisy), feeds, reference), ssim=0.5)
+    phrases = in_words(judge(metrics, Thresholds.default("int8")), len(metrics.steps))
+    assert phrases == ("sqnr_db below 12 at 2 of 3 calls, worst 6.021 at timestep 900", "ssim 0.5, threshold 0.85")
+    nan = Failure("sqnr_db", math.nan, 12, 500, call=1)
+    assert in_words([Failure("sqnr_db", 3.0, 12, 900, call=0), nan], 3)[0].endswith("worst nan at timestep 500")
+    above = [Failure("text_guidance_ratio", v, 1.667, t, True, c) for c, (v, t) in enumerate([(2, 900), (3, 500)])]
+    assert in_words(above, 3) == ("text_guidance_ratio above 1.667 at 2 of 3 calls, worst 3 at timestep 500",)
 
 
 def test_guidance_directions_of_three_samples():
@@ -270,11 +336,19 @@ def test_pictures():
 
 def test_what_was_not_measured_fails_its_threshold():
     failures = judge(TaskMetrics(()), Thresholds.default("int8"))
-    assert [f.metric for f in failures] == ["sqnr_db", "cosine", "latent_psnr_db", "image_psnr_db", "ssim"]
+    pictures = ["latent_psnr_db", "image_psnr_db", "ssim", "vif", "inside_psnr_db", "outside_psnr_db", "truth_drop_db"]
+    assert [f.metric for f in failures] == ["sqnr_db", "cosine", *pictures]
     assert str(failures[0]) == "sqnr_db not measured, threshold 12"
     assert judge(TaskMetrics(()), Thresholds(None, None, None, None, None, None, None)) == []
     nan = judge(TaskMetrics((), ssim=math.nan), Thresholds(None, None, None, None, None, None, 0.5))
     assert [f.metric for f in nan] == ["ssim"]
+    drop = Thresholds(*[None] * 7, truth_drop_db=1.0)
+    assert judge(TaskMetrics((), truth_drop_db=-3.0), drop) == []
+    for value in (1.5, math.nan):
+        (failure,) = judge(TaskMetrics((), truth_drop_db=value), drop)
+        assert failure.metric == "truth_drop_db" and failure.above
+    without = Thresholds.default("int8").without(["ssim", "vif", "clip"])
+    assert without.ssim is None and without.vif is None and without.cosine == Thresholds.default("int8").cosine
 
 
 def test_thresholds_are_known_for_every_precision_and_no_other():
@@ -283,7 +357,9 @@ def test_thresholds_are_known_for_every_precision_and_no_other():
         Thresholds.default("int3")
     order = [Thresholds.default(precision) for precision in ("int8", "bf16", "fp16", "fp32")]
     for looser, tighter in itertools.pairwise(order):
-        assert all(a < b for a, b in zip(vars(looser).values(), vars(tighter).values(), strict=True))
+        for name, loose in vars(looser).items():
+            tight = getattr(tighter, name)
+            assert tight < loose if name == "truth_drop_db" else loose < tight, name
 
 
 def test_metrics_are_written_as_strict_json(recording):

@@ -15,7 +15,9 @@ from mtu_compile.core.errors import EXIT_OTHER, MtuError
 COMMANDS = {
     "build": "build",
     "plan": "plan",
+    "calibrate": "calibrate",
     "check": "check",
+    "report": "report",
     "run": "run",
     "inspect": "inspect",
     "board": "board",

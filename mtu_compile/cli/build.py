@@ -18,6 +18,23 @@ if TYPE_CHECKING:
 @click.command("build")
 @what_to_build
 @click.option("--data", type=click.Path(path_type=Path), help="Prompts and pictures to calibrate and check with.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Quantise with this folder of calibration sets (`mtu-compile calibrate`) instead of capturing inputs.",
+)
+@click.option(
+    "--quant-config",
+    type=click.Path(path_type=Path),
+    help="Quantise as this bundle or JSON file says instead of searching for the layers that stay float.",
+)
+@click.option(
+    "--mixed-precision/--no-mixed-precision",
+    "mixed",
+    default=True,
+    show_default=True,
+    help="INT8: keep layers float where the device runs INT8 slower, or where accuracy needs it.",
+)
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000), help="Denoising steps.")
 @click.option("--calibration-pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")
 @click.option("--check-pictures", default=4, show_default=True, type=click.IntRange(1), help="Per task.")
@@ -50,6 +67,9 @@ def command(
     tasks: tuple[str, ...],
     size: tuple[int, int] | None,
     data: Path | None,
+    calibration: Path | None,
+    quant_config: Path | None,
+    mixed: bool,
     steps: int,
     calibration_pictures: int,
     check_pictures: int,
@@ -76,6 +96,9 @@ def command(
         tasks=tasks or None,
         size=size,
         data=data,
+        calibration=calibration,
+        quant_config=quant_config,
+        mixed=mixed,
         steps=steps,
         calibration_pictures=calibration_pictures,
         check_pictures=check_pictures,

@@ -17,12 +17,20 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--quant-config", "as_config", is_flag=True, help="Print how its tasks are quantised, for `build --quant-config`."
+)
 @json_option
-def command(bundle: Path, as_json: bool) -> None:
+def command(bundle: Path, as_config: bool, as_json: bool) -> None:
     """Verify BUNDLE and say what is in it."""
     from mtu_compile import bundle as bundles
 
     manifest = bundles.read(bundle, verify=True)
+    if as_config:
+        from mtu_compile.quant_config import of_bundle
+
+        click.echo(json.dumps(of_bundle(manifest), indent=2))
+        return
     if as_json:
         click.echo(json.dumps(manifest.to_json(), indent=2))
         return
@@ -42,9 +50,8 @@ def command(bundle: Path, as_json: bool) -> None:
         accuracy = entry.accuracy
         measured = entry.accuracy_reason or "not measured"
         if accuracy is not None:
-            measured = (
-                f"SSIM {accuracy['ssim']:.4f}, SQNR ≥ {accuracy['worst_sqnr_db']:.1f} dB ({accuracy['measured_with']})"
-            )
+            similar = "" if accuracy["ssim"] is None else f"SSIM {accuracy['ssim']:.4f}, "
+            measured = f"{similar}SQNR ≥ {accuracy['worst_sqnr_db']:.1f} dB ({accuracy['measured_with']})"
         condition = "+".join(entry.task.condition) or "-"
         rows.append((name, condition, str(entry.task.guidance), str(entry.default_steps), measured))
     table("tasks", ("task", "condition", "guidance", "steps", "accuracy"), rows)

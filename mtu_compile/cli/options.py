@@ -47,6 +47,15 @@ _WHAT_TO_BUILD = (
     ),
     click.option("--int8", "precision", flag_value="int8", default=True, help="Quantise to INT8 (the default)."),
     click.option("--fp8", "precision", flag_value="fp8", help="Quantise to FP8 (E4M3), where the device has it."),
+    click.option(
+        "--int8-weights",
+        "precision",
+        flag_value="int8-weights",
+        help="Weights in INT8, all else float; not calibrated.",
+    ),
+    click.option(
+        "--int4-weights", "precision", flag_value="int4-weights", help="Linear layers' weights in INT4, others in INT8."
+    ),
     click.option("--fp16", "precision", flag_value="fp16", help="Weights and activations in float16."),
     click.option("--bf16", "precision", flag_value="bf16", help="Weights and activations in bfloat16."),
     click.option("--fp32", "precision", flag_value="fp32", help="Keep everything in float32."),

@@ -12,7 +12,7 @@ import passes
 from mtu_compile import graph_io
 from mtu_compile.core.errors import ModelError, ToolchainMissing
 from mtu_compile.planner.plan import BuildPlan, NetworkPlan, Suggestion
-from targets.base import Precision, Target
+from targets.base import WEIGHTS_ONLY, Precision, Target
 from targets.estimate import Footprint, footprint
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Survey:
     def plan(self) -> BuildPlan:
         """The plan, with suggestions where it does not fit."""
         companion = self._companion(self._precision)
-        tasks = [NetworkPlan(n, True, self._precision, one.at(self._precision)) for n, one in self._tasks.items()]
+        held = self._held(self._precision)
+        tasks = [NetworkPlan(n, True, self._precision, one.at(held)) for n, one in self._tasks.items()]
         parts = [NetworkPlan(n, False, companion, one.at(companion)) for n, one in self._parts.items()]
         plan = BuildPlan(
             self._target.spec.name,
@@ -65,6 +66,11 @@ class Survey:
             return plan
         suggestions = tuple(self._suggest(plan.available_bytes))
         return replace(plan, suggestions=suggestions)
+
+    def _held(self, precision: Precision) -> Precision:
+        """What a network in ``precision`` lies in memory as."""
+        unpacked = precision in WEIGHTS_ONLY and self._target.spec.unpacks_weights
+        return self._rest if unpacked else precision
 
     def _companion(self, precision: Precision) -> Precision:
         try:
@@ -82,7 +88,7 @@ class Survey:
         area = 1.0 if latent is None else latent[0] * latent[1] / (whole[0] * whole[1])
         for name in tasks:
             network = self._tasks[name]
-            memory = network.at(precision)
+            memory = network.at(self._held(precision))
             factor = 1.0 if latent is None or self._dynamic is None else self._dynamic.scale(whole, latent)
             total += memory.weights_bytes + int(memory.activation_bytes * factor)
         for name, network in self._parts.items():
@@ -94,7 +100,7 @@ class Survey:
         if self._dynamic is None:
             return None
         batch = max(one.batch for one in self._tasks.values())
-        shared = self._dynamic.at(self._precision, batch, self._latent)
+        shared = self._dynamic.at(self._held(self._precision), batch, self._latent)
         return self._needs(self._precision, ()) + shared.total_bytes
 
     def _suggest(self, available: int) -> Iterator[Suggestion]:

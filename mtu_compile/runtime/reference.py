@@ -21,6 +21,9 @@ from mtu_compile.core.errors import BundleError
 
 FORMAT = "mtu-reference-1"
 
+#: A trajectory's pictures, by the name of their field; all but the first may be absent.
+PICTURES = ("picture", "image", "mask", "target")
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -34,6 +37,7 @@ class Trajectory:
         noise: [1, 4, h, w], standard normal, before the sampler scales it.
         latents: [1, 4, h, w], after the last step.
         picture: the decoded picture, before anything is pasted back.
+        target: the wanted picture, of ``picture``'s size, where the data have one.
     """
 
     prompt: str
@@ -45,6 +49,7 @@ class Trajectory:
     noise: NDArray[np.float32]
     latents: NDArray[np.float32]
     picture: Image.Image
+    target: Image.Image | None = None
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -73,8 +78,8 @@ class Reference:
                 tensors[f"{i}.input.{name}"] = np.ascontiguousarray(np.stack([step[name] for step in one.inputs]))
             tensors[f"{i}.output"] = np.ascontiguousarray(one.outputs)
             tensors[f"{i}.noise"], tensors[f"{i}.latents"] = one.noise, one.latents
-            for key, picture in (("picture", one.picture), ("image", one.image), ("mask", one.mask)):
-                if picture is not None:
+            for key in PICTURES:
+                if (picture := getattr(one, key)) is not None:
                     tensors[f"{i}.{key}"] = np.ascontiguousarray(picture)
         head = {"task": self.task, "steps": self.steps, "producer": self.producer}
         save_file(tensors, path, {"format": FORMAT, "head": json.dumps(head), "trajectories": json.dumps(described)})
@@ -99,17 +104,16 @@ def _trajectory(tensors: Mapping[str, NDArray[np.float32]], i: int, described: M
     prefix = f"{i}.input."
     names = [name[len(prefix) :] for name in tensors if name.startswith(prefix)]
     steps = len(tensors[f"{i}.output"])
-    pictures = {key: tensors.get(f"{i}.{key}") for key in ("picture", "image", "mask")}
-    picture, image, mask = (None if p is None else Image.fromarray(p) for p in pictures.values())
-    assert picture is not None
+    pictures = {key: Image.fromarray(tensors[f"{i}.{key}"]) for key in PICTURES if f"{i}.{key}" in tensors}
     return Trajectory(
         prompt=str(described["prompt"]),
         seed=int(str(described["seed"])),
-        image=image,
-        mask=mask,
+        image=pictures.get("image"),
+        mask=pictures.get("mask"),
         inputs=[{name: tensors[prefix + name][step] for name in names} for step in range(steps)],
         outputs=tensors[f"{i}.output"],
         noise=tensors[f"{i}.noise"],
         latents=tensors[f"{i}.latents"],
-        picture=picture,
+        picture=pictures["picture"],
+        target=pictures.get("target"),
     )

@@ -65,10 +65,24 @@ def test_a_wrong_decoder_is_seen_in_the_pictures(checked: Path) -> None:
 
 def test_without_scikit_image_ssim_is_null_with_the_reason(checked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
-    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    for module in ("skimage.metrics", "skimage.color"):
+        monkeypatch.setitem(sys.modules, module, None)
     task = check_bundle(checked).tasks["t2i"].to_json()
     assert task["ssim"] is None and "scikit-image" in task["ssim_reason"]
     assert task["thresholds"]["ssim"] is None and task["image_psnr_db"] > 100 and task["passed"]
+    assert task["colour_difference"] is None and "scikit-image" in task["reasons"]["colour_difference"]
+
+
+def test_a_board_measures_regions_and_pooled_guidance_but_nothing_that_needs_torch(checked: Path) -> None:
+    tasks = {name: task.to_json() for name, task in check_bundle(checked).tasks.items()}
+    edit, t2i = tasks["edit"], tasks["t2i"]
+    assert edit["region"]["kind"] == "edit" and t2i["region"] is None
+    assert edit["thresholds"]["inside_psnr_db"] and t2i["thresholds"]["inside_psnr_db"] is None
+    assert "whole picture" in t2i["reasons"]["inside_psnr_db"]
+    assert set(edit["guidance"]) == {"image", "text"} and edit["guidance"]["image"]["ratio"] == pytest.approx(1)
+    for task in tasks.values():
+        assert task["vif"] is None and task["thresholds"]["vif"] is None and "torch" in task["reasons"]["vif"]
+        assert task["thresholds"]["truth_drop_db"] is None and len(task["picture_metrics"]) == task["pictures"] == 1
 
 
 def test_a_renamed_output_is_an_error(checked: Path) -> None:
@@ -94,7 +108,7 @@ def test_the_command_prints_verdicts_and_fails_with_exit_code_3(checked: Path) -
     spoil(checked, "unet/model.onnx", "w_out", 0.5)
     failed = run(checked)
     assert isinstance(failed.exception, AccuracyError) and failed.exception.exit_code == 3
-    assert "FAIL" in failed.stdout and "t2i: sqnr_db" in failed.exception.message
+    assert "FAIL" in failed.stdout and "t2i: sqnr_db below 30 at 3 of 3 calls, worst" in failed.exception.message
     assert json.loads(run(checked, "--json").stdout)["passed"] is False
 
 

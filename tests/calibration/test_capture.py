@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from calibration.capture import SEED_OFFSET, capture, stratified
+from calibration.capture import capture, pick, stratified
 from calibration.samples import Sample
+from calibration.sets import SEED_OFFSET
 from mtu_compile.core.errors import CalibrationError
 from mtu_compile.core.tasks import PAPER_TASKS, Task
 from mtu_compile.model.pipeline import MTUPipeline
+
+SAMPLINGS = ("stratified", "uniform", "random")
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,10 @@ def test_a_set_says_what_made_it(pipeline: MTUPipeline, samples: tuple[Sample, .
     assert made.scheduler["_class_name"] == "DDIMScheduler" and made.scheduler["beta_end"] == 0.012
     assert made.steps == 8 and made.producer["torch"] == torch.__version__
     assert made.timesteps == tuple(float(call["timestep"][0]) for call in made.inputs)
+    said = made.describe()
+    assert (said["pictures"], said["calls"], said["steps"], said["seed"]) == (2, 8, 8, 5)
+    assert said["timesteps"] == sorted(set(made.timesteps), reverse=True) and said["sha256"] == made.sha256
+    assert tuple(made.size) == (32, 32)
 
 
 def test_kept_steps_are_spread_over_the_schedule() -> None:
@@ -83,6 +90,29 @@ def test_kept_steps_are_spread_over_the_schedule() -> None:
         # Every step but those that share the first stratum with step 0.
         assert set(range(total // calls, total)) <= met
     assert stratified(4, 10, 3) == stratified(4, None, 3) == [0, 1, 2, 3]
+
+
+def test_samplings_keep_different_steps_and_all_the_first(pipeline: MTUPipeline, samples: tuple[Sample, ...]) -> None:
+    options: dict[str, Any] = {"model_sha256": "m", "steps": 12, "calls": 6}
+    sets = {name: capture(pipeline, PAPER_TASKS[0], samples, sampling=name, **options) for name in SAMPLINGS}
+    assert len({made.sha256 for made in sets.values()}) == 3
+    for name, made in sets.items():
+        assert made.describe()["strategy"] == name and made.describe()["calls"] == 12
+        made.verify(task="t2i", model_sha256="m")
+    times = {name: (made.timesteps[:6], made.timesteps[6:]) for name, made in sets.items()}
+    assert times["uniform"][0] == times["uniform"][1]
+    assert times["stratified"][0] != times["stratified"][1] and times["random"][0] != times["random"][1]
+    again = capture(pipeline, PAPER_TASKS[0], samples, sampling="random", **options)
+    assert again.sha256 == sets["random"].sha256
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_sampling_keeps_as_many_as_asked_for(sampling: Any) -> None:
+    for total, calls in ((20, 10), (20, 7), (20, 1), (9, 4)):
+        kept = pick(sampling, total, calls, 3, 8)
+        assert len(kept) == calls and kept == sorted(set(kept)) and kept[0] == 0 and kept[-1] < total
+    assert pick(sampling, 4, 10, 0, 0) == pick(sampling, 4, None, 0, 0) == [0, 1, 2, 3]
+    assert pick("uniform", 20, 2, 0, 0) == [0, 19]
 
 
 def test_no_samples_are_an_error(pipeline: MTUPipeline) -> None:

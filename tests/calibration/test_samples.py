@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.samples import load_samples
+from calibration.samples import load_samples, split_samples
 from mtu_compile.core.errors import CalibrationError, InputError, MtuError
 from mtu_compile.core.tasks import PAPER_TASKS, Task
 
@@ -115,3 +115,35 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "edit" / "metadata.jsonl").write_text('{"a": \n')
     with pytest.raises(InputError, match="line 1: not JSON"):
         load_samples(tmp_path, EDIT)
+
+
+def prompts(folder: Path, *splits: str | None) -> Path:
+    write(folder, T2I, *({"prompt": f"{i}", "split": split} for i, split in enumerate(splits)))
+    return folder
+
+
+def test_marked_rows_are_kept_for_checks_else_every_fourth(tmp_path: Path) -> None:
+    marked = prompts(tmp_path / "marked", None, "check", "calibration", None, "check", None)
+    rest, held_out = split_samples(marked, T2I, calibrating=3, checking=9)
+    assert [one.prompt for one in rest] == ["0", "2", "3"] and [one.prompt for one in held_out] == ["1", "4"]
+    plain = prompts(tmp_path / "plain", *[None] * 9)
+    rest, held_out = split_samples(plain, T2I, calibrating=9, checking=1)
+    assert [one.prompt for one in rest] == ["0", "1", "2", "4", "5", "6", "8"]
+    assert [one.prompt for one in held_out] == ["3"]
+
+
+@pytest.mark.parametrize("splits", [(None,) * 3, ("check",) * 4], ids=["few", "only checks"])
+def test_too_few_rows_are_an_error(tmp_path: Path, splits: tuple[str | None, ...]) -> None:
+    with pytest.raises(CalibrationError, match=f"{len(splits)} rows, too few") as error:
+        split_samples(prompts(tmp_path, *splits), T2I, calibrating=4, checking=1)
+    assert error.value.hint and error.value.exit_code == 5
+
+
+def test_a_guided_task_wants_prompts_and_another_does_not(tmp_path: Path) -> None:
+    for task in (T2I, SR):
+        write(tmp_path, task, *[{"file_name": "a.png"}, {"file_name": "b.png"}] * 3)
+    with pytest.raises(CalibrationError, match="rows without a prompt"):
+        split_samples(tmp_path, T2I, calibrating=4, checking=1)
+    split_samples(tmp_path, SR, calibrating=4, checking=1)
+    with pytest.raises(CalibrationError, match="is not a folder"):
+        split_samples(tmp_path / "gone", SR, calibrating=4, checking=1)

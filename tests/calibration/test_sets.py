@@ -76,6 +76,13 @@ def test_another_task_or_model_is_refused(real: CalibrationSet) -> None:
         real.verify(task="edit", model_sha256="n")
 
 
+def test_a_set_for_pictures_of_another_size_is_refused(real: CalibrationSet) -> None:
+    real.verify(task="edit", model_sha256="m", shape=(3, 8, 8, 8))
+    for shape in ((3, 8, 8, 16), (1, 8, 8, 8)):
+        with pytest.raises(CalibrationError, match="captured for 32x32 pictures"):
+            real.verify(task="edit", model_sha256="m", shape=shape)
+
+
 def test_the_models_hash_follows_its_weights_and_configs_only(mtu_pipeline_dir: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -205,6 +212,15 @@ def random_condition(real: CalibrationSet) -> CalibrationSet:
     return replace(real, inputs=tuple(inputs))
 
 
+def no_condition(real: CalibrationSet) -> CalibrationSet:
+    inputs = []
+    for call in real.inputs:
+        sample = call["sample"].copy()
+        sample[:, 4:] = 0
+        inputs.append({**call, "sample": sample})
+    return replace(real, inputs=tuple(inputs))
+
+
 def backwards(real: CalibrationSet) -> CalibrationSet:
     return replace(real, inputs=real.inputs[::-1], timesteps=real.timesteps[::-1], trajectories=real.trajectories[::-1])
 
@@ -222,6 +238,7 @@ def not_finite(real: CalibrationSet) -> CalibrationSet:
         (uniform_latents, "not the noise of its seed"),
         (one_latent_all_along, "do not change"),
         (random_condition, "condition changes"),
+        (no_condition, "without pictures"),
         (backwards, "not the noise of its seed"),
         (not_finite, "not finite"),
     ],

@@ -16,6 +16,7 @@ import pytest
 from mtu_compile import bundle
 
 Run = Callable[..., Any]
+BUILD = ("--steps", 4, "--calibration-pictures", 3, "--check-pictures", 2)  # as tiny_bundle was
 QUICK = ("--steps", 2, "--calibration-pictures", 1, "--check-pictures", 1, "--task", "t2i")
 
 
@@ -31,7 +32,8 @@ def test_a_bundle_says_what_it_is_and_was_measured(tiny_bundle: Path, tiny_model
         assert sum(record.rewrites for record in entry.passes) > 0
         layers = entry.extra["quantisation"]["layers"]
         quantised, total = layers["Conv"]
-        assert total - quantised == 2  # the first and the last stay float
+        kept = {name for name in entry.extra["quantisation"]["float_layers"] if name.endswith("/Conv")}
+        assert total - quantised == len(kept) < total and {"conv_in/Conv", "conv_out/Conv"} <= kept
 
 
 def test_the_bundle_has_the_layout_other_tools_read(tiny_bundle: Path) -> None:
@@ -71,16 +73,66 @@ def test_an_existing_output_is_kept_unless_forced(
 def test_a_task_below_its_threshold_fails_the_build(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
     stricter = (
         "import dataclasses, mtu_compile.thresholds as c\n"
-        "c.PRECISION_THRESHOLDS = {'int8': dataclasses.replace(c.PRECISION_THRESHOLDS['int8'], ssim=1.1)}"
+        "c.PRECISION_THRESHOLDS = {'int8': dataclasses.replace(c.PRECISION_THRESHOLDS['int8'], ssim=1.1)}\n"
+        "c.TASK_THRESHOLDS = {}"
     )
     out = tmp_path / "b"
     done = mtu("build", tiny_model, "-o", out, *QUICK, before=stricter)
     assert done.code == 3 and "t2i: ssim" in done.err
+    assert "t2i loses most to INT8 in " in done.err and "--quant-config" in done.err
     assert list(tmp_path.iterdir()) == []
     done = mtu("build", tiny_model, "-o", out, "--accuracy-gate", "warn", *QUICK, before=stricter)
     assert done.code == 0, done.err
     accuracy = bundle.read(out).tasks["t2i"].accuracy
     assert accuracy is not None and accuracy["passed"] is False
+
+
+def test_the_manifest_says_what_each_layer_costs_and_why_it_is_float(tiny_bundle: Path) -> None:
+    for name, entry in bundle.read(tiny_bundle).tasks.items():
+        quantised = entry.extra["quantisation"]
+        mixed, floats = quantised["mixed"], set(quantised["float_layers"])
+        assert mixed["costs"]["measured"] is True and len(mixed["layers"]) > 10, name
+        for layer in mixed["layers"]:
+            assert layer["sqnr_db"] >= layer["worst_sqnr_db"] and layer["float_ms"] > 0 and layer["int8_ms"] > 0
+            assert (set(layer["members"]) <= floats) == (layer["kept"] is not None), layer
+        kept = {member for layer in mixed["layers"] if layer["kept"] for member in layer["members"]}
+        assert kept <= set(quantised["settings"]["ignored_scopes"])
+        assert quantised["ranges"] and not set(quantised["ranges"]) & kept
+
+
+def test_a_choice_is_fed_back_and_gives_the_same_engine(
+    tiny_model: Path, tiny_bundle: Path, tmp_path: Path, mtu: Run
+) -> None:
+    printed = mtu("inspect", tiny_bundle, "--quant-config")
+    assert printed.code == 0, printed.err
+    config = tmp_path / "quant.json"
+    config.write_text(printed.out)
+    out = tmp_path / "again"
+    done = mtu("build", tiny_model, "--quant-config", config, "--accuracy-gate", "warn", "-o", out, *BUILD)
+    assert done.code == 0, done.err
+    assert "measure layers" not in done.err
+    first, again = bundle.read(tiny_bundle), bundle.read(out)
+    for name, entry in again.tasks.items():
+        quantised = entry.extra["quantisation"]
+        assert quantised["config"] == "quant.json" and quantised["mixed"] is None
+        assert quantised["settings"] == first.tasks[name].extra["quantisation"]["settings"]
+        weights = str(Path(entry.engine.path).with_suffix(".bin"))
+        assert again.files[weights] == first.files[weights], name
+
+
+def test_a_config_that_does_not_fit_is_refused(tiny_model: Path, float_bundle: Path, tmp_path: Path, mtu: Run) -> None:
+    config, out = tmp_path / "quant.json", tmp_path / "b"
+    config.write_text(json.dumps({"format": "mtu-quant-config-1", "tasks": {"inpaint": {}}}))
+    done = mtu("build", tiny_model, "--quant-config", config, "-o", out, *QUICK)
+    assert done.code == 2 and "does not say how to quantise task 't2i'" in done.err
+    config.write_text(json.dumps({"format": "mtu-quant-config-1", "tasks": {"t2i": {"ignored_scopes": ["nothing"]}}}))
+    done = mtu("build", tiny_model, "--quant-config", config, "-o", out, *QUICK)
+    assert done.code == 2 and "'nothing' matches no node" in done.err
+    done = mtu("build", tiny_model, "--fp32", "--quant-config", config, "-o", out, *QUICK)
+    assert done.code == 2 and "hint:" in done.err
+    done = mtu("inspect", float_bundle, "--quant-config")
+    assert done.code == 2 and "was not quantised" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["quant.json"]
 
 
 def truncate(model: Path) -> None:

@@ -113,4 +113,4 @@ def test_a_precision_the_device_has_not_is_refused_before_anything_is_done(
     tiny_model: Path, tmp_path: Path, mtu: Run
 ) -> None:
     done = mtu("build", tiny_model, "--target", "jetson-orin", "--fp8", "-o", tmp_path / "b")
-    assert done.code == 2 and "it takes int8, fp16, fp32" in done.err
+    assert done.code == 2 and "it takes int8, int8-weights, int4-weights, fp16, fp32" in done.err

@@ -36,6 +36,21 @@ def test_check_passes_and_reports_every_timestep(float_bundle: Path, mtu: Run) -
         assert len(task["steps"]) == 4 * task["pictures"]
         assert task["guidance_ratio"][0] > 0.99
         assert task["worst_sqnr_db"] == min(step["sqnr_db"] for step in task["steps"])
+        assert len(task["picture_metrics"]) == task["pictures"]
+        assert task["guidance"]["text"]["ratio"] == pytest.approx(1, abs=1e-3)
+    t2i, inpaint = (result["tasks"][name] for name in ("t2i", "inpaint"))
+    assert inpaint["region"]["kind"] == "mask" and inpaint["outside_psnr_db"] > 50
+    assert t2i["outside_psnr_db"] is None and t2i["thresholds"]["outside_psnr_db"] is None
+    # The samples have wanted pictures; pictures of 32 pixels are too small for VIF.
+    assert abs(inpaint["truth_drop_db"]) < 0.05 and inpaint["thresholds"]["truth_drop_db"]
+    assert t2i["thresholds"]["truth_drop_db"] is None and "too small" in t2i["reasons"]["vif"]
+
+
+def test_the_table_of_a_check_fits_a_terminal(float_bundle: Path, tmp_path: Path, mtu: Run) -> None:
+    done = mtu("check", float_bundle)
+    assert done.code == 0 and max(map(len, done.out.splitlines())) <= 110
+    refused = mtu("check", float_bundle, "--clip", tmp_path / "gone")
+    assert refused.code == 2 and "not a folder" in refused.err and done.out.count("pass") == 2
 
 
 def test_check_fails_on_an_engine_that_is_wrong(copy: Path, mtu: Run) -> None:
@@ -59,7 +74,7 @@ def test_check_fails_on_an_engine_that_is_wrong(copy: Path, mtu: Run) -> None:
     done = mtu("check", copy)
     assert done.code == 3, done.err
     error = next(line for line in done.err.splitlines() if line.startswith("error: "))
-    assert error.startswith("error: inpaint: ") and "t2i" not in error
+    assert error.startswith("error: inpaint: sqnr_db below 60 at 8 of 8 calls, worst ") and "t2i" not in error
     assert "FAIL" in done.out
 
 

@@ -14,6 +14,7 @@ from mtu_compile.core.errors import BuildError, ConfigError, TargetError, Toolch
 from mtu_compile.runtime.engine import open_engine
 from targets.intel_gpu import IntelGpuTarget
 from targets.openvino_ir import free_batch, read_graph, whole_timesteps, write_ir
+from targets.openvino_target import HOST_CONFIG
 from targets.polygraphy_engine import EngineRunner
 
 
@@ -38,7 +39,7 @@ def test_what_is_built_without_a_gpu_computes_the_graph_on_the_cpu(
     assert artifact.prebuilt is None and artifact.estimate is None
     assert {file.name for file in artifact.files} == {"openvino_model.xml", "openvino_model.bin"}
     host = target.host_engine(reference_of(artifact))
-    assert host.config == {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"}
+    assert host.config == HOST_CONFIG
     engine = open_engine(host.kind, Path(host.path), host.config)
     wanted = [{"out_sample": run_reference(unet_like, feed)} for feed in feeds]
     assert min(step.sqnr_db for step in compare_recorded(EngineRunner(engine), feeds, wanted)) > least_db
@@ -73,7 +74,7 @@ def test_a_gpu_that_is_not_there_is_an_error_and_never_another_device(unet_like,
 def test_bf16_is_refused_with_what_there_is(unet_like, tmp_path):
     with pytest.raises(ConfigError, match="bf16") as caught:
         IntelGpuTarget().build(unet_like, tmp_path / "out", precision="bf16")
-    assert "int8, fp16, fp32" in caught.value.hint
+    assert "int8, int8-weights, int4-weights, fp16, fp32" in caught.value.hint
 
 
 def test_without_openvino_the_install_command_is_named(unet_like, tmp_path, monkeypatch):

@@ -72,11 +72,14 @@ def write_quantised(path: Path) -> Path:
     return path
 
 
+PRECISIONS = ("int8", "int8-weights", "fp16")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_platform_is_a_spec_with_sources(name: str) -> None:
     spec = targets.get(name).spec
     assert isinstance(spec, IntelNpuSpec)
-    assert (spec.name, spec.platform, spec.device, spec.precisions) == (name, NAMES[name], "NPU", ("int8", "fp16"))
+    assert (spec.name, spec.platform, spec.device, spec.precisions) == (name, NAMES[name], "NPU", PRECISIONS)
     assert {"platform", "processors", "precisions", "opset", "memory_bytes"} <= spec.sources.keys()
     for precision in ("fp32", "bf16", "fp8"):
         with pytest.raises(ConfigError, match=f"cannot be built in {precision}"):

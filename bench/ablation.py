@@ -1,0 +1,126 @@
+"""What each part of quantising is worth: calibration data, timesteps, ranges, SmoothQuant, mixed precision.
+
+    python -m bench.ablation                every row for every task (about an hour on two cores)
+    python -m bench.ablation --tasks t2i inpaint
+
+Every row quantises the same static graphs with NNCF and as many UNet calls, lowers them as the CPU target does and is
+checked on the same held-out pictures. Needs a bundle of ``bench.eval``. Writes ``build/bench/ablation.json`` and the
+table in ``docs/accuracy.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import passes
+import targets
+from bench import eval as evaluation
+from bench import held_out, timing
+from calibration.baselines import prompts_only, random_set
+from calibration.capture import capture
+from calibration.quantize import QuantSettings, quantize_onnx
+from calibration.samples import split_samples
+from calibration.sets import CalibrationSet
+from mtu_compile import bundle, quant_config
+from mtu_compile.compile import INT8, BuildOptions, Job, export_graphs
+from mtu_compile.core.hashing import model_sha256
+from mtu_compile.core.progress import Progress
+from mtu_compile.model.pipeline import MTUPipeline
+from mtu_compile.runtime.engine import Engine, open_engine
+from mtu_compile.stages import Specialised
+
+BUILT = next(iter(evaluation.BUILDS))
+NNCF_DEFAULT = replace(INT8, range_estimator="mean-minmax", weight_bits_fix=True)
+
+#: Name of a row → which calibration set, which settings; ``None`` for those the search chose.
+ROWS: Mapping[str, tuple[str, QuantSettings | None]] = {
+    "random numbers": ("random numbers", INT8),
+    "prompts only, no pictures": ("prompts only", INT8),
+    "real, the same timesteps of every picture": ("uniform", INT8),
+    "real, timesteps drawn by chance": ("random", INT8),
+    "real, stratified timesteps (ours)": ("stratified", INT8),
+    "… with NNCF's default ranges": ("stratified", NNCF_DEFAULT),
+    "… with SmoothQuant 0.5": ("stratified", replace(INT8, smooth_quant_alpha=0.5)),
+    "… with SmoothQuant 0.95 (NNCF's default)": ("stratified", replace(INT8, smooth_quant_alpha=0.95)),
+    "… without bias correction": ("stratified", replace(INT8, fast_bias_correction=False)),
+    "ours with mixed precision (as built)": ("stratified", None),
+}
+
+
+def calibration_sets(pipeline: MTUPipeline, one: Specialised, sha256: str, pictures: int, steps: int) -> dict[str, Any]:
+    """By strategy, a set of equally many calls of one task."""
+    rows, _ = split_samples(held_out.MODEL / "samples", one.task, calibrating=pictures, checking=4)
+    common: dict[str, Any] = {"model_sha256": sha256, "steps": steps}
+    sets: dict[str, Any] = {
+        sampling: capture(pipeline, one.task, rows, sampling=sampling, **common)  # type: ignore[arg-type]
+        for sampling in ("stratified", "uniform", "random")
+    }
+    sets["prompts only"] = prompts_only(pipeline, one.task, rows, **common)
+    calls = len(sets["stratified"].inputs)
+    sets["random numbers"] = random_set(one.graph, calls=calls, task=one.task.name, model_sha256=sha256)
+    return sets
+
+
+def opener(folder: Path, task: str, graph: Path) -> Callable[[bundle.EngineRef], Engine]:
+    """Opens a bundle's networks, and ``graph`` in the place of a task's UNet."""
+    place = bundle.read(folder, verify=False).tasks[task].engine.path
+
+    def open_network(ref: bundle.EngineRef) -> Engine:
+        path = graph if ref.path == place else folder / ref.path
+        return open_engine(ref.kind, path, ref.config)
+
+    return open_network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="*")
+    parser.add_argument("--pictures", type=int, default=8, help="held-out rows a task")
+    parser.add_argument("--calibration-pictures", type=int, default=12)
+    args = parser.parse_args()
+    built = evaluation.built(BUILT, evaluation.BUILDS[BUILT])
+    chosen, target = quant_config.load(built), targets.get("cpu")
+    wanted = held_out.references(args.pictures)
+    results: dict[str, dict[str, Any]] = {name: {} for name in ROWS}
+    pipeline, sha256 = MTUPipeline.from_pretrained(held_out.MODEL), model_sha256(held_out.MODEL)
+    names = args.tasks or [task.name for task in pipeline.unet.tasks]
+    with tempfile.TemporaryDirectory(prefix="mtu-ablation-") as work:
+        options = BuildOptions(held_out.MODEL, Path(work) / "bundle", tasks=tuple(names))
+        size = pipeline.resolve_size(None, None)
+        source = bundle.Source(held_out.MODEL.name, sha256)
+        job = Job(options, target, Path(work), Path(work), source, size, Progress())
+        selected = [(i, task) for i, task in enumerate(pipeline.unet.tasks) if task.name in names]
+        graphs = export_graphs(job, pipeline, selected)
+        for name, one in graphs.tasks.items():
+            sets = calibration_sets(pipeline, one, sha256, args.calibration_pictures, options.steps)
+            for label, (strategy, settings) in ROWS.items():
+                graph = quantised(one, sets[strategy], settings or chosen[name])
+                checks = held_out.check(built, wanted, tasks=[name], opener=opener(built, name, graph))
+                results[label][name] = evaluation.figures(checks[name])
+                print(f"{name}: {label}: SSIM {results[label][name]['ssim']:.4f}", flush=True)
+    timing.write("ablation", {"pictures": args.pictures, "results": results})
+    columns = ["quantised with", *(f"{name}: SQNR dB worst / mean, guidance of calls, SSIM" for name in names)]
+    rows = [[label, *(cell(found[name]) for name in names)] for label, found in results.items()]
+    held_out.into_docs(evaluation.PAGE, "ablation", held_out.markdown(columns, rows))
+
+
+def quantised(one: Specialised, calibration: CalibrationSet, settings: QuantSettings) -> Path:
+    """One row's graph, lowered for the CPU."""
+    int8, lowered = one.graph.with_name("row.onnx"), one.graph.with_name("row-lowered.onnx")
+    quantize_onnx(one.graph, calibration, int8, settings=settings)
+    passes.run_pipeline(int8, lowered, targets.get("cpu").spec.lowering["int8"], passes.PassContext())
+    return lowered
+
+
+def cell(found: Mapping[str, Any]) -> str:
+    ratio = "-" if found["guidance_ratio"] is None else "{:.2f}-{:.2f}".format(*found["guidance_ratio"])
+    return f"{found['worst_sqnr_db']:.1f} / {found['mean_sqnr_db']:.1f}, {ratio}, {found['ssim']:.4f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Which metric sees which defect? INT8 UNets are spoilt on purpose, and judged as ``mtu-compile check`` judges.
+
+    python -m bench.defects --bundle build/demo/bundle --graphs build/bench/graphs-example
+
+Graphs are ``TASK/int8.onnx`` (written by ``python -m bench.targets example``); text encoder and autoencoder come from
+the bundle, and the float reference is recorded anew, on held-out pictures, with the wanted picture where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench import timing
+from bench.seeding import defects, spoil
+from mtu_compile import bundle, graph_io, runtime
+from mtu_compile.bundle import EngineRef
+from mtu_compile.core.progress import ignore
+from mtu_compile.metrics import step_metrics
+from mtu_compile.perceptual import perceptual
+from mtu_compile.runtime.engine import Engine, open_engine
+from mtu_compile.runtime.reference import Reference
+from mtu_compile.thresholds import judge
+from mtu_compile.verdict import OUTPUT, TaskCheck, check_task
+from targets.openvino_target import HOST_CONFIG
+
+
+def check(root: Path, task: str, reference: Reference, engine: Engine) -> TaskCheck:
+    """What ``mtu-compile check`` says of a bundle whose UNet of ``task`` is ``engine``, which is closed."""
+    manifest = bundle.read(root, verify=False)
+    entry = manifest.tasks[task]
+
+    def opener(ref: EngineRef) -> Engine:
+        if ref.path == entry.engine.path:
+            return engine
+        return open_engine(ref.kind, bundle.resolve(root, ref.path), ref.config)
+
+    with runtime.load(root, verify=False, opener=opener) as loaded:
+        unet = loaded.unet(task)
+        steps = [
+            step_metrics({OUTPUT: output}, unet(inputs), timestep=timestep, guidance=entry.task.guidance)
+            for one in reference.trajectories
+            for inputs, output, timestep in zip(one.inputs, one.outputs, one.timesteps, strict=True)
+        ]
+        return check_task(entry, reference, steps, loaded, ignore, perceptual())
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one metric says of a defect.
+
+    Attributes:
+        value: of the direction, call and mean that are furthest from perfect.
+        threshold: what it is judged by; ``None`` if it is not.
+        beyond: whether it is beyond its threshold.
+    """
+
+    value: float
+    threshold: float | None
+    beyond: bool
+
+
+#: Metrics of a guidance direction: name in the matrix → field of ``PooledGuidance``.
+GUIDANCE = {
+    "guidance_ratio": "worst_ratio",
+    "guidance_cosine": "cosine",
+    "pooled_guidance_ratio": "ratio",
+    "guidance_sqnr_db": "sqnr_db",
+}
+PICTURES = ("latent_psnr_db", "image_psnr_db", "ssim", "vif", "colour_difference", "inside_psnr_db", "outside_psnr_db")
+#: Columns of the matrix.
+METRICS = ("sqnr_db", "cosine", *GUIDANCE, *PICTURES, "truth_drop_db")
+
+
+def seen(check: TaskCheck) -> dict[str, Seen]:
+    """What each metric that applies says."""
+    metrics = check.metrics
+    values: dict[str, float | None] = {"sqnr_db": check.worst_sqnr, "cosine": check.worst_cosine}
+    for name, field in GUIDANCE.items():
+        each = [getattr(one, field) for one in metrics.guidance.values()]
+        # Ratios are bad on both sides of 1, everything else of a delta when it is small.
+        by = (lambda ratio: -abs(np.log(max(ratio, 1e-12)))) if name.endswith("ratio") else float
+        values[name] = min(each, key=by) if each else None
+    values |= {name: getattr(metrics, name) for name in (*PICTURES, "truth_drop_db")}
+    beyond = {failure.metric for failure in judge(metrics, check.thresholds)}
+    for direction in metrics.guidance:
+        beyond |= {name.removeprefix(f"{direction}_") for name in beyond if "guidance" in name}
+    return {
+        name: Seen(round(float(value), 4), getattr(check.thresholds, name, None), name in beyond)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def record(model: Path, data: Path, names: Sequence[str], pictures: int, steps: int) -> dict[str, Reference]:
+    """What the float original does with the first rows of each task."""
+    from calibration.record import record_reference
+    from calibration.samples import load_samples
+    from mtu_compile.core.tasks import find_task
+    from mtu_compile.model.pipeline import MTUPipeline
+
+    pipeline = MTUPipeline.from_pretrained(model)
+    size, recorded = pipeline.resolve_size(None, None), {}
+    for name in names:
+        task = find_task(pipeline.unet.tasks, name)[1]
+        rows = load_samples(data, task)
+        chosen = rows[:: max(1, len(rows) // pictures)][:pictures]
+        recorded[name] = record_reference(pipeline, task, chosen, size=size, steps=steps, producer="bench")
+    return recorded
+
+
+def markdown(results: Mapping[str, Mapping[str, Mapping[str, Seen]]]) -> str:
+    """One table a task: defects × metrics, bold where a metric is beyond its threshold."""
+    lines = []
+    for task, rows in results.items():
+        columns = [name for name in METRICS if any(name in row for row in rows.values())]
+        thresholds = {name: next(row[name].threshold for row in rows.values() if name in row) for name in columns}
+        lines += [f"### {task}", "", f"| defect | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+        asked = ("-" if thresholds[name] is None else f"{thresholds[name]:g}" for name in columns)
+        lines.append(f"| *threshold* | {' | '.join(asked)} |")
+        for defect, row in rows.items():
+            cells = []
+            for name in columns:
+                one = row.get(name)
+                text = "-" if one is None else f"{one.value:.3g}"
+                cells.append(f"**{text}**" if one is not None and one.beyond else text)
+            lines.append(f"| {defect} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=Path("build/demo/bundle"))
+    parser.add_argument("--graphs", type=Path, default=Path("build/bench/graphs-example"))
+    parser.add_argument("--model", type=Path, default=Path("examples/emoji/model"))
+    parser.add_argument("--data", type=Path, default=Path("build/emoji/held-out"))
+    parser.add_argument("--pictures", type=int, default=2, help="pictures a task")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    parser.add_argument("--task", action="append", help="only this task; may be given again")
+    args = parser.parse_args()
+
+    entries = bundle.read(args.bundle, verify=False).tasks
+    names = args.task or list(entries)
+    results: dict[str, dict[str, dict[str, Seen]]] = {}
+    for name, reference in record(args.model, args.data, names, args.pictures, args.steps).items():
+        rows = results.setdefault(name, {})
+        graphs = {other: args.graphs / other / "int8.onnx" for other in entries}
+        others = {other: graph_io.load(path) for other, path in graphs.items() if other != name}
+        for defect in defects(entries[name].task, others):
+            with tempfile.TemporaryDirectory() as work:
+                graph = graphs[name] if defect.edit is None else spoil(graphs[name], defect.edit, Path(work) / "m.onnx")
+                rows[defect.name] = seen(check(args.bundle, name, reference, open_on_cpu(graph)))
+            caught = [metric for metric, one in rows[defect.name].items() if one.beyond]
+            print(f"{name}: {defect.name}: {', '.join(caught) or 'no metric'}", file=sys.stderr)
+    timing.write("defects", {"pictures": args.pictures, "steps": args.steps, "tasks": results})
+    print(markdown(results))
+
+
+def open_on_cpu(graph: Path) -> Engine:
+    """A Q/DQ graph on OpenVINO's CPU plugin, INT8 where it is quantised and float32 elsewhere."""
+    return open_engine("openvino", graph, HOST_CONFIG)
+
+
+if __name__ == "__main__":
+    main()

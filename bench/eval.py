@@ -1,0 +1,99 @@
+"""INT8 against float on the held-out emoji: what is built, all of it in INT8, and bf16; accuracy and time of a step.
+
+    python -m bench.eval                    (make eval; half an hour on two cores the first time)
+    python -m bench.eval --pictures 8
+
+Everything starts from the same noise and takes the same steps; the float side is the dynamically routed original in
+float32. No row, prompt or seed was used for calibration. Step times are interleaved, so their ratios hold on a machine
+that drifts. Writes ``build/bench/eval.json`` and the table in ``docs/accuracy.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import held_out, timing
+from mtu_compile import bundle
+from mtu_compile.compile import BuildOptions, build
+from mtu_compile.runtime.reference import Reference
+from mtu_compile.verdict import TaskCheck
+
+WORK = Path("build/bench/eval")
+PAGE = Path("docs/accuracy.md")
+
+#: What is compared: name → options of the build. The first is what users get.
+BUILDS: Mapping[str, Mapping[str, Any]] = {
+    "INT8, mixed (as built)": {"precision": "int8"},
+    "INT8, all layers": {"precision": "int8", "mixed": False},
+    "bf16": {"precision": "bf16"},
+}
+
+
+def built(name: str, options: Mapping[str, Any]) -> Path:
+    """The bundle of one row; one that is there already is kept."""
+    folder = WORK / "".join(c if c.isalnum() else "-" for c in name)
+    if not folder.exists():
+        print(f"building {folder}", flush=True)
+        build(BuildOptions(model=held_out.MODEL, output=folder, gate="off", **options))
+    return folder
+
+
+def step_times(folders: Mapping[str, Path], wanted: Mapping[str, Reference], rounds: int) -> dict[str, Any]:
+    """By task, seconds of one UNet step of each build; ratios to the build with all layers in INT8."""
+    times = {}
+    order = sorted(folders, key=lambda name: name != "INT8, all layers")
+    for task, reference in wanted.items():
+        runners: dict[str, Callable[[], object]] = {}
+        for name in order:
+            engine = bundle.read(folders[name]).tasks[task].engine
+            batch = reference.trajectories[0].inputs[0]
+            hint = engine.config["INFERENCE_PRECISION_HINT"]
+            runners[name] = timing.openvino_runner(folders[name] / engine.path, hint, batch)
+        times[task] = timing.interleave(runners, rounds)
+    return times
+
+
+def figures(check: TaskCheck) -> dict[str, Any]:
+    """What is kept of one task of one build."""
+    summary = check.summary()
+    keys = ("pictures", "worst_sqnr_db", "mean_sqnr_db", "guidance_ratio", "guidance", "latent_psnr_db")
+    more = ("image_psnr_db", "ssim", "vif", "colour_difference", "inside_psnr_db", "outside_psnr_db", "truth", "region")
+    least = min(one.ssim for one in check.metrics.pictures if one.ssim is not None)
+    return {**{key: summary[key] for key in (*keys, *more)}, "least_ssim": least}
+
+
+def row(task: str, name: str, one: Mapping[str, Any], time: timing.Timing) -> list[str]:
+    ratios = [f"{delta['ratio']:.3f}" for delta in (one["guidance"] or {}).values()]
+    calls = "-" if one["guidance_ratio"] is None else "{:.3f}-{:.3f}".format(*one["guidance_ratio"])
+    decibels = f"{one['worst_sqnr_db']:.1f} / {one['mean_sqnr_db']:.1f}"
+    region = [one[key] for key in ("inside_psnr_db", "outside_psnr_db")]
+    regions = "-" if None in region else " / ".join(f"{value:.1f}" for value in region)
+    pictures = [f"{one['ssim']:.4f}", f"{one['least_ssim']:.3f}", f"{one['vif']:.3f}", f"{one['image_psnr_db']:.1f}"]
+    speed = f"{time.median * 1e3:.2f}", f"{1 / time.ratio:.3f}"
+    return [task, name, *pictures, regions, decibels, ", ".join(ratios) or "-", calls, *speed]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=40, help="held-out rows a task")
+    parser.add_argument("--rounds", type=int, default=100, help="of timing")
+    args = parser.parse_args()
+    folders = {name: built(name, options) for name, options in BUILDS.items()}
+    wanted = held_out.references(args.pictures)
+    times = step_times(folders, wanted, args.rounds)
+    checks = {}
+    for name, folder in folders.items():
+        print(f"checking {name}", flush=True)
+        checks[name] = {task: figures(one) for task, one in held_out.check(folder, wanted).items()}
+    columns = ["task", "build", "SSIM", "least", "VIF", "PSNR dB", "inside / outside", "UNet SQNR dB worst / mean"]
+    columns += ["guidance ratio", "of single calls", "step ms", "speed"]
+    rows = [row(task, name, checks[name][task], times[task][name]) for task in wanted for name in BUILDS]
+    timing.write("eval", {"pictures": args.pictures, "checks": checks, "step seconds": times})
+    held_out.into_docs(PAGE, "eval", held_out.markdown(columns, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""How large activations get: in each layer, in each task, and where one scale for all tasks would cost one of them.
+
+A symmetric INT8 quantiser has 127 steps up to its range, so its noise grows with the range. Engines that serve several
+tasks with one set of scales have to take the largest range, and a task whose own is smaller pays
+20·log10(shared / own) dB of signal to quantisation noise: 6 dB for each bit.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtu_compile.core.errors import CalibrationError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+    from mtu_compile.bundle import Manifest
+
+FORMAT = "mtu-activation-ranges-1"
+
+#: Largest integer of a symmetric int8 quantiser.
+INT8_MAX = 127.0
+
+#: A layer is a conflict where a shared scale costs some task more than this: one of its 8 bits.
+LIMIT_DB = 6.0
+
+#: Bytes of activations one run of a graph may hand out; more layers take more runs.
+OUTPUT_BYTES = 1 << 30
+
+#: Magnitudes are counted by exponent and the first 6 bits of the mantissa of their float32: 64 bins an octave.
+_SHIFT = 23 - 6
+_BINS = 1 << (31 - _SHIFT)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Magnitudes of what goes into a layer, over all calls.
+
+    Attributes:
+        absmax: the largest.
+        p9999: what 99.99 % of them do not exceed, to within 1/64.
+        rms: root of the mean of squares.
+    """
+
+    absmax: float
+    p9999: float
+    rms: float
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What one scale for all tasks would mean for a layer.
+
+    Attributes:
+        layer: name of the node.
+        ranges: by task, the largest magnitude of its own.
+        loss_db: by task, signal to quantisation noise lost to the scale of the largest.
+    """
+
+    layer: str
+    ranges: Mapping[str, float]
+    loss_db: Mapping[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The task that loses most, and how many dB."""
+        task = max(self.loss_db, key=lambda name: self.loss_db[name])
+        return task, self.loss_db[task]
+
+    def __str__(self) -> str:
+        task, loss = self.worst
+        largest = max(self.ranges, key=lambda name: self.ranges[name])
+        return (
+            f"{self.layer}: the range of {largest} ({self.ranges[largest]:.3g}) costs {task} ({self.ranges[task]:.3g}) "
+            f"{loss:.1f} dB"
+        )
+
+
+def graph_ranges(int8_graph: Path) -> dict[str, float]:
+    """By name of the layer, the largest magnitude its quantised input can hold; layers with a float input are absent.
+
+    Of a product of two activations it is the larger of the two.
+
+    Raises:
+        ModelError: the graph is unreadable.
+    """
+    from mtu_compile import graph_io, qdq
+
+    found = {}
+    for node in graph_io.load(int8_graph).graph:
+        if node.op_type not in qdq.LAYERS or not all(qdq.is_dequantised(value) for value in node.inputs[:2]):
+            continue
+        scales = [scale for value in node.inputs[:2] for scale in _activation_scales(value)]
+        if scales:
+            found[node.name or ""] = INT8_MAX * max(scales)
+    return found
+
+
+def _activation_scales(value: ir.Value | None) -> Iterator[float]:
+    """Scales of the quantisers behind a dequantised activation; none behind a weight."""
+    from mtu_compile import qdq
+
+    node = value.producer() if value is not None else None
+    if node is None:
+        return
+    if node.op_type in qdq.TRANSPARENT:
+        for source in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
+            yield from _activation_scales(source)
+    elif node.op_type == "DequantizeLinear" and qdq.constant(node.inputs[0]) is None:
+        scale = qdq.constant(node.inputs[1])
+        assert scale is not None  # qdq.verify refuses others
+        yield float(scale.numpy().max())
+
+
+def measure_ranges(
+    graph: Path,
+    inputs: Sequence[Mapping[str, NDArray[Any]]],
+    *,
+    ignored_scopes: Sequence[str] = (),
+    output_bytes: int = OUTPUT_BYTES,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Range]:
+    """Run a static float graph on ``inputs`` and measure what goes into its layers.
+
+    Those layers are measured that ``calibration.quantize`` quantises: convolutions and linear layers, and of attention
+    the query·key product, but not the product behind a softmax. Of a product of two activations the larger is kept.
+
+    Args:
+        graph: ONNX file of fixed shapes.
+        inputs: one mapping a call, an array for each input of the graph.
+        ignored_scopes: layers to leave out, as in ``QuantSettings``.
+        output_bytes: activations of one call that are held at once. A graph with more is run several times.
+        progress: called with 1 as often as there are ``inputs``.
+
+    Raises:
+        CalibrationError: there are no inputs, or they do not fit the graph.
+        ConfigError: an ignored scope matches nothing.
+        ModelError: the graph is unreadable.
+    """
+    from calibration.quantize import resolve_scopes
+    from mtu_compile import graph_io
+
+    if not inputs:
+        raise CalibrationError("there are no inputs to measure activation ranges on")
+    proto = graph_io.load_proto(graph)
+    layers = _layer_inputs(graph, ignored=set(resolve_scopes(proto, ignored_scopes)))
+    sizes = _sizes(proto, {name for names in layers.values() for name in names})
+    chunks = list(_chunks(sizes, output_bytes))
+    counters = {name: _Counter() for name in sizes}
+    runs = 0
+    for names in chunks:
+        with _session(proto, graph.parent, names) as session:
+            for call in inputs:
+                try:
+                    arrays = session.run(names, dict(call))
+                except Exception as error:  # ONNX Runtime's own, of many kinds
+                    raise CalibrationError(f"{graph.name} does not take the calibration inputs: {error}") from error
+                for name, array in zip(names, arrays, strict=True):
+                    counters[name].add(array)
+                runs += 1
+                if progress is not None and runs % len(chunks) == 0:
+                    progress(1)
+    measured = {name: counter.range() for name, counter in counters.items()}
+    return {layer: max((measured[n] for n in names), key=lambda one: one.absmax) for layer, names in layers.items()}
+
+
+def spread(ranges: Mapping[str, Mapping[str, float]]) -> tuple[Shared, ...]:
+    """All layers that two or more tasks have, with what a shared scale costs, worst first.
+
+    A task in which a layer sees nothing but zeros loses nothing there.
+
+    Args:
+        ranges: by task and layer, the largest magnitude.
+    """
+    layers = dict.fromkeys(layer for one in ranges.values() for layer in one)
+    found = []
+    for layer in layers:
+        own = {task: one[layer] for task, one in ranges.items() if one.get(layer, 0.0) > 0}
+        if len(own) >= 2:
+            shared = max(own.values())
+            found.append(Shared(layer, own, {task: 20 * math.log10(shared / size) for task, size in own.items()}))
+    return tuple(sorted(found, key=lambda one: (-one.worst[1], one.layer)))
+
+
+def compare(ranges: Mapping[str, Mapping[str, float]], *, limit_db: float = LIMIT_DB) -> tuple[Shared, ...]:
+    """The conflicts: layers whose shared scale costs some task more than ``limit_db``, worst first; see ``spread``."""
+    return tuple(one for one in spread(ranges) if one.worst[1] > limit_db)
+
+
+def bundle_ranges(manifest: Manifest) -> dict[str, dict[str, float]]:
+    """By task and layer, the INT8 ranges a bundle was built with; tasks whose build recorded none are absent."""
+    found = {}
+    for task, entry in manifest.tasks.items():
+        quantisation = entry.extra.get("quantisation") or {}
+        if quantisation.get("ranges"):
+            found[task] = {str(layer): float(size) for layer, size in quantisation["ranges"].items()}
+    return found
+
+
+def bundle_conflicts(manifest: Manifest, *, limit_db: float = LIMIT_DB) -> tuple[Shared, ...]:
+    """The conflicts between the tasks of an INT8 bundle: what one engine with shared scales would have cost."""
+    return compare(bundle_ranges(manifest), limit_db=limit_db)
+
+
+def largest(measured: Mapping[str, Mapping[str, Range]]) -> dict[str, dict[str, float]]:
+    """Measured ranges as ``spread`` and ``compare`` take them."""
+    return {task: {layer: one.absmax for layer, one in layers.items()} for task, layers in measured.items()}
+
+
+def to_json(measured: Mapping[str, Mapping[str, Range]]) -> dict[str, Any]:
+    """Measured ranges by task, and the conflicts between the tasks."""
+    conflicts = [
+        {"layer": one.layer, "ranges": dict(one.ranges), "loss_db": {t: round(x, 2) for t, x in one.loss_db.items()}}
+        for one in compare(largest(measured))
+    ]
+    return {
+        "format": FORMAT,
+        "tasks": {task: {layer: asdict(one) for layer, one in layers.items()} for task, layers in measured.items()},
+        "layers_compared": len(spread(largest(measured))),
+        "limit_db": LIMIT_DB,
+        "conflicts": conflicts,
+    }
+
+
+class _Counter:
+    """Counts magnitudes without keeping them."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(_BINS, np.int64)
+        self._largest, self._squares = 0.0, 0.0
+
+    def add(self, array: NDArray[np.float32]) -> None:
+        magnitudes = np.abs(np.ascontiguousarray(array, np.float32).ravel())
+        self._counts += np.bincount(magnitudes.view(np.uint32) >> _SHIFT, minlength=_BINS)
+        self._largest = max(self._largest, float(magnitudes.max(initial=0.0)))
+        self._squares += float(np.square(magnitudes, dtype=np.float64).sum())
+
+    def range(self) -> Range:
+        total = int(self._counts.sum())
+        # The upper edge of the first bin at which 99.99 % are counted.
+        place = int(np.searchsorted(np.cumsum(self._counts), 0.9999 * total))
+        edge = float(np.array([(place + 1) << _SHIFT], np.uint32).view(np.float32)[0])
+        rms = math.sqrt(self._squares / max(total, 1))
+        return Range(_digits(self._largest), _digits(min(edge, self._largest)), _digits(rms))
+
+
+def _digits(value: float) -> float:
+    """Five significant digits: more are rounding errors of the runtime."""
+    return float(f"{value:.5g}")
+
+
+def _layer_inputs(graph: Path, ignored: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """By name of the layer, the tensors that go into it and are no weights."""
+    from mtu_compile import graph_io, qdq
+
+    found = {}
+    for node in graph_io.load(graph).graph:
+        if node.op_type not in qdq.LAYERS or node.name in ignored:
+            continue
+        places = node.inputs[:2] if node.op_type == "MatMul" else node.inputs[:1]
+        values = [value for value in places if value is not None and not _is_weight(value)]
+        if values and not any(_behind_softmax(value) for value in values):
+            found[node.name or ""] = tuple(value.name or "" for value in values)
+    return found
+
+
+def _is_weight(value: ir.Value) -> bool:
+    from mtu_compile import qdq
+
+    node = value.producer()
+    if node is None:
+        return qdq.constant(value) is not None
+    return node.op_type in qdq.TRANSPARENT and all(_is_weight(one) for one in node.inputs if one is not None)
+
+
+def _behind_softmax(value: ir.Value) -> bool:
+    from mtu_compile import qdq
+
+    node = value.producer()
+    if node is None or node.op_type == "Softmax":
+        return node is not None
+    source = node.inputs[0] if node.op_type in qdq.TRANSPARENT else None
+    return source is not None and _behind_softmax(source)
+
+
+def _sizes(proto: onnx.ModelProto, names: Collection[str]) -> dict[str, int]:
+    """Bytes of tensors of a static graph, in graph order; 0 where its shape is not known."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    found = dict.fromkeys(sorted(names), 0)
+    for value in (*inferred.graph.value_info, *inferred.graph.input):
+        if value.name in found:
+            dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            found[value.name] = 4 * math.prod(dims)
+    return found
+
+
+def _chunks(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+    """Names in as few groups as their order allows, each of at most ``limit`` bytes or of a single name."""
+    group: list[str] = []
+    held = 0
+    for name, size in sizes.items():
+        if group and held + size > limit:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        yield group
+
+
+@contextmanager
+def _session(proto: onnx.ModelProto, folder: Path, names: Sequence[str]) -> Iterator[Any]:
+    """An ONNX Runtime session that hands out ``names``; weights in external data are looked for in ``folder``."""
+    import onnx
+    import onnxruntime
+
+    wider = onnx.ModelProto()
+    wider.CopyFrom(proto)
+    del wider.graph.output[:]
+    for name in names:
+        wider.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Beside the weights: external data is found relative to the model's file.
+    path = folder / f".ranges-{secrets.token_hex(4)}.onnx"
+    try:
+        path.write_bytes(wider.SerializeToString())
+        yield onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    finally:
+        path.unlink(missing_ok=True)

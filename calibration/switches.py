@@ -1,0 +1,286 @@
+"""One graph in which every quantised layer can be switched between float and INT8, layer by layer.
+
+Measuring what a layer costs in accuracy takes one run with only that layer in INT8. Hundreds of such graphs would have
+to be written and opened; here there is one, made of a float graph and its Q/DQ twin:
+
+    Given:   x → Conv(w) → y                            (float)
+             x → Q → DQ → Conv(DQ(w8)) → y              (its INT8 twin)
+    Result:  x → If(switch) { Q → DQ → Conv(DQ(w8)) | Conv(w) } → y
+
+``If`` runs one branch and leaves the other alone, so a switch that is off costs nothing.
+
+Layers that read one quantiser (query, key and value) share a switch: quantising one of them alone saves nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtu_compile import graph_io, qdq
+from mtu_compile.core.errors import PassError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Array = NDArray[Any]
+Feed = Mapping[str, Array]
+
+#: The graph input that holds the switches, [number of units] bool.
+SWITCHES = "mtu_switches"
+
+#: Prefix of what comes from the INT8 graph.
+INT8 = "mtu_int8/"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Layers that become INT8 together, because they read one quantiser.
+
+    Attributes:
+        name: of the first of them.
+        members: node names of all of them, in graph order.
+        op_type: of the first (``"Conv"``, ``"Gemm"``, ``"MatMul"``).
+    """
+
+    name: str
+    members: tuple[str, ...]
+    op_type: str
+
+
+class SwitchedGraph:
+    """The graph, opened in ONNX Runtime. A context manager: the graph lies in a temporary folder."""
+
+    def __init__(self, float_graph: Path, int8_graph: Path, *, folder: Path | None = None) -> None:
+        """Join the two graphs.
+
+        Args:
+            float_graph: static, float32.
+            int8_graph: its quantised twin, with the same node names (``quantize_onnx``, perhaps legalised).
+            folder: for the temporary files; the system's own otherwise.
+
+        Raises:
+            ModelError: one of them is unreadable.
+            PassError: they do not belong together, or nothing is quantised.
+        """
+        import onnxruntime as ort
+
+        model, self.units = join(float_graph, int8_graph)
+        self._scratch = tempfile.TemporaryDirectory(dir=folder, prefix="mtu-switches-")
+        try:
+            path = graph_io.save(model, Path(self._scratch.name) / "switched.onnx")
+            del model
+            options = ort.SessionOptions()
+            # Optimisations would fuse what has to stay apart, and compute constants of branches that never run.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.log_severity_level = 3
+            self._session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        except BaseException:
+            self._scratch.cleanup()
+            raise
+
+    def __enter__(self) -> SwitchedGraph:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._session
+        self._scratch.cleanup()
+
+    def run(self, feed: Feed, int8: Collection[str] = ()) -> Array:
+        """The graph's first output with the units named in ``int8`` quantised and all others in float32."""
+        switches = np.array([unit.name in int8 for unit in self.units])
+        output: Array = self._session.run(None, {**feed, SWITCHES: switches})[0]
+        return output
+
+
+def join(float_graph: Path, int8_graph: Path) -> tuple[ir.Model, tuple[Unit, ...]]:
+    """The switched graph and its units, in graph order (see ``SwitchedGraph``)."""
+    import onnx_ir as ir
+
+    model, int8 = graph_io.load(float_graph), graph_io.load(int8_graph)
+    twins = {node.name: node for node in int8.graph if node.op_type in qdq.LAYERS}
+    units = find_units(int8)
+    if not units:
+        raise PassError(f"{int8_graph.name} has no quantised layer")
+    place = {name: i for i, unit in enumerate(units) for name in unit.members}
+    layers = {node.name: node for node in model.graph if node.op_type in qdq.LAYERS}
+    if missing := sorted(set(place) - set(layers)):
+        raise PassError(f"{float_graph.name} has no layer called {missing[0]!r}", hint="quantise it again")
+    switches = ir.Value(name=SWITCHES, shape=ir.Shape([len(units)]), type=ir.TensorType(ir.DataType.BOOL))
+    model.graph.inputs.append(switches)
+    known = {value.name: value for node in model.graph for value in node.outputs}
+    known |= {value.name: value for value in model.graph.inputs}
+    for name, index in place.items():
+        _switch(model, layers[name], twins[name], index, switches, known)
+    graph_io.check(model, "calibration.switches")
+    return model, units
+
+
+def find_units(int8: ir.Model) -> tuple[Unit, ...]:
+    """The quantised layers of a Q/DQ graph, those that read one quantiser together."""
+    owner: dict[ir.Value, int] = {}
+    members: list[list[ir.Node]] = []
+    for node in int8.graph:
+        if node.op_type not in qdq.LAYERS or not any(qdq.is_dequantised(value) for value in node.inputs[:2]):
+            continue
+        sources = [value for place in node.inputs[:2] if place is not None for value in _quantised_sources(place)]
+        joined = sorted({owner[value] for value in sources if value in owner})
+        index = joined[0] if joined else len(members)
+        if not joined:
+            members.append([])
+        members[index].append(node)
+        for other in joined[1:]:  # a product of two activations may join what was apart so far
+            members[index] += members[other]
+            members[other] = []
+        owner |= dict.fromkeys(sources, index)
+        owner = {value: index if i in joined else i for value, i in owner.items()}
+    order = {node: i for i, node in enumerate(int8.graph)}
+    units = [sorted(group, key=order.__getitem__) for group in members if group]
+    named = [tuple(str(node.name) for node in group) for group in units]
+    return tuple(Unit(names[0], names, group[0].op_type) for names, group in zip(named, units, strict=True))
+
+
+def _quantised_sources(value: ir.Value) -> list[ir.Value]:
+    """The activations that are quantised on their way to ``value``; none for weights."""
+    node = value.producer()
+    if node is None:
+        return []
+    if node.op_type == "QuantizeLinear":
+        return [node.inputs[0]] if node.inputs[0] is not None and qdq.constant(node.inputs[0]) is None else []
+    if node.op_type == "DequantizeLinear" or node.op_type in qdq.TRANSPARENT:
+        data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+        return [found for source in data if source is not None for found in _quantised_sources(source)]
+    return []
+
+
+def _switch(
+    model: ir.Model, layer: ir.Node, twin: ir.Node, index: int, switches: ir.Value, known: Mapping[str | None, ir.Value]
+) -> None:
+    """Put ``layer`` of ``model`` and its ``twin`` into the branches of an ``If``."""
+    import onnx_ir as ir
+
+    output = layer.outputs[0]
+    correction = _bias_correction(layer, twin)
+    inner = ir.Value(name=f"{output.name}/float", shape=output.shape, type=output.type)
+    plain = ir.Node(
+        layer.domain,
+        layer.op_type,
+        layer.inputs,
+        layer.attributes.values(),
+        outputs=[inner],
+        name=f"{layer.name}/float",
+    )
+    number = ir.tensor(np.array(index, np.int64), name=f"{INT8}{layer.name}/index")
+    place = ir.Value(name=number.name, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64), const_value=number)
+    model.graph.register_initializer(place)
+    condition = ir.Node("", "Gather", [switches, place], name=f"{INT8}{layer.name}/switch")
+    condition.outputs[0].name = f"{INT8}{layer.name}/on"
+    chosen = ir.Node(
+        "",
+        "If",
+        [condition.outputs[0]],
+        [
+            ir.AttrGraph("then_branch", _quantised_branch(model, twin, known, correction)),
+            ir.AttrGraph("else_branch", ir.Graph([], [inner], nodes=[plain], name=f"{layer.name}/else")),
+        ],
+        name=f"{layer.name}/choice",
+    )
+    chosen.outputs[0].shape, chosen.outputs[0].type = output.shape, output.type
+    model.graph.insert_before(layer, [condition, chosen])
+    is_output = output.is_graph_output()
+    output.replace_all_uses_with(chosen.outputs[0], replace_graph_outputs=is_output)
+    model.graph.remove(layer, safe=True)
+    chosen.outputs[0].name = output.name
+
+
+def _quantised_branch(
+    model: ir.Model, twin: ir.Node, known: Mapping[str | None, ir.Value], correction: ir.TensorProtocol | None
+) -> ir.Graph:
+    """A copy of what quantises ``twin``'s inputs, and of ``twin``; it reads the float activations of ``model``."""
+    import onnx_ir as ir
+
+    nodes: list[ir.Node] = []
+    copies: dict[ir.Value, ir.Value | None] = {}
+
+    def copy(value: ir.Value | None, *, quantised: bool) -> ir.Value | None:
+        if value is None:
+            return None
+        if value in copies:
+            return copies[value]
+        producer = value.producer()
+        if qdq.constant(value) is not None:
+            copies[value] = _constant(model, value)
+        elif producer is None or (not quantised and value.name in known):
+            if value.name not in known:
+                raise PassError(f"the float graph has no value {value.name!r}", hint="quantise it again")
+            copies[value] = known[value.name]
+        else:
+            copies[value] = copy_node(producer, quantised=quantised and producer.op_type != "QuantizeLinear")
+        return copies[value]
+
+    def copy_node(node: ir.Node, *, quantised: bool) -> ir.Value:
+        moves = node.op_type in (*qdq.TRANSPARENT, "DequantizeLinear")
+        if node is twin:
+            inputs = [copy(value, quantised=qdq.is_dequantised(value)) for value in node.inputs]
+        else:
+            inputs = [copy(value, quantised=quantised and moves) for value in node.inputs]
+        stem = f"{INT8}{twin.name}/{node.name or node.outputs[0].name}"
+        made = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), name=stem)
+        old, new = node.outputs[0], made.outputs[0]
+        new.name, new.shape, new.type = f"{INT8}{twin.name}/{old.name}", old.shape, old.type
+        nodes.append(made)
+        return new
+
+    output = copy_node(twin, quantised=True)
+    if correction is not None:
+        shift = ir.Value(name=correction.name, type=ir.TensorType(correction.dtype))
+        shift.shape = ir.Shape(correction.shape.numpy())
+        shift.const_value = correction
+        model.graph.register_initializer(shift)
+        corrected = ir.Node("", "Add", [output, shift], name=f"{INT8}{twin.name}/correction")
+        nodes.append(corrected)
+        corrected.outputs[0].name, corrected.outputs[0].type = f"{output.name}/corrected", output.type
+        corrected.outputs[0].shape, output = output.shape, corrected.outputs[0]
+    return ir.Graph([], [output], nodes=nodes, name=f"{twin.name}/then")
+
+
+def _bias_correction(layer: ir.Node, twin: ir.Node) -> ir.TensorProtocol | None:
+    """What bias correction added to the bias in the ``Add`` behind a MatMul, which is not part of the layer's node."""
+    import onnx_ir as ir
+
+    biases = []
+    for node in (layer, twin):
+        users = [user for user in node.outputs[0].consumers() if user.op_type == "Add"]
+        tensors = [qdq.constant(value) for user in users for value in user.inputs]
+        found = [tensor for tensor in tensors if tensor is not None]
+        if len(found) != 1:
+            return None
+        biases.append(found[0].numpy())
+    shift = biases[1] - biases[0]
+    return ir.tensor(shift, name=f"{INT8}{twin.name}/shift") if np.any(shift) else None
+
+
+def _constant(model: ir.Model, value: ir.Value) -> ir.Value:
+    """An initialiser of the INT8 graph in ``model``, under a name of its own."""
+    import onnx_ir as ir
+
+    name = f"{INT8}{value.name}"
+    found = model.graph.initializers.get(name)
+    if found is None:
+        found = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
+        model.graph.register_initializer(found)
+    return found
+
+
+def unit_of(units: Sequence[Unit]) -> dict[str, Unit]:
+    """By layer, its unit."""
+    return {member: unit for unit in units for member in unit.members}

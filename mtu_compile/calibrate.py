@@ -1,0 +1,148 @@
+"""Calibration sets from a user's own prompts and pictures, and what they say about one scale for all tasks."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import targets
+from calibration.capture import CALLS, capture
+from calibration.ranges import Range, measure_ranges, to_json
+from calibration.samples import split_samples
+from calibration.set_folder import INDEX, write_folder
+from calibration.sets import CalibrationSet
+from mtu_compile import bundle
+from mtu_compile.compile import INT8, SAMPLES, export_graphs
+from mtu_compile.core.atomic import staging
+from mtu_compile.core.hashing import model_sha256
+from mtu_compile.core.progress import Progress
+from mtu_compile.core.tasks import Task, find_task
+from mtu_compile.stages import BuildOptions, Job
+
+if TYPE_CHECKING:
+    from mtu_compile.model.pipeline import MTUPipeline
+
+__all__ = ["CalibrateOptions", "CalibrateResult", "calibrate"]
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """What to calibrate with.
+
+    Attributes:
+        model: MTU pipeline folder.
+        output: folder of calibration sets to write.
+        data: folder with prompts and pictures, or ``None`` for the model's ``samples/``.
+        tasks: names of the tasks, or ``None`` for all.
+        size: height and width of the pictures in pixels, or ``None`` for the model's own.
+        pictures: trajectories, per task.
+        steps: denoising steps.
+        calls: UNet calls kept of each trajectory.
+        seed: of the noise, as ``BuildOptions.seed``.
+        ranges: measure activation ranges, and compare them between the tasks.
+        force: replace an existing output.
+    """
+
+    model: Path
+    output: Path
+    data: Path | None = None
+    tasks: tuple[str, ...] | None = None
+    size: tuple[int, int] | None = None
+    pictures: int = 12
+    steps: int = 20
+    calls: int = CALLS
+    seed: int = 0
+    ranges: bool = True
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class CalibrateResult:
+    """The folder, its sets by task, and by task and layer the range of activations (``None``: not measured)."""
+
+    path: Path
+    sets: Mapping[str, CalibrationSet]
+    ranges: Mapping[str, Mapping[str, Range]] | None
+
+
+def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> CalibrateResult:
+    """Capture a calibration set for each task, and write them as one folder.
+
+    A build with the same model, data and settings captures the very same sets; rows kept for checks are not used. Equal
+    calls write equal bytes on the same machine with as many threads: torch adds up in another order with others.
+
+    Raises:
+        ConfigError: an unknown task, a size the model can not make, or an output that exists.
+        ModelError: a model folder that is damaged or not multi-task.
+        CalibrationError, InputError: data that can not be used. Nothing is left at ``options.output``.
+    """
+    from mtu_compile.model.pipeline import MTUPipeline
+
+    progress = progress or Progress()
+    with staging(options.output, replace=options.force, marker=INDEX) as folder:
+        with progress.stage("load"):
+            sha256 = model_sha256(options.model)
+            pipeline = MTUPipeline.from_pretrained(options.model)
+            known = pipeline.unet.tasks
+            tasks = [find_task(known, n) for n in dict.fromkeys(options.tasks or (task.name for task in known))]
+            size = pipeline.resolve_size(*(options.size or (None, None)))
+            place = options.data or options.model / SAMPLES
+            rows = [split_samples(place, task, calibrating=options.pictures, checking=1)[0] for _, task in tasks]
+        sets = {}
+        for (_, task), samples in zip(tasks, rows, strict=True):
+            with progress.stage(f"calibrate {task.name}", len(samples)) as advance:
+                made = capture(
+                    pipeline,
+                    task,
+                    samples,
+                    model_sha256=sha256,
+                    steps=options.steps,
+                    size=size,
+                    seed=options.seed,
+                    calls=options.calls,
+                    progress=advance,
+                )
+                made.verify(task=task.name, model_sha256=sha256)
+                sets[task.name] = made
+        measured = None
+        if options.ranges:
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.work-") as work:
+                graphs = _graphs(options, pipeline, tasks, size, Path(work), progress)
+                del pipeline
+                gc.collect()
+                measured = _measure(graphs, sets, progress)
+        write_folder(folder, sets, None if measured is None else to_json(measured))
+    return CalibrateResult(options.output, sets, measured)
+
+
+def _graphs(
+    options: CalibrateOptions,
+    pipeline: MTUPipeline,
+    tasks: Sequence[tuple[int, Task]],
+    size: tuple[int, int],
+    work: Path,
+    progress: Progress,
+) -> dict[str, Path]:
+    """By task, the static float graph that a build quantises: the same for all targets."""
+    building = BuildOptions(options.model, options.output, size=size)
+    source = bundle.Source(options.model.name, "")
+    job = Job(building, targets.get(building.target), work, work, source, size, progress)
+    return export_graphs(job, pipeline, tasks).unets
+
+
+def _measure(
+    graphs: Mapping[str, Path], sets: Mapping[str, CalibrationSet], progress: Progress
+) -> dict[str, dict[str, Range]]:
+    measured = {}
+    for task, graph in graphs.items():
+        with progress.stage(f"ranges {task}", len(sets[task].inputs)) as advance:
+            measured[task] = measure_ranges(
+                graph, sets[task].inputs, ignored_scopes=INT8.ignored_scopes, progress=advance
+            )
+        shutil.rmtree(graph.parent)  # graphs are as large as the model
+    return measured

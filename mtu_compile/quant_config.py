@@ -1,0 +1,71 @@
+"""A quantisation that was chosen once, given back to a later build.
+
+``--quant-config`` takes a bundle, or a JSON file:
+
+    {
+      "format": "mtu-quant-config-1",
+      "tasks": {"t2i": {"range_estimator": "histogram", "ignored_scopes": ["conv_in.*"]}}
+    }
+
+A task's entries are those of ``calibration.quantize.QuantSettings``; what is left out has its default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from calibration.quantize import QuantSettings
+from mtu_compile import bundle
+from mtu_compile.core.errors import ConfigError
+
+FORMAT = "mtu-quant-config-1"
+
+
+def load(path: Path) -> dict[str, QuantSettings]:
+    """By task, the settings of a file or of a bundle.
+
+    Raises:
+        BundleError: a damaged bundle.
+        ConfigError: no such file, not a quantisation config, or a setting that is unknown or of the wrong kind.
+    """
+    if path.is_dir():
+        data = of_bundle(bundle.read(path))
+    else:
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path} is not JSON: {error}") from error
+    hint = "mtu-compile inspect BUNDLE --quant-config writes one"
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ConfigError(f"{path} is not a quantisation config of this version", hint=hint)
+    if unknown := sorted(set(data) - {"format", "tasks"}):
+        raise ConfigError(f"{path}: unknown entry {unknown[0]!r}", hint=hint)
+    tasks = data.get("tasks")
+    if not isinstance(tasks, dict) or not tasks or not all(isinstance(one, dict) for one in tasks.values()):
+        raise ConfigError(f"{path} has no settings of any task", hint=hint)
+    settings = {}
+    for name, one in tasks.items():
+        try:
+            settings[name] = QuantSettings.from_json(one)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: task {name!r}: {error.message}", hint=error.hint) from error
+    return settings
+
+
+def of_bundle(manifest: bundle.Manifest) -> dict[str, Any]:
+    """What a bundle was quantised with, as a config; ``ConfigError`` if it was not."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, entry in manifest.tasks.items():
+        quantised = entry.extra.get("quantisation")
+        if isinstance(quantised, Mapping) and isinstance(quantised.get("settings"), Mapping):
+            found[name] = quantised["settings"]
+    if not found:
+        raise ConfigError(
+            f"the bundle is {manifest.precision}, and was not quantised", hint="take one built with --int8"
+        )
+    return {"format": FORMAT, "tasks": found}

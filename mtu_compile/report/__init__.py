@@ -1,0 +1,1 @@
+"""The report of a bundle: one page that shows what was measured, on what, and what was not."""

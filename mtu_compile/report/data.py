@@ -1,0 +1,296 @@
+"""What a report is made of: frozen dataclasses, pictures included, that know nothing of HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from calibration.ranges import Shared
+from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
+from mtu_compile.metrics import StepMetrics
+from mtu_compile.thresholds import Thresholds
+
+#: A threshold: least and largest value that pass, ``None`` where there is no such end.
+Bounds = tuple[float | None, float | None]
+Value = float | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One line of a task's table of metrics.
+
+    Attributes:
+        key: where ``TaskCheck.summary`` says it, parts joined by dots.
+        label: for people, without the unit.
+        unit: ``"dB"`` or nothing.
+        value: now measured: a number, or the least and the largest of several; ``None`` if it was not.
+        recorded: the same as the manifest has it from the build.
+        bounds: what passes; ``None`` where nothing was asked.
+        reason: why there is no value.
+    """
+
+    key: str
+    label: str
+    unit: str
+    value: Value | None
+    recorded: Value | None = None
+    bounds: Bounds | None = None
+    reason: str | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is neither a value nor anything asked of it."""
+        return self.value is None and self.bounds is None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether it is within ``bounds``; ``None`` where nothing was asked."""
+        if self.bounds is None:
+            return None
+        if self.value is None:
+            return False
+        least, largest = self.value if isinstance(self.value, tuple) else (self.value, self.value)
+        low, high = self.bounds
+        return (low is None or least >= low) and (high is None or largest <= high)
+
+
+@dataclass(frozen=True)
+class PicturePair:
+    """A picture of the float original and the one the bundle's engines make from the same noise.
+
+    Attributes:
+        prompt, seed: what was asked for.
+        source, mask, truth: of the task's condition, and the wanted picture, or ``None``.
+        reference: the float original's, RGB.
+        made: the bundle's, of the same size; nothing pasted back in either.
+        metrics: label → number with its unit, of this picture.
+        calls: the UNet calls that made it, compared with the float original's.
+    """
+
+    prompt: str
+    seed: int
+    source: Image.Image | None
+    mask: Image.Image | None
+    truth: Image.Image | None
+    reference: Image.Image
+    made: Image.Image
+    metrics: Mapping[str, float | None]
+    calls: tuple[StepMetrics, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A group of layers that share an input quantiser, as the mixed-precision search measured it.
+
+    Attributes:
+        name: of the first member's node.
+        members: node names.
+        op: type of operation.
+        sqnr_db: of the UNet's output when only this group is INT8, pooled over the calls, decibels.
+        worst_sqnr_db: of the worst call.
+        guidance_db: SQNR of the guidance delta, decibels; ``None`` without guidance.
+        float_ms, int8_ms: what the group takes in either precision, milliseconds; ``None`` if unknown.
+        kept: why it stayed float (``"accuracy"``, ``"slower"``), or ``None`` where it is INT8.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    op: str
+    sqnr_db: float
+    worst_sqnr_db: float | None = None
+    guidance_db: float | None = None
+    float_ms: float | None = None
+    int8_ms: float | None = None
+    kept: str | None = None
+
+    @property
+    def gain_ms(self) -> float | None:
+        """Milliseconds that INT8 saves."""
+        return None if self.float_ms is None or self.int8_ms is None else self.float_ms - self.int8_ms
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What the mixed-precision search of one task found.
+
+    Attributes:
+        layers: in graph order.
+        criteria: what it had to meet.
+        met: whether what it chose, run as a whole, meets them; ``None`` if that is not recorded.
+        calls: UNet calls each group was measured on.
+        check_calls: UNet calls the whole was run on; ``None`` if that is not recorded.
+        costs: where ``float_ms`` and ``int8_ms`` come from, in words; ``None`` if there are none.
+        costs_measured: whether they were measured on the device.
+        all_int8, chosen: accuracy with every group in INT8, and as built.
+    """
+
+    layers: tuple[Layer, ...]
+    criteria: Mapping[str, Any]
+    met: bool | None
+    calls: int
+    check_calls: int | None
+    costs: str | None
+    costs_measured: bool
+    all_int8: Mapping[str, Any]
+    chosen: Mapping[str, Any]
+
+    @property
+    def kept(self) -> tuple[Layer, ...]:
+        """The groups that stayed float, most sensitive first."""
+        return tuple(sorted((one for one in self.layers if one.kept), key=lambda one: one.sqnr_db))
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """One task.
+
+    Attributes:
+        entry: what the manifest says of it.
+        metrics: measured now.
+        thresholds: what was asked.
+        failures: every missed threshold, in words.
+        pictures: side by side.
+        steps: denoising steps of each picture.
+        producer: what made the float pictures.
+        mixed: the per-layer search, or ``None`` where none ran.
+    """
+
+    entry: TaskEntry
+    metrics: tuple[Metric, ...]
+    thresholds: Thresholds
+    failures: tuple[str, ...]
+    pictures: tuple[PicturePair, ...]
+    steps: int
+    producer: str
+    mixed: Mixed | None
+
+    @property
+    def name(self) -> str:
+        return self.entry.task.name
+
+    @property
+    def quantisation(self) -> Mapping[str, Any] | None:
+        """What quantising recorded, or ``None`` for a float task."""
+        recorded: Mapping[str, Any] | None = self.entry.extra.get("quantisation")
+        return recorded
+
+    @property
+    def compression(self) -> Mapping[str, Any] | None:
+        """What compressing its weights alone recorded, or ``None``."""
+        recorded: Mapping[str, Any] | None = self.entry.extra.get("compression")
+        return recorded
+
+    @property
+    def parity(self) -> Mapping[str, Any] | None:
+        """The table of backends of the build machine, or ``None``."""
+        recorded: Mapping[str, Any] | None = self.entry.extra.get("parity")
+        return recorded
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of the bundle.
+
+    Attributes:
+        name: the task's, or the part's.
+        engine: what the manifest says of it.
+        files: that belong to it, relative to the bundle.
+        bytes: on disk.
+        build_seconds: on the build machine; ``None`` if not recorded.
+    """
+
+    name: str
+    engine: EngineRef
+    files: tuple[str, ...]
+    bytes: int
+    build_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something one may want to know of the bundle, and where it was measured, if it was.
+
+    Attributes:
+        what: is asked.
+        how: on what it was measured, by what it was estimated, or why it was not.
+        kind: ``"measured"``, ``"estimate"`` or ``"not measured"``.
+    """
+
+    what: str
+    how: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a report shows.
+
+    Attributes:
+        path: the bundle's folder.
+        manifest: what it says of itself.
+        made_at: date and time, UTC, ISO 8601.
+        made_by: version of mtu-compile.
+        machine: the processor everything was measured on.
+        measured_with: what the networks ran on.
+        device: of the target, in its vendor's words.
+        device_here: whether that is in this machine.
+        tasks: in the manifest's order.
+        networks: in the manifest's order.
+        other_files: kind of file → bytes on disk, of what belongs to no network.
+        ranges: layers whose INT8 ranges two or more tasks recorded, those that differ most first.
+        facts: what was measured, where, and what was not.
+        commands: what made the bundle and the report, (what for, as typed).
+    """
+
+    path: Path
+    manifest: Manifest
+    made_at: str
+    made_by: str
+    machine: str
+    measured_with: str
+    device: str
+    device_here: bool
+    tasks: tuple[TaskReport, ...]
+    networks: tuple[Network, ...]
+    other_files: Mapping[str, int]
+    ranges: tuple[Shared, ...]
+    facts: tuple[Fact, ...]
+    commands: tuple[tuple[str, str], ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every task meets its thresholds."""
+        return not any(task.failures for task in self.tasks)
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole bundle on disk, without its manifest."""
+        return sum(one.bytes for one in self.networks) + sum(self.other_files.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the pictures, as plain JSON data."""
+        return {"passed": self.passed, "bytes": self.bytes, **_plain(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Manifest):
+        return value.to_json()
+    if isinstance(value, TaskEntry):
+        return value.task.name
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value):
+        kept = (f.name for f in fields(value) if not isinstance(getattr(value, f.name), Image.Image))
+        return {name: _plain(getattr(value, name)) for name in kept}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)  # as the manifest writes it
+    return value

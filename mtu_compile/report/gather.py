@@ -1,0 +1,299 @@
+"""Everything a report shows, from the manifest, the references and a check that is made now."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import targets
+from calibration.ranges import bundle_ranges, spread
+from mtu_compile import __version__, bundle
+from mtu_compile.check import check_bundle
+from mtu_compile.core.errors import BundleError
+from mtu_compile.core.progress import Progress
+from mtu_compile.report.data import Fact, Layer, Mixed, Network, PicturePair, Report, TaskReport
+from mtu_compile.report.metrics import label, metric_rows
+from mtu_compile.runtime.reference import Reference
+from mtu_compile.task_metrics import PictureMetrics
+from mtu_compile.verdict import CheckResult, TaskCheck
+
+#: What the manifest says of a calibration set that the build captured itself; else it is the name of a folder of sets.
+CAPTURED = "captured by this build"
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def gather(path: Path, *, clip: Path | None = None, progress: Progress | None = None) -> Report:
+    """Verify the bundle at ``path``, make its pictures again, and collect what is known of it.
+
+    Args:
+        path: the bundle's folder.
+        clip: folder of a CLIP model to be asked about the pictures, see ``check_bundle``.
+        progress: told of every stage.
+
+    Raises:
+        ConfigError, ModelError: ``clip`` is no CLIP model that can be read.
+        BundleError: the bundle is damaged, or carries no reference for a task.
+        AccuracyError: an engine cannot be compared at all; a merely inaccurate one is in the report.
+    """
+    progress = progress or Progress()
+    check = check_bundle(path, clip=clip, progress=progress)
+    with progress.stage("gather"):
+        manifest = bundle.read(path, verify=False)  # the check has verified every byte
+        target = targets.get(manifest.target)
+        networks = tuple(_networks(path, manifest))
+        return Report(
+            path=path,
+            manifest=manifest,
+            made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            made_by=__version__,
+            machine=_processor(),
+            measured_with=check.measured_with,
+            device=target.spec.device,
+            device_here=target.device_here(),
+            tasks=tuple(_task(path, entry, check.tasks[name]) for name, entry in manifest.tasks.items()),
+            networks=networks,
+            other_files=_other_files(path, manifest, networks),
+            ranges=spread(bundle_ranges(manifest)),
+            facts=tuple(_facts(manifest, check, target.spec.device)),
+            commands=tuple(_commands(path, manifest)),
+        )
+
+
+def _task(path: Path, entry: bundle.TaskEntry, check: TaskCheck) -> TaskReport:
+    assert entry.reference is not None  # check_bundle refuses a task without one
+    reference = Reference.load(bundle.resolve(path, entry.reference))
+    calls = iter(check.metrics.steps)
+    pictures = tuple(
+        PicturePair(
+            prompt=one.prompt,
+            seed=one.seed,
+            source=one.image,
+            mask=one.mask,
+            truth=one.target,
+            reference=one.picture,
+            made=made,
+            metrics=picture_numbers(measured, wanted=bool(entry.task.condition)),
+            calls=tuple(next(calls) for _ in one.inputs),
+        )
+        for one, made, measured in zip(reference.trajectories, check.made, check.metrics.pictures, strict=True)
+    )
+    return TaskReport(
+        entry=entry,
+        metrics=metric_rows(check.summary(), entry.accuracy, check.thresholds),
+        thresholds=check.thresholds,
+        failures=check.failures,
+        pictures=pictures,
+        steps=reference.steps,
+        producer=reference.producer,
+        mixed=read_mixed(entry),
+    )
+
+
+def picture_numbers(measured: PictureMetrics, *, wanted: bool) -> dict[str, float | None]:
+    """What is said beside a picture; the rest is in the task's table.
+
+    Args:
+        measured: of this picture.
+        wanted: whether the data's picture is the one right answer; there is none to words alone.
+    """
+    numbers = {"PSNR dB": measured.psnr_db, "SSIM": measured.ssim}
+    if measured.region is not None:
+        where = "in the mask" if measured.region.kind == "mask" else "where edited"
+        numbers[f"PSNR {where} dB"] = measured.region.inside_psnr_db
+        numbers["PSNR elsewhere dB"] = measured.region.outside_psnr_db
+    if wanted and measured.truth is not None:
+        numbers["PSNR to the wanted picture dB"] = measured.truth.psnr_db
+        numbers["the float original's dB"] = measured.truth.reference_psnr_db
+    return numbers
+
+
+def read_mixed(entry: bundle.TaskEntry) -> Mixed | None:
+    """What the manifest says of the mixed-precision search; ``BundleError`` if that is not understood."""
+    recorded = (entry.extra.get("quantisation") or {}).get("mixed")
+    if recorded is None:
+        return None
+    try:
+        costs = recorded.get("costs") or {}
+        return Mixed(
+            layers=tuple(_layer(one) for one in recorded["layers"]),
+            criteria=recorded["criteria"],
+            met=recorded.get("met"),
+            calls=int(recorded["calls"]),
+            check_calls=recorded.get("check_calls"),
+            costs=costs.get("source"),
+            costs_measured=bool(costs.get("measured")),
+            all_int8=recorded["all_int8"],
+            chosen=recorded["chosen"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"what the bundle says of mixed precision in task {entry.task.name!r} is not understood: {error!r}",
+            hint="build the bundle again with this version of mtu-compile",
+        ) from error
+
+
+def _layer(recorded: Mapping[str, Any]) -> Layer:
+    def number(key: str) -> float | None:
+        value = recorded.get(key)
+        return None if value is None else float(value)
+
+    return Layer(
+        name=str(recorded["name"]),
+        members=tuple(map(str, recorded["members"])),
+        op=str(recorded["op"]),
+        sqnr_db=float(recorded["sqnr_db"]),
+        worst_sqnr_db=number("worst_sqnr_db"),
+        guidance_db=number("guidance_db"),
+        float_ms=number("float_ms"),
+        int8_ms=number("int8_ms"),
+        kept=recorded.get("kept"),
+    )
+
+
+def _networks(path: Path, manifest: bundle.Manifest) -> Iterator[Network]:
+    for where, engine in manifest.engines():
+        name = _network_name(where)
+        graph = Path(engine.path)
+        files = {engine.path, *([] if engine.prebuilt is None else [engine.prebuilt])}
+        # weights lie beside the graph, under its name
+        files |= {
+            file
+            for file in manifest.files
+            if Path(file).parent == graph.parent and Path(file).name.startswith(f"{graph.stem}.")
+        }
+        task = manifest.tasks.get(name) if where.startswith("tasks.") else None
+        seconds = None if task is None else task.extra.get("build_seconds")
+        size = sum((path / file).stat().st_size for file in files)
+        yield Network(name, engine, tuple(sorted(files)), size, seconds)
+
+
+def _other_files(path: Path, manifest: bundle.Manifest, networks: tuple[Network, ...]) -> dict[str, int]:
+    """Folder → bytes of the files that belong to no network; small ones together."""
+    counted = {file for one in networks for file in one.files}
+    sizes: dict[str, int] = {}
+    for file in manifest.files:
+        if file in counted:
+            continue
+        folder = file.split("/")[0]
+        kind = folder if folder in ("reference", "tokenizer", "wheels") else "configuration"
+        sizes[kind] = sizes.get(kind, 0) + (path / file).stat().st_size
+    return sizes
+
+
+def _facts(manifest: bundle.Manifest, check: CheckResult, device: str) -> Iterator[Fact]:
+    """What is said of several tasks in the same words is one fact."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for topic, name, how, kind in (*_accuracy_facts(manifest, check), *_build_facts(manifest)):
+        found.setdefault((topic, how, kind), []).append(name)
+    yield Fact("UNet outputs, guidance and pictures of every task", f"now, with {check.measured_with}", "measured")
+    for (topic, how, kind), names in found.items():
+        yield Fact(f"{topic}: {', '.join(names)}", how, kind)
+    estimates = [
+        str(engine.estimate.get("source", "no source given"))
+        for _, engine in manifest.engines()
+        if engine.estimate is not None and "latency_ms" in engine.estimate
+    ]
+    if estimates:
+        yield Fact("latency of the networks", f"the toolchain's own figure: {estimates[0]}", "estimate")
+    yield Fact(f"latency on {device}", "a report times nothing", "not measured")
+    if "plan" in manifest.extra:
+        yield Fact(f"memory on {device}", str(manifest.extra["plan"].get("method")), "estimate")
+
+
+#: (topic, task or network, how it is known, kind), see ``Fact``.
+_Said = tuple[str, str, str, str]
+
+
+def _accuracy_facts(manifest: bundle.Manifest, check: CheckResult) -> Iterator[_Said]:
+    for name, entry in manifest.tasks.items():
+        for metric, reason in check.tasks[name].reasons.items():
+            said, _, why = reason.partition(": ")
+            if said == "not measured":  # what does not apply to a task is no gap
+                yield label(metric), name, why, "not measured"
+        recorded = entry.accuracy
+        if recorded is None:
+            yield "accuracy at the build", name, str(entry.accuracy_reason), "not measured"
+        else:
+            yield "accuracy at the build", name, str(recorded.get("measured_with")), "measured"
+
+
+def _build_facts(manifest: bundle.Manifest) -> Iterator[_Said]:
+    for name, entry in manifest.tasks.items():
+        table = entry.extra.get("parity")
+        if not table:
+            yield "agreement of backends", name, "the bundle has no such table", "not measured"
+            continue
+        ran = ", ".join(f"{row['backend']} {row['version']}" for row in table["rows"])
+        yield "agreement of backends", name, f"at the build, on {table['calls']} UNet calls: {ran}", "measured"
+        for backend, reason in table["not_run"].items():
+            yield f"agreement of {backend}", name, str(reason), "not measured"
+    for name, entry in manifest.tasks.items():
+        if entry.extra.get("quantisation") is None:
+            continue
+        mixed = read_mixed(entry)
+        if mixed is None:
+            yield "sensitivity of the layers", name, "no mixed-precision search ran", "not measured"
+            continue
+        yield "sensitivity of the layers", name, f"at the build, on {mixed.calls} UNet calls", "measured"
+        kind = "not measured" if mixed.costs is None else "measured" if mixed.costs_measured else "estimate"
+        yield "times of the layers", name, mixed.costs or "no source of times on the build machine", kind
+    for where, engine in manifest.engines():
+        kind = "measured" if engine.status.startswith("runs") else "not measured"
+        yield "state at the build", _network_name(where), engine.status or "nothing recorded", kind
+
+
+def _network_name(where: str) -> str:
+    """``Manifest.engines``' place of a network → what it is called: its task, or its part of the pipeline."""
+    if where.startswith("tasks."):
+        return where.removeprefix("tasks.").removesuffix(".engine")
+    return {"text.engine": "text encoder"}.get(where, where.replace("_", " "))
+
+
+def _commands(path: Path, manifest: bundle.Manifest) -> Iterator[tuple[str, str]]:
+    folder = shlex.quote(path.name or str(path))
+    yield (
+        "build it (a calibration set of the same hash is the same data; the bundle does not say where that lies)",
+        f"mtu-compile build {shlex.quote(manifest.source.name)} {' '.join(_build_options(manifest))} -o {folder}",
+    )
+    yield "check it, with every timestep as JSON", f"mtu-compile check {folder} --json"
+    yield "make this page again", f"mtu-compile report {folder} --force"
+    yield "have its numbers as JSON", f"mtu-compile report {folder} --json"
+
+
+def _build_options(manifest: bundle.Manifest) -> Iterator[str]:
+    """What the manifest says of how it was built, as options of ``mtu-compile build``."""
+    height, width = manifest.image_size
+    entry = next(iter(manifest.tasks.values()))
+    yield f"--target {shlex.quote(manifest.target)} --{manifest.precision} --size {width}x{height}"
+    yield f"--steps {entry.default_steps}"
+    calibration = entry.extra.get("calibration") or {}
+    if calibration.get("source", CAPTURED) != CAPTURED:
+        yield f"--calibration {shlex.quote(calibration['source'])}"
+    for option, value in (
+        ("calibration-pictures", calibration.get("pictures")),
+        ("check-pictures", (entry.accuracy or {}).get("pictures")),
+        ("seed", calibration.get("seed")),
+    ):
+        if isinstance(value, int):
+            yield f"--{option} {value}"
+    quantisation = entry.extra.get("quantisation") or {}
+    if quantisation.get("config"):
+        yield f"--quant-config {shlex.quote(quantisation['config'])}"
+    elif manifest.precision == "int8" and quantisation.get("mixed", ...) is None:
+        yield "--no-mixed-precision"
+    yield from (f"--task {shlex.quote(name)}" for name in manifest.tasks)
+
+
+def _processor() -> str:
+    """The processor's name, as the kernel or the system says it, and how many of it are used."""
+    name = platform.processor() or platform.machine()
+    if _CPUINFO.is_file():
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} logical cores, {platform.system()}"
