@@ -96,10 +96,11 @@ def test_a_seeded_defect_is_seen_by_name(name: str, spoilt: Callable[[str], Task
     assert CAUGHT[name] <= found, task.failures
 
 
-def test_a_saturated_mask_passes_every_metric_but_the_noise_of_the_delta(spoilt: Callable[[str], TaskCheck]) -> None:
-    """The known failure of INT8 inpainting: outputs, delta norms and pictures agree, the image direction is noise."""
+def test_a_saturated_mask_is_seen_by_the_image_guidance_alone(spoilt: Callable[[str], TaskCheck]) -> None:
+    """The known failure of INT8 inpainting: outputs and pictures agree, the image direction of guidance is noise."""
     task = spoilt("mask saturated at half")
-    assert {failure.split()[0] for failure in task.failures} == {"image_guidance_sqnr_db"}
+    failed = {failure.split()[0] for failure in task.failures}
+    assert "image_guidance_sqnr_db" in failed and all(metric.startswith("image_") for metric in failed)
     assert seen(task)["guidance_sqnr_db"].beyond and not seen(task)["sqnr_db"].beyond
 
 
