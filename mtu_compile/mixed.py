@@ -184,6 +184,12 @@ def choose(
     )
 
 
+def worst_sqnr(graph: SwitchedGraph, calls: Sequence[Feed], *, guidance: Guidance, weights: int) -> float:
+    """SQNR of the worst UNet call with every unit in INT8, decibels; arguments as ``choose``."""
+    names = [unit.name for unit in graph.units]
+    return min(step.sqnr_db for step in compare(graph, spread(calls, _check_calls(weights)), names, guidance=guidance))
+
+
 def runs(units: Sequence[Unit], calls: int, weights: int) -> int:
     """How many measurements ``choose`` makes on a set of ``calls``, for progress."""
     return len(units) * min(calls, _calls(weights))
