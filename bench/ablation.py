@@ -27,10 +27,11 @@ from calibration.quantize import QuantSettings, quantize_onnx
 from calibration.samples import split_samples
 from calibration.sets import CalibrationSet
 from mtu_compile import bundle, quant_config
-from mtu_compile.compile import INT8, BuildOptions, Job, export_graphs
+from mtu_compile.compile import BuildOptions, Job, export_graphs
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.model.pipeline import MTUPipeline
+from mtu_compile.precision import INT8
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.stages import Specialised
 

@@ -30,9 +30,9 @@ from calibration.quantize import quantize_onnx
 from calibration.record import record_reference
 from calibration.samples import load_samples
 from mtu_compile import export, graph_io
-from mtu_compile.compile import INT8
 from mtu_compile.core.tasks import find_task
 from mtu_compile.metrics import sqnr_db
+from mtu_compile.precision import INT8
 from mtu_compile.runtime.reference import Reference
 from passes.keep_float import KEEP, Rule, angles, first_layer, last_layer, of_type
 from passes.simulate_half import simulate_half

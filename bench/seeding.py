@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mtu_compile import graph_io
+from mtu_compile import graph_io, qdq
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime import guidance
 from passes.graph import SAMPLE, add_constant, find_input, replace_value
@@ -73,7 +73,7 @@ def quantised_layers(graph: ir.Model) -> list[tuple[ir.Node, ir.Node, ir.Node]]:
     """Layers with INT8 inputs and weights, in graph order: (layer, its activation's quantiser, its weights')."""
     found = []
     for node in graph.graph:
-        if node.op_type not in ("Conv", "MatMul", "Gemm"):
+        if node.op_type not in qdq.LAYERS:
             continue
         activation, weight = (value.producer() if value is not None else None for value in node.inputs[:2])
         if activation is None or weight is None or {activation.op_type, weight.op_type} != {"DequantizeLinear"}:

@@ -22,8 +22,8 @@ import targets
 from bench import timing
 from calibration.quantize import quantize_onnx
 from mtu_compile import export
-from mtu_compile.compile import INT8
 from mtu_compile.core.tasks import PAPER_TASKS
+from mtu_compile.precision import INT8
 
 BATCH = 2
 

@@ -6,7 +6,7 @@ come from differs. ``CalibrationSet.verify`` refuses what is made here wherever 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from calibration.capture import CALLS, Sampling, capture
+from calibration.capture import capture
 from calibration.samples import Sample
 from calibration.sets import CalibrationSet
 from mtu_compile.core.errors import CalibrationError
@@ -29,19 +29,7 @@ RANDOM_NUMBERS = "random numbers"
 _BLANK = Image.new("RGB", (8, 8), "white")
 
 
-def prompts_only(
-    pipeline: Any,
-    task: Task,
-    samples: Sequence[Sample],
-    *,
-    model_sha256: str,
-    steps: int,
-    size: tuple[int, int] | None = None,
-    seed: int = 0,
-    calls: int | None = CALLS,
-    sampling: Sampling = "stratified",
-    progress: Callable[[int], None] | None = None,
-) -> CalibrationSet:
+def prompts_only(pipeline: Any, task: Task, samples: Sequence[Sample], **options: Any) -> CalibrationSet:
     """Real denoising of the samples' prompts, with the condition channels zero: no picture, no mask.
 
     NVIDIA Model-Optimizer's diffusers example does so: ``Calibrator.run_calibration`` of
@@ -50,22 +38,11 @@ def prompts_only(
     are some. For a task without a condition it is ``capture``; for one that is not guided by text, denoising without
     any information.
 
-    Args and errors are those of ``calibration.capture.capture``.
+    Options and errors are those of ``calibration.capture.capture``.
     """
     plain = [Sample(sample.prompt, *_blanks(task)) for sample in samples]
     with _zero_condition(pipeline):
-        made = capture(
-            pipeline,
-            task,
-            plain,
-            model_sha256=model_sha256,
-            steps=steps,
-            size=size,
-            seed=seed,
-            calls=calls,
-            sampling=sampling,
-            progress=progress,
-        )
+        made = capture(pipeline, task, plain, **options)
     return replace(made, strategy=PROMPTS_ONLY)
 
 

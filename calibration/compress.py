@@ -233,7 +233,7 @@ def _put_weight_right(graph: ir.Model, node: ir.Node, weight: ir.TensorProtocol)
     negative = numbers < 0
     if negative.any():
         wider = np.float32(-(most + 1) / most)
-        rounded = np.clip(np.rint(_read(weight) / (spread * wider)), -most, most)
+        rounded = np.clip(np.rint(graph_io.read_weight(weight) / (spread * wider)), -most, most)
         integers = np.where(spread < 0, rounded, packed.numpy().astype(np.float32))
         source.const_value = ir.Tensor(integers.astype(packed.dtype.numpy()), dtype=packed.dtype, name=source.name)
         numbers = np.where(negative, numbers * wider, numbers)
@@ -288,13 +288,3 @@ def _count(graph: ir.Model) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
             parameters[kind] += 0 if stored in seen else int(tensor.size)
             seen.add(stored)
     return {name: dict(kinds) for name, kinds in layers.items()}, dict(parameters)
-
-
-def _read(tensor: ir.TensorProtocol) -> NDArray[np.float32]:
-    """A weight for arithmetic; if it lies in a file, the file is let go of again."""
-    import onnx_ir as ir
-
-    array = np.array(tensor.numpy(), np.float32)
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
-    return array

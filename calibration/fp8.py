@@ -123,7 +123,7 @@ def _same_weight(dequantiser: ir.Node, original: ir.Value | None) -> ir.TensorPr
     if steps.ndim:
         axis = dequantiser.attributes.get_int("axis", 1)
         steps = steps.reshape([-1 if d == axis % found.shape.rank() else 1 for d in range(found.shape.rank())])
-    off = np.abs(integers.numpy() - _read(found) / steps).max(initial=0.0)
+    off = np.abs(integers.numpy() - graph_io.read_weight(found) / steps).max(initial=0.0)
     if off > _STEPS:
         raise PassError(
             f"the weight of {name!r} is {off:.1f} steps off the float graph's",
@@ -152,10 +152,12 @@ def _replace_weight(
     if not as_fp8:
         node.replace_input_with(place, register(f"{stem}.float", weight, weight.dtype, shape))
         return
-    scale = _scale(np.abs(_read(weight)).max(initial=0.0) / FP8_MAX)
+    scale = _scale(np.abs(graph_io.read_weight(weight)).max(initial=0.0) / FP8_MAX)
     # Computed when it is written: a graph's weights never lie in memory twice.
     rounded = ir.LazyTensor(
-        lambda: ir.Tensor(_to_e4m3(_read(weight) / scale), dtype=qdq.FP8), dtype=qdq.FP8, shape=ir.Shape(shape)
+        lambda: ir.Tensor(_to_e4m3(graph_io.read_weight(weight) / scale), dtype=qdq.FP8),
+        dtype=qdq.FP8,
+        shape=ir.Shape(shape),
     )
     inputs = [
         register(f"{stem}.fp8", rounded, qdq.FP8, shape),
@@ -237,13 +239,3 @@ def _to_e4m3(array: NDArray[Any]) -> NDArray[Any]:
     """Round to nearest even; what is above the range, by a rounding error, is cut to it instead of becoming NaN."""
     clipped: NDArray[Any] = np.clip(array, -FP8_MAX, FP8_MAX).astype(np.float32).astype(qdq.FP8.numpy())
     return clipped
-
-
-def _read(tensor: ir.TensorProtocol) -> NDArray[np.float64]:
-    """A weight for arithmetic; if it lies in a file, the file is let go of again."""
-    import onnx_ir as ir
-
-    array = tensor.numpy().astype(np.float64)
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
-    return array

@@ -100,26 +100,10 @@ def graph_ranges(int8_graph: Path) -> dict[str, float]:
     for node in graph_io.load(int8_graph).graph:
         if node.op_type not in qdq.LAYERS or not all(qdq.is_dequantised(value) for value in node.inputs[:2]):
             continue
-        scales = [scale for value in node.inputs[:2] for scale in _activation_scales(value)]
+        scales = [qdq.constant(q.inputs[1]) for value in node.inputs[:2] for q in qdq.activation_quantisers(value)]
         if scales:
-            found[node.name or ""] = INT8_MAX * max(scales)
+            found[node.name or ""] = INT8_MAX * max(float(one.numpy().max()) for one in scales if one is not None)
     return found
-
-
-def _activation_scales(value: ir.Value | None) -> Iterator[float]:
-    """Scales of the quantisers behind a dequantised activation; none behind a weight."""
-    from mtu_compile import qdq
-
-    node = value.producer() if value is not None else None
-    if node is None:
-        return
-    if node.op_type in qdq.TRANSPARENT:
-        for source in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
-            yield from _activation_scales(source)
-    elif node.op_type == "DequantizeLinear" and qdq.constant(node.inputs[0]) is None:
-        scale = qdq.constant(node.inputs[1])
-        assert scale is not None  # qdq.verify refuses others
-        yield float(scale.numpy().max())
 
 
 def measure_ranges(
@@ -205,11 +189,6 @@ def bundle_ranges(manifest: Manifest) -> dict[str, dict[str, float]]:
         if quantisation.get("ranges"):
             found[task] = {str(layer): float(size) for layer, size in quantisation["ranges"].items()}
     return found
-
-
-def bundle_conflicts(manifest: Manifest, *, limit_db: float = LIMIT_DB) -> tuple[Shared, ...]:
-    """The conflicts between the tasks of an INT8 bundle: what one engine with shared scales would have cost."""
-    return compare(bundle_ranges(manifest), limit_db=limit_db)
 
 
 def largest(measured: Mapping[str, Mapping[str, Range]]) -> dict[str, dict[str, float]]:

@@ -17,12 +17,27 @@ from calibration.switches import SwitchedGraph, Unit
 from mtu_compile.core.errors import CalibrationError
 from mtu_compile.core.tasks import Guidance
 from mtu_compile.metrics import StepMetrics, decibels, step_metrics
+from mtu_compile.runtime.engine import OUTPUT
 
 Feed = Mapping[str, NDArray[Any]]
 Array = NDArray[np.float64]
 
-#: The UNet's output, as step metrics name it.
-OUTPUT = "out_sample"
+
+@dataclass(frozen=True)
+class Call:
+    """A UNet call.
+
+    Attributes:
+        inputs: an array for each input of the graph.
+        output: what the float graph answers.
+    """
+
+    inputs: Feed
+    output: NDArray[Any]
+
+    @property
+    def timestep(self) -> float:
+        return timestep(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -31,13 +46,11 @@ class Sensitivity:
 
     Attributes:
         units: what was switched to INT8, one after the other.
-        timesteps: of each UNet call.
         noise: [units, calls] Σ error² / Σ output² of the UNet's output.
         guidance_noise: [units, calls, directions] the same of each guidance delta; no directions without guidance.
     """
 
     units: tuple[Unit, ...]
-    timesteps: tuple[float, ...]
     noise: Array
     guidance_noise: Array
 
@@ -58,7 +71,7 @@ class Sensitivity:
 
 def measure(
     graph: SwitchedGraph,
-    calls: Sequence[Feed],
+    calls: Sequence[Call],
     *,
     guidance: Guidance,
     progress: Callable[[int], None] | None = None,
@@ -67,7 +80,7 @@ def measure(
 
     Args:
         graph: a task's float graph with its INT8 twin.
-        calls: inputs of the UNet, e.g. of a calibration set; the float graph's own outputs are the reference.
+        calls: what the float graph answers, see ``answers``.
         guidance: the task's kind of guidance.
         progress: called with 1 after each run.
 
@@ -77,10 +90,9 @@ def measure(
     if not calls:
         raise CalibrationError("there are no inputs to measure layers with")
     noise, deltas = [], []
-    for feed in calls:
-        wanted = graph.run(feed)
+    for call in calls:
         for unit in graph.units:
-            step = _compare(wanted, graph.run(feed, (unit.name,)), feed, guidance)
+            step = _compare(graph, call, (unit.name,), guidance)
             noise.append(10 ** (-step.sqnr_db / 10))
             deltas.append([one.error_energy / one.energy if one.energy else 0.0 for one in step.guidance])
             if progress is not None:
@@ -89,31 +101,36 @@ def measure(
     directions = len(deltas[0])
     return Sensitivity(
         graph.units,
-        tuple(_timestep(feed) for feed in calls),
         np.array(noise).reshape(shape).T,
         np.array(deltas).reshape(*shape, directions).transpose(1, 0, 2),
     )
 
 
 def compare(
-    graph: SwitchedGraph, calls: Sequence[Feed], int8: Collection[str], *, guidance: Guidance
+    graph: SwitchedGraph, calls: Sequence[Call], int8: Collection[str], *, guidance: Guidance
 ) -> tuple[StepMetrics, ...]:
     """Every call with the units named in ``int8`` quantised, against the float graph."""
-    return tuple(_compare(graph.run(feed), graph.run(feed, int8), feed, guidance) for feed in calls)
+    return tuple(_compare(graph, call, int8, guidance) for call in calls)
 
 
-def spread(calls: Sequence[Feed], count: int) -> list[Feed]:
-    """``count`` of ``calls`` that differ in timestep as much as they can; of equal ones those of other pictures."""
-    if count >= len(calls):
-        return list(calls)
-    order = sorted(range(len(calls)), key=lambda i: (-_timestep(calls[i]), i))
-    picked = {order[i] for i in np.linspace(0, len(order) - 1, count).round().astype(int)}
-    return [calls[i] for i in sorted(picked)]
+def answers(graph: SwitchedGraph, inputs: Sequence[Feed]) -> tuple[Call, ...]:
+    """Run the float graph on ``inputs``, e.g. those of a calibration set."""
+    return tuple(Call(feed, graph.run(feed)) for feed in inputs)
 
 
-def _compare(wanted: NDArray[Any], found: NDArray[Any], feed: Feed, guidance: Guidance) -> StepMetrics:
-    return step_metrics({OUTPUT: wanted}, {OUTPUT: found}, timestep=_timestep(feed), guidance=guidance)
+def spread(timesteps: Sequence[float], count: int) -> list[int]:
+    """Places of ``count`` of ``timesteps`` that differ as much as they can, in order; of equal ones those far apart."""
+    if count >= len(timesteps):
+        return list(range(len(timesteps)))
+    order = sorted(range(len(timesteps)), key=lambda i: (-timesteps[i], i))
+    return sorted({order[i] for i in np.linspace(0, len(order) - 1, count).round().astype(int)})
 
 
-def _timestep(feed: Feed) -> float:
-    return float(np.ravel(feed["timestep"])[0]) if "timestep" in feed else 0.0
+def timestep(inputs: Feed) -> float:
+    """Of a UNet call; 0 for a graph that has no such input."""
+    return float(np.ravel(inputs["timestep"])[0]) if "timestep" in inputs else 0.0
+
+
+def _compare(graph: SwitchedGraph, call: Call, int8: Collection[str], guidance: Guidance) -> StepMetrics:
+    found = graph.run(call.inputs, int8)
+    return step_metrics({OUTPUT: call.output}, {OUTPUT: found}, timestep=call.timestep, guidance=guidance)

@@ -7,7 +7,6 @@ learn which files belong together, and is refused where it says anything else th
 from __future__ import annotations
 
 import json
-import stat
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from calibration.sets import CAPTURE_HINT, CalibrationSet
 from mtu_compile.core.errors import CalibrationError
+from mtu_compile.core.files import what_else
 from mtu_compile.core.hashing import file_sha256
 
 INDEX = "set.json"
@@ -123,11 +123,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _plain_file(path: Path) -> None:
-    """Refuse links, pipes and devices before they are opened: a pipe would hang the reader, a link leads outside."""
     try:
-        mode = path.lstat().st_mode
+        kind = what_else(path)
     except OSError as error:
         raise CalibrationError(f"{path} is missing", hint=CAPTURE_HINT) from error
-    if not stat.S_ISREG(mode):
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a plain file"
+    if kind is not None:
         raise CalibrationError(f"{path} is {kind}; a calibration set holds only plain files", hint=CAPTURE_HINT)

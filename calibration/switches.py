@@ -15,7 +15,7 @@ Layers that read one quantiser (query, key and value) share a switch: quantising
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -127,12 +127,12 @@ def join(float_graph: Path, int8_graph: Path) -> tuple[ir.Model, tuple[Unit, ...
 
 def find_units(int8: ir.Model) -> tuple[Unit, ...]:
     """The quantised layers of a Q/DQ graph, those that read one quantiser together."""
-    owner: dict[ir.Value, int] = {}
+    owner: dict[ir.Value | None, int] = {}
     members: list[list[ir.Node]] = []
     for node in int8.graph:
         if node.op_type not in qdq.LAYERS or not any(qdq.is_dequantised(value) for value in node.inputs[:2]):
             continue
-        sources = [value for place in node.inputs[:2] if place is not None for value in _quantised_sources(place)]
+        sources = [q.inputs[0] for place in node.inputs[:2] for q in qdq.activation_quantisers(place)]
         joined = sorted({owner[value] for value in sources if value in owner})
         index = joined[0] if joined else len(members)
         if not joined:
@@ -147,19 +147,6 @@ def find_units(int8: ir.Model) -> tuple[Unit, ...]:
     units = [sorted(group, key=order.__getitem__) for group in members if group]
     named = [tuple(str(node.name) for node in group) for group in units]
     return tuple(Unit(names[0], names, group[0].op_type) for names, group in zip(named, units, strict=True))
-
-
-def _quantised_sources(value: ir.Value) -> list[ir.Value]:
-    """The activations that are quantised on their way to ``value``; none for weights."""
-    node = value.producer()
-    if node is None:
-        return []
-    if node.op_type == "QuantizeLinear":
-        return [node.inputs[0]] if node.inputs[0] is not None and qdq.constant(node.inputs[0]) is None else []
-    if node.op_type == "DequantizeLinear" or node.op_type in qdq.TRANSPARENT:
-        data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
-        return [found for source in data if source is not None for found in _quantised_sources(source)]
-    return []
 
 
 def _switch(
@@ -279,8 +266,3 @@ def _constant(model: ir.Model, value: ir.Value) -> ir.Value:
         found = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
         model.graph.register_initializer(found)
     return found
-
-
-def unit_of(units: Sequence[Unit]) -> dict[str, Unit]:
-    """By layer, its unit."""
-    return {member: unit for unit in units for member in unit.members}

@@ -17,11 +17,12 @@ from calibration.samples import split_samples
 from calibration.set_folder import INDEX, write_folder
 from calibration.sets import CalibrationSet
 from mtu_compile import bundle
-from mtu_compile.compile import INT8, SAMPLES, export_graphs
+from mtu_compile.compile import SAMPLES, export_graphs, select_tasks
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
-from mtu_compile.core.tasks import Task, find_task
+from mtu_compile.core.tasks import Task
+from mtu_compile.precision import INT8
 from mtu_compile.stages import BuildOptions, Job
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
         with progress.stage("load"):
             sha256 = model_sha256(options.model)
             pipeline = MTUPipeline.from_pretrained(options.model)
-            known = pipeline.unet.tasks
-            tasks = [find_task(known, n) for n in dict.fromkeys(options.tasks or (task.name for task in known))]
+            tasks = select_tasks(pipeline, options.tasks)
             size = pipeline.resolve_size(*(options.size or (None, None)))
             place = options.data or options.model / SAMPLES
             rows = [split_samples(place, task, calibrating=options.pictures, checking=1)[0] for _, task in tasks]

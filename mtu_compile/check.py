@@ -14,9 +14,9 @@ from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Advance, Progress
 from mtu_compile.perceptual import perceptual
 from mtu_compile.pictures import Perceptual
-from mtu_compile.runtime.engine import Engine, open_engine
+from mtu_compile.runtime.engine import OUTPUT, Engine, open_engine
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.verdict import OUTPUT, CheckResult, TaskCheck, check_task
+from mtu_compile.verdict import CheckResult, TaskCheck, check_task
 from passes import write_simulation
 
 

@@ -10,7 +10,7 @@ import gc
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,36 +19,40 @@ from typing import TYPE_CHECKING
 import passes
 import targets
 from calibration.capture import capture
-from calibration.compress import CompressSettings, compress_onnx
-from calibration.fp8 import to_fp8
-from calibration.quantize import QuantisationReport, QuantSettings, quantize_onnx
-from calibration.ranges import graph_ranges
+from calibration.quantize import QuantSettings
 from calibration.record import record_reference
 from calibration.samples import Sample, split_samples
 from calibration.set_folder import load_folder
 from calibration.sets import CalibrationSet
-from calibration.switches import SwitchedGraph
-from mtu_compile import __version__, bundle, graph_io, mixed, quant_config, wheels
+from mtu_compile import __version__, bundle, mixed, quant_config, wheels
 from mtu_compile.check import check_bundle
 from mtu_compile.core.errors import AccuracyError, CalibrationError, ConfigError
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.layout import Layout, unet_folders
-from mtu_compile.mixed import MixedPrecision
 from mtu_compile.parity import Backend, parity
 from mtu_compile.planner import BuildPlan, plan_build, survey
+from mtu_compile.precision import COMPRESSED, QUANTISED, compress, lower, quantise
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.stages import BuildOptions, BuildResult, Graphs, Job, Observed, Specialised
+from mtu_compile.stages import (
+    CAPTURED,
+    BuildOptions,
+    BuildResult,
+    Graphs,
+    Job,
+    Observed,
+    Specialised,
+    pass_records,
+)
 from mtu_compile.verdict import CheckResult
-from targets.base import Artifact, Precision, Target
-from targets.layer_costs import compare_costs
+from targets.base import Artifact, Target
 
 if TYPE_CHECKING:
     from mtu_compile.model.pipeline import MTUPipeline
 
-__all__ = ["INT8", "BuildOptions", "BuildResult", "build", "export_graphs", "plan"]
+__all__ = ["BuildOptions", "BuildResult", "build", "export_graphs", "plan"]
 
 #: Tools whose version a bundle records.
 TOOLS = (
@@ -56,34 +60,8 @@ TOOLS = (
     *("openvino", "tensorrt", "tensorrt-rtx-cu13"),
 )
 
-#: Precisions that are calibrated.
-QUANTISED: tuple[Precision, ...] = ("int8", "fp8")
-
-#: Precisions of the weights alone, which need no calibration, and how they are made. INT4 in blocks of 64 and for all
-#: linear layers: with 32 or 128, or a fifth to a half of them in INT8, the emoji example's UNets are within 1.5 dB.
-COMPRESSED: Mapping[Precision, CompressSettings] = {
-    "int8-weights": CompressSettings("int8"),
-    "int4-weights": CompressSettings("int4", ratio=1.0, group_size=64),
-}
-
-#: The pass that decides which Q/DQ pairs a device really uses.
-LEGALISE = "mtu::legalise-qdq"
-
 #: Recorded UNet calls each backend is compared on; enough for one trajectory's early, middle and late steps.
 PARITY_CALLS = 6
-
-#: What a UNet is quantised with. Time embedding, first and last convolution cost next to nothing and stay float. What
-#: each setting gains or loses on the emoji example is in docs/accuracy.md.
-INT8 = QuantSettings(
-    smooth_quant_alpha=None,
-    range_estimator="histogram",
-    ignored_scopes=("time_embedding.*", ".*time_emb_proj.*", "conv_in.*", "conv_out.*"),
-)
-
-#: Range estimators of activations, tried in turn until the worst UNet call is good enough. A histogram, whose range
-#: costs the least squared error, is better on the trained example; the largest value ever seen where a few timesteps
-#: reach far beyond the others and would be cut off.
-RANGE_ESTIMATORS = ("histogram", "minmax")
 
 #: Folder of a model that holds the rows it is calibrated and checked with unless others are given.
 SAMPLES = "samples"
@@ -141,7 +119,7 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
     with progress.stage("load"):
         source = bundle.Source(options.model.resolve().name, model_sha256(options.model))
         pipeline = _load(options.model)
-        tasks = _select(pipeline, options.tasks)
+        tasks = select_tasks(pipeline, options.tasks)
         size = pipeline.resolve_size(*(options.size or (None, None)))
         samples = [_samples(options, task) for _, task in tasks]
         sets = _given_sets(options, pipeline, tasks, size, source.sha256)
@@ -184,7 +162,7 @@ def plan(options: BuildOptions, progress: Progress | None = None) -> BuildPlan:
             size = pipeline.resolve_size(*(options.size or (None, None)))
         work = Path(folder)
         job = Job(options, target, work, work, bundle.Source(options.model.name, ""), size, progress)
-        graphs = export_graphs(job, pipeline, _select(pipeline, options.tasks))
+        graphs = export_graphs(job, pipeline, select_tasks(pipeline, options.tasks))
         del pipeline
         with progress.stage("plan"):
             return survey(target, options.precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic)
@@ -196,7 +174,8 @@ def _load(folder: Path) -> MTUPipeline:
     return MTUPipeline.from_pretrained(folder)
 
 
-def _select(pipeline: MTUPipeline, names: Sequence[str] | None) -> list[tuple[int, Task]]:
+def select_tasks(pipeline: MTUPipeline, names: Sequence[str] | None) -> list[tuple[int, Task]]:
+    """The tasks called ``names``, each once, with their ids; all of them for ``None``. ``ConfigError`` if unknown."""
     known = pipeline.unet.tasks
     return [find_task(known, name) for name in dict.fromkeys(names or (task.name for task in known))]
 
@@ -275,12 +254,7 @@ def _specialise(job: Job, pipeline: MTUPipeline, dynamic: Path, task_id: int, ta
     graph = job.work / task.name / "model.onnx"
     with job.progress.stage(f"passes {task.name}"):
         done = passes.run_pipeline(dynamic, graph, job.target.spec.pipeline, context)
-    return Specialised(task_id, task, graph, _records(done))
-
-
-def _records(done: Sequence[passes.PassResult]) -> tuple[bundle.PassRecord, ...]:
-    """Only what a manifest keeps: a result holds the graph."""
-    return tuple(bundle.PassRecord(one.id, one.changed, one.rewrites) for one in done)
+    return Specialised(task_id, task, graph, pass_records(done))
 
 
 def _plan(job: Job, graphs: Graphs) -> BuildPlan:
@@ -335,7 +309,7 @@ def _parts(job: Job, pipeline: MTUPipeline, graphs: Graphs) -> bundle.Manifest:
         precision = job.target.companion_precision(job.options.precision)
         engines = {}
         for name, graph in graphs.parts.items():
-            lowered, _ = _lower(job, graph, precision)
+            lowered, _ = lower(job, graph, precision)
             artifact = job.target.build(lowered, job.staging / name, precision=precision, progress=job.progress)
             engines[name] = _engine_ref(job, artifact)
         pipeline.tokenizer.save_pretrained(job.staging / "tokenizer")
@@ -365,13 +339,13 @@ def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.
     graph, extra = one.graph, dict[str, object]()
     if seen.calibration is not None:
         given = job.options.calibration
-        origin = "captured by this build" if given is None else given.resolve().name
+        origin = CAPTURED if given is None else given.resolve().name
         extra["calibration"] = {**seen.calibration.describe(), "source": origin}
-        graph, extra["quantisation"] = _quantise(job, one, seen.calibration)
+        graph, extra["quantisation"] = quantise(job, one, seen.calibration)
     if precision in COMPRESSED:
-        graph, extra["compression"] = _compress(job, one)
+        graph, extra["compression"] = compress(job, one)
     with job.progress.stage(f"lower {name}"):
-        graph, lowered = _lower(job, graph, precision)
+        graph, lowered = lower(job, graph, precision)
     with job.progress.stage(f"build {name}"):
         began = time.monotonic()
         artifact = job.target.build(graph, folder, precision=precision, progress=job.progress)
@@ -410,97 +384,6 @@ def _device_backends(job: Job, artifact: Artifact) -> tuple[Backend, ...]:
     return (Backend(f"{job.target.spec.device}, as built", artifact.toolchain, opener, judged=False),)
 
 
-def _quantise(job: Job, one: Specialised, calibration: CalibrationSet) -> tuple[Path, dict[str, object]]:
-    """The task's Q/DQ graph in the precision asked for, and what was done to make it."""
-    name, int8 = one.task.name, one.graph.with_name("int8.onnx")
-    given, chosen, tried = job.settings.get(name), None, dict[str, float]()
-    settings = given or INT8
-    if given is None and job.options.mixed and job.options.precision == "int8":
-        int8, settings, report, tried = _with_best_ranges(job, one, calibration)
-        chosen = _choose(job, one, calibration, int8)
-        if chosen.float_layers:
-            settings = replace(settings, ignored_scopes=(*settings.ignored_scopes, *chosen.float_layers))
-            report = _run_nncf(job, one, calibration, int8, settings)
-    else:
-        report = _run_nncf(job, one, calibration, int8, settings)
-    done = {
-        **report.to_json(),
-        "ranges": graph_ranges(int8),
-        "range_estimators": tried,
-        "mixed": None if chosen is None else chosen.to_json(),
-        "config": None if job.options.quant_config is None else job.options.quant_config.resolve().name,
-    }
-    if job.options.precision == "int8":
-        return int8, done
-    fp8 = one.graph.with_name("fp8.onnx")
-    return fp8, {**done, "fp8": to_fp8(int8, one.graph, fp8).to_json()}
-
-
-def _with_best_ranges(
-    job: Job, one: Specialised, calibration: CalibrationSet
-) -> tuple[Path, QuantSettings, QuantisationReport, dict[str, float]]:
-    """Quantise with the first range estimator that is accurate enough, else with the one whose worst call is best.
-
-    Returns the graph, its settings, NNCF's report, and by estimator the SQNR of the worst UNet call in decibels.
-    """
-    tried: dict[str, float] = {}
-    made = {}
-    for estimator in RANGE_ESTIMATORS:
-        graph = one.graph.with_name(f"int8-{estimator}.onnx")
-        settings = replace(INT8, range_estimator=estimator)
-        made[estimator] = graph, settings, _run_nncf(job, one, calibration, graph, settings)
-        with job.progress.stage(f"judge {estimator} ranges {one.task.name}"), _switched(job, one, graph) as switched:
-            inputs, guidance = calibration.inputs, one.task.guidance
-            tried[estimator] = mixed.worst_sqnr(switched, inputs, guidance=guidance, weights=_weights(one))
-        if tried[estimator] >= mixed.Criteria().sqnr_db:
-            break
-    return *made[max(tried, key=lambda estimator: tried[estimator])], tried
-
-
-def _run_nncf(
-    job: Job, one: Specialised, calibration: CalibrationSet, out: Path, settings: QuantSettings
-) -> QuantisationReport:
-    with job.progress.stage(f"quantise {one.task.name}", len(calibration.inputs)) as advance:
-        return quantize_onnx(one.graph, calibration, out, settings=settings, progress=lambda done, total: advance(1))
-
-
-def _choose(job: Job, one: Specialised, calibration: CalibrationSet, int8: Path) -> MixedPrecision:
-    """Measure what INT8 costs and gains each layer, and choose those that stay float."""
-    target, name, weights = job.target, one.task.name, _weights(one)
-    with job.progress.stage(f"time layers {name}"):
-        in_float, _ = _lower(job, one.graph, target.companion_precision("int8"))
-        quantised, _ = _lower(job, int8, "int8")
-        costs = compare_costs(target, in_float, quantised, rounds=mixed.timing_rounds(weights))
-    with _switched(job, one, int8) as graph:
-        total = mixed.runs(graph.units, len(calibration.inputs), weights)
-        with job.progress.stage(f"measure layers {name}", total) as advance:
-            inputs, guidance = calibration.inputs, one.task.guidance
-            return mixed.choose(graph, inputs, guidance=guidance, weights=weights, costs=costs, progress=advance)
-
-
-def _switched(job: Job, one: Specialised, int8: Path) -> SwitchedGraph:
-    """The task's float graph and ``int8``, with the Q/DQ pairs that the device uses, in one."""
-    if LEGALISE in job.target.spec.lowering.get("int8", ()):
-        legal = int8.with_name(f"{int8.stem}-legal.onnx")
-        passes.run_pipeline(int8, legal, (LEGALISE,), passes.PassContext())
-        int8 = legal
-    return SwitchedGraph(one.graph, int8, folder=one.graph.parent)
-
-
-def _weights(one: Specialised) -> int:
-    """How many weights a task's float32 graph has."""
-    return graph_io.disk_bytes(one.graph) // 4
-
-
-def _lower(job: Job, graph: Path, precision: Precision) -> tuple[Path, tuple[bundle.PassRecord, ...]]:
-    """Run the passes the target wants before it builds in ``precision``."""
-    ids = job.target.spec.lowering.get(precision, ())
-    if not ids:
-        return graph, ()
-    lowered = graph.with_name(f"{graph.stem}-lowered.onnx")
-    return lowered, _records(passes.run_pipeline(graph, lowered, ids, passes.PassContext()))
-
-
 def _engine_ref(job: Job, artifact: Artifact) -> bundle.EngineRef:
     return bundle.EngineRef(
         artifact.kind,
@@ -520,10 +403,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _compress(job: Job, one: Specialised) -> tuple[Path, object]:
-    """The task's graph with INT8 or INT4 weights, and what was done to make it."""
-    with job.progress.stage(f"compress {one.task.name}"):
-        graph = one.graph.with_name("compressed.onnx")
-        return graph, compress_onnx(one.graph, graph, settings=COMPRESSED[job.options.precision]).to_json()

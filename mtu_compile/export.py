@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mtu_compile import graph_io
 from mtu_compile.core.errors import ModelError
+from mtu_compile.runtime.engine import OUTPUT
 
 #: The newest opset that TensorRT 10.3 (JetPack 6.1) and OpenVINO 2026 both read.
 OPSET = 20
@@ -146,8 +147,8 @@ def _unet_inputs(unet: Any, channels: int, text_length: int) -> dict[str, Tensor
 def _export_unet(unet: Any, inputs: Mapping[str, Tensor], out: Path) -> Path:
     free = {name: {0: "batch"} for name in inputs if name != "timestep"}
     free["sample"] |= {2: "height", 3: "width"}
-    shapes = {"out_sample": ("batch", int(unet.config.out_channels), "height", "width")}
-    return _export(_UNet(unet, tuple(inputs)), inputs, free, ("out_sample",), out, shapes)
+    shapes = {OUTPUT: ("batch", int(unet.config.out_channels), "height", "width")}
+    return _export(_UNet(unet, tuple(inputs)), inputs, free, (OUTPUT,), out, shapes)
 
 
 def _export(

@@ -11,8 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import CheckerPass, LiftConstantsToInitializersPass
 
 from mtu_compile.core.errors import ModelError, PassError
@@ -41,6 +43,14 @@ def load(path: Path) -> ir.Model:
             tensor.release()
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     return model
+
+
+def read_weight(tensor: ir.TensorProtocol) -> NDArray[np.float64]:
+    """A weight for arithmetic; if it lies in a file, the file is let go of again."""
+    array: NDArray[np.float64] = tensor.numpy().astype(np.float64)
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return array
 
 
 def load_proto(path: Path) -> onnx.ModelProto:

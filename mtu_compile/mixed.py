@@ -21,19 +21,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.sensitivity import Feed, Sensitivity, compare, measure, spread
-from calibration.switches import SwitchedGraph, Unit
+from calibration.sensitivity import Call, Feed, Sensitivity, answers, compare, measure, spread, timestep
+from calibration.switches import SwitchedGraph
 from mtu_compile.core.tasks import Guidance
 from mtu_compile.metrics import StepMetrics
 from targets.layer_costs import ComparedCosts
 
-#: UNet calls each layer is measured on, and calls a whole choice is run on. A run of the emoji example takes 20 ms, one
-#: of Stable Diffusion 1.5 two seconds, and there are hundreds: of networks with more weights than ``LARGE`` fewer.
-CALLS, CALLS_LARGE = 8, 2
-CHECK_CALLS, CHECK_CALLS_LARGE = 40, 10
+#: Networks with more weights than this are measured less: a run of the emoji example takes 20 ms, one of Stable
+#: Diffusion 1.5 two seconds, and there are hundreds.
 LARGE = 200_000_000
-#: Inferences the layers are timed over.
-ROUNDS, ROUNDS_LARGE = 96, 24
 
 #: Where the whole choice misses what its parts promised, the parts have to promise this much more.
 _STRICTER = 0.8
@@ -41,6 +37,29 @@ _ROUNDS = 8
 
 Array = NDArray[np.float64]
 Why = Literal["accuracy", "slower"]
+
+#: Fields of a layer that are numbers where they are not ``None``; infinity comes from a manifest as a word.
+_NUMBERS = ("sqnr_db", "worst_sqnr_db", "guidance_db", "float_ms", "int8_ms")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        calls: UNet calls each layer is measured on.
+        check_calls: calls a whole choice is run on.
+        rounds: inferences the layers are timed over.
+    """
+
+    calls: int = 8
+    check_calls: int = 40
+    rounds: int = 96
+
+    @classmethod
+    def of(cls, weights: int) -> Effort:
+        """What a network of so many weights is worth."""
+        return cls() if weights <= LARGE else cls(calls=2, check_calls=10, rounds=24)
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,17 @@ class LayerChoice:
     int8_ms: float | None
     kept: Why | None
 
+    @property
+    def gain_ms(self) -> float | None:
+        """Milliseconds that INT8 saves."""
+        return None if self.float_ms is None or self.int8_ms is None else self.float_ms - self.int8_ms
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerChoice:
+        """From a manifest."""
+        decibels = {key: None if data[key] is None else float(data[key]) for key in _NUMBERS}
+        return cls(**{**data, **decibels, "members": tuple(map(str, data["members"]))})
+
 
 @dataclass(frozen=True)
 class MixedPrecision:
@@ -118,17 +148,28 @@ class MixedPrecision:
         """Node names of the layers that stay float."""
         return tuple(name for layer in self.layers if layer.kept for name in layer.members)
 
+    @property
+    def kept(self) -> tuple[LayerChoice, ...]:
+        """The units that stay float, most sensitive first."""
+        return tuple(sorted((one for one in self.layers if one.kept), key=lambda one: one.sqnr_db))
+
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
         return {**asdict(self), "layers": [{**asdict(one), "members": list(one.members)} for one in self.layers]}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MixedPrecision:
+        """The inverse of ``to_json``; ``KeyError``, ``TypeError`` or ``ValueError`` for what is none."""
+        layers = tuple(LayerChoice.from_json(one) for one in data["layers"])
+        return cls(**{**data, "layers": layers, "criteria": Criteria(**data["criteria"])})
+
 
 def choose(
     graph: SwitchedGraph,
-    calls: Sequence[Feed],
+    inputs: Sequence[Feed],
     *,
     guidance: Guidance,
-    weights: int,
+    effort: Effort | None = None,
     costs: ComparedCosts | None = None,
     criteria: Criteria | None = None,
     progress: Callable[[int], None] | None = None,
@@ -137,25 +178,26 @@ def choose(
 
     Args:
         graph: the float graph with its INT8 twin, quantised as the device will run it.
-        calls: inputs of the task's calibration set; a few of them are used, the same every time.
+        inputs: of the UNet, the task's calibration set; a few of them are used, the same every time.
         guidance: the task's kind of guidance.
-        weights: how many the network has: of a large one fewer calls are run.
+        effort: how much is measured; what a small network is worth if not given.
         costs: what the layers cost on the device.
         criteria: what to keep; the defaults of ``Criteria`` if not given.
-        progress: called with 1 after each of ``runs`` measurements.
+        progress: called with 1 after each unit's run on each call it is measured on.
     """
-    criteria = criteria or Criteria()
-    checked_on = spread(calls, _check_calls(weights))
+    criteria, effort = criteria or Criteria(), effort or Effort()
+    timesteps = [timestep(one) for one in inputs]
+    calls = answers(graph, [inputs[i] for i in spread(timesteps, effort.check_calls)])
     names = [unit.name for unit in graph.units]
 
     def run(kept: set[int]) -> tuple[StepMetrics, ...]:
-        return compare(graph, checked_on, [n for i, n in enumerate(names) if i not in kept], guidance=guidance)
+        return compare(graph, calls, [n for i, n in enumerate(names) if i not in kept], guidance=guidance)
 
-    everything = run(set())
-    measured_on = _telling(checked_on, everything, criteria, _calls(weights))
+    all_int8 = run(set())
+    measured_on = _telling(calls, all_int8, criteria, effort.calls)
     sensitivity = measure(graph, measured_on, guidance=guidance, progress=progress)
     search = _Search(sensitivity, _loads(sensitivity, criteria), costs, criteria)
-    found = run(search.kept) if search.kept else everything
+    found = run(search.kept) if search.kept else all_int8
     limit = 1.0
     for _ in range(_ROUNDS):
         if criteria.met_by(found):
@@ -176,23 +218,12 @@ def choose(
         criteria=criteria,
         met=criteria.met_by(found),
         calls=len(measured_on),
-        check_calls=len(checked_on),
+        check_calls=len(calls),
         layers=layers,
         costs=None if costs is None else {"source": costs.source, "measured": costs.measured},
-        all_int8=_accuracy(everything),
+        all_int8=_accuracy(all_int8),
         chosen=_accuracy(found),
     )
-
-
-def worst_sqnr(graph: SwitchedGraph, calls: Sequence[Feed], *, guidance: Guidance, weights: int) -> float:
-    """SQNR of the worst UNet call with every unit in INT8, decibels; arguments as ``choose``."""
-    names = [unit.name for unit in graph.units]
-    return min(step.sqnr_db for step in compare(graph, spread(calls, _check_calls(weights)), names, guidance=guidance))
-
-
-def runs(units: Sequence[Unit], calls: int, weights: int) -> int:
-    """How many measurements ``choose`` makes on a set of ``calls``, for progress."""
-    return len(units) * min(calls, _calls(weights))
 
 
 def to_blame(record: Mapping[str, Any] | None, count: int = 3) -> str:
@@ -200,11 +231,6 @@ def to_blame(record: Mapping[str, Any] | None, count: int = 3) -> str:
     layers = [one for one in (record or {}).get("layers", ()) if one["kept"] is None]
     worst = sorted(layers, key=lambda one: float(one["sqnr_db"]))[:count]
     return ", ".join(f"{one['name']} ({one['sqnr_db']:.1f} dB alone)" for one in worst)
-
-
-def timing_rounds(weights: int) -> int:
-    """Over how many inferences the layers of a network are timed."""
-    return ROUNDS if weights <= LARGE else ROUNDS_LARGE
 
 
 class _Search:
@@ -281,7 +307,7 @@ def _loads(sensitivity: Sensitivity, criteria: Criteria) -> Array:
     return np.concatenate([noise, deltas.reshape(len(noise), -1)], axis=1)
 
 
-def _telling(calls: Sequence[Feed], steps: Sequence[StepMetrics], criteria: Criteria, count: int) -> list[Feed]:
+def _telling(calls: Sequence[Call], steps: Sequence[StepMetrics], criteria: Criteria, count: int) -> list[Call]:
     """``count`` of ``calls`` to measure layers on: half of them the worst ones, half spread over the timesteps."""
 
     def strain(i: int) -> float:
@@ -294,7 +320,8 @@ def _telling(calls: Sequence[Feed], steps: Sequence[StepMetrics], criteria: Crit
 
     worst = sorted(range(len(calls)), key=lambda i: -strain(i))[: count // 2]
     rest = [call for i, call in enumerate(calls) if i not in worst]
-    return [*(calls[i] for i in sorted(worst)), *spread(rest, count - len(worst))]
+    others = spread([call.timestep for call in rest], count - len(worst))
+    return [*(calls[i] for i in sorted(worst)), *(rest[i] for i in others)]
 
 
 def _layer(sensitivity: Sensitivity, index: int, search: _Search) -> LayerChoice:
@@ -319,11 +346,3 @@ def _accuracy(steps: Sequence[StepMetrics]) -> dict[str, Any]:
         "mean_sqnr_db": fmean(step.sqnr_db for step in steps),
         "guidance_ratio": [min(ratios), max(ratios)] if ratios else None,
     }
-
-
-def _calls(weights: int) -> int:
-    return CALLS if weights <= LARGE else CALLS_LARGE
-
-
-def _check_calls(weights: int) -> int:
-    return CHECK_CALLS if weights <= LARGE else CHECK_CALLS_LARGE

@@ -21,12 +21,9 @@ from mtu_compile.compare import compare_recorded
 from mtu_compile.core.errors import AccuracyError, TargetError
 from mtu_compile.core.tasks import Guidance
 from mtu_compile.metrics import StepMetrics, step_metrics
-from mtu_compile.runtime.engine import Array, Engine, TensorSpec, open_engine
+from mtu_compile.runtime.engine import OUTPUT, Array, Engine, TensorSpec, open_engine
 from mtu_compile.runtime.reference import Reference
 from targets.openvino_target import HOST_CONFIG
-
-#: The output of a UNet's graph.
-OUTPUT = "out_sample"
 
 #: Agreement that is always enough, decibels: in float32 only the order of sums differs, which leaves 90 dB and more.
 ENOUGH_DB = 60.0

@@ -138,6 +138,19 @@ def is_dequantised(value: ir.Value | None) -> bool:
     return node.op_type == "DequantizeLinear"
 
 
+def activation_quantisers(value: ir.Value | None) -> list[ir.Node]:
+    """The QuantizeLinear nodes a dequantised activation comes from, perhaps moved about; none for a weight."""
+    node = value.producer() if value is not None else None
+    if node is None:
+        return []
+    if node.op_type == "QuantizeLinear":
+        return [] if constant(node.inputs[0]) is not None else [node]
+    if node.op_type == "DequantizeLinear" or node.op_type in TRANSPARENT:
+        data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+        return [found for source in data for found in activation_quantisers(source)]
+    return []
+
+
 def count_pairs(model: ir.Model) -> tuple[int, int]:
     """Quantisers of activations, and weights behind a DequantizeLinear."""
     nodes = list(quantisers(model))

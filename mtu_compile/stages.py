@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import passes
 from calibration.quantize import QuantSettings
 from calibration.sets import CalibrationSet
 from mtu_compile import bundle
@@ -16,6 +17,9 @@ from mtu_compile.verdict import CheckResult
 from targets.base import Precision, Target
 
 Gate = Literal["off", "warn", "fail"]
+
+#: What a manifest says of a calibration set that the build captured itself; else it is the name of a folder of sets.
+CAPTURED = "captured by this build"
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,11 @@ class Specialised:
     task: Task
     graph: Path
     passes: tuple[bundle.PassRecord, ...]
+
+
+def pass_records(done: Sequence[passes.PassResult]) -> tuple[bundle.PassRecord, ...]:
+    """Only what a manifest keeps: a result holds the graph."""
+    return tuple(bundle.PassRecord(one.id, one.changed, one.rewrites) for one in done)
 
 
 @dataclass(frozen=True)

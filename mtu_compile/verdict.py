@@ -18,9 +18,6 @@ from mtu_compile.runtime.reference import Reference
 from mtu_compile.task_metrics import TaskMetrics
 from mtu_compile.thresholds import Thresholds, in_words, judge
 
-#: The UNet's output, as the recorded references name it.
-OUTPUT = "out_sample"
-
 NO_SCIKIT_IMAGE = "not measured: scikit-image is not installed here"
 
 #: What a board measures with.

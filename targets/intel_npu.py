@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mtu_compile.core.errors import BuildError, ToolchainMissing
@@ -79,6 +80,8 @@ class IntelNpuTarget(OpenVINOTarget):
         spec: which.
         blob: compile the blob here; without, a bundle carries the IR alone and each machine compiles it on first use.
     """
+
+    float_activations: Mapping[str, str] = MappingProxyType({})  # the plugin has no such property, and needs none
 
     def __init__(self, spec: IntelNpuSpec = SPEC, *, blob: bool = True) -> None:
         super().__init__(spec)

@@ -51,6 +51,9 @@ class Compiled:
 class OpenVINOTarget(ABC):
     """A device OpenVINO has a plugin for; a family says what it runs in and how the device's own compile step goes."""
 
+    #: Properties that keep the activations of layers with compressed weights float, where the plugin has such.
+    float_activations: Mapping[str, str] = FLOAT_ACTIVATIONS
+
     def __init__(self, spec: TargetSpec) -> None:
         self._spec = spec
 
@@ -96,8 +99,7 @@ class OpenVINOTarget(ABC):
     def config(self, precision: Precision) -> dict[str, str]:
         """What an engine in ``precision`` is opened with."""
         found = {"device": self._spec.device, "INFERENCE_PRECISION_HINT": self.inference_precision(precision)}
-        # The NPU plugin has no such option.
-        return {**found, **FLOAT_ACTIVATIONS} if precision in WEIGHTS_ONLY and self._spec.device != "NPU" else found
+        return {**found, **self.float_activations} if precision in WEIGHTS_ONLY else found
 
     def write(self, model: openvino.Model, folder: Path, precision: Precision) -> Path:
         """Write the IR of a graph that was read, and is changed, into the existing ``folder``."""

@@ -64,7 +64,7 @@ def estimate_costs(graph: Path, speed: Speed, *, precision: Precision, rest: Pre
         ModelError: ``graph`` is unreadable, has no layers, or a layer is of unknown shape.
     """
     from mtu_compile import graph_io
-    from mtu_compile.qdq import is_dequantised
+    from mtu_compile.qdq import activation_quantisers, is_dequantised
 
     layers = read_layers(graph)
     model = graph_io.load(graph)
@@ -72,7 +72,7 @@ def estimate_costs(graph: Path, speed: Speed, *, precision: Precision, rest: Pre
     width = FLOAT_BYTES.get(precision, FLOAT_BYTES[rest])
     wanted = set(layers.names)
     nodes = [node for node in model.graph if node.name in wanted]
-    sources = {node: [q for value in node.inputs[:2] if (q := _quantiser(value)) is not None] for node in nodes}
+    sources = {node: [q for value in node.inputs[:2] for q in activation_quantisers(value)] for node in nodes}
     readers = Counter(q for found in sources.values() for q in dict.fromkeys(found))
     costs = {}
     for node in nodes:
@@ -102,16 +102,3 @@ def _elements(value: ir.Value) -> int:
     if value.shape is None or not value.shape.is_static():
         raise ModelError(f"the shape of {value.name!r} is not known", hint="freeze the shapes first")
     return math.prod(value.shape.numpy())
-
-
-def _quantiser(value: ir.Value | None) -> ir.Node | None:
-    """The QuantizeLinear an operand comes from, if it is an activation."""
-    from mtu_compile.qdq import TRANSPARENT
-
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type == "QuantizeLinear":
-            return node
-        if node.op_type != "DequantizeLinear" and node.op_type not in TRANSPARENT:
-            return None
-        value = node.inputs[0]
-    return None

@@ -16,7 +16,7 @@ from calibration.switches import Unit
 from mtu_compile import mixed, quant_config
 from mtu_compile.core.errors import ConfigError
 from mtu_compile.metrics import step_metrics
-from mtu_compile.mixed import Criteria, choose
+from mtu_compile.mixed import Criteria, Effort, choose
 from targets.base import LayerCosts
 from targets.layer_costs import ComparedCosts
 
@@ -49,8 +49,8 @@ def costs(in_float: list[float], quantised: list[float], *, measured: bool = Tru
     return ComparedCosts(side(in_float), side(quantised))
 
 
-def run(network: Network, **options: Any) -> mixed.MixedPrecision:
-    return choose(network, CALLS, guidance="none", weights=1, **options)  # type: ignore[arg-type]
+def run(network: Any, guidance: Any = "none", **options: Any) -> mixed.MixedPrecision:
+    return choose(network, CALLS, guidance=guidance, **options)
 
 
 def test_the_fewest_layers_that_are_needed_stay_float() -> None:
@@ -112,8 +112,8 @@ def test_guidance_is_a_criterion_of_its_own() -> None:
     network = Network([2e-4, 1e-7])
     half = network._signal[:1]
     network._signal = np.concatenate([half, half + 0.03 * np.random.default_rng(3).standard_normal(half.shape)])
-    assert choose(network, CALLS, guidance="none", weights=1).float_layers == ()  # type: ignore[arg-type]
-    found = choose(network, CALLS, guidance="text", weights=1, criteria=Criteria(slowdown=0.6))  # type: ignore[arg-type]
+    assert run(network).float_layers == ()
+    found = run(network, "text", criteria=Criteria(slowdown=0.6))
     assert found.float_layers == ("layer0",)
     assert found.all_int8["guidance_ratio"][1] > 1.03 > found.chosen["guidance_ratio"][1]
 
@@ -129,17 +129,34 @@ def test_the_record_is_plain_json() -> None:
     data = json.loads(json.dumps(found.to_json()))
     assert data["layers"][1]["kept"] == "accuracy" and data["criteria"]["sqnr_db"] == 26.0
     assert data["calls"] == len(CALLS) and data["layers"][0]["members"] == ["layer0"]
+    assert mixed.MixedPrecision.from_json(data) == found
 
 
 def test_large_networks_are_measured_on_fewer_calls() -> None:
     many = [{"timestep": np.array([float(t)], np.float32)} for t in range(60)]
-    small, large = mixed.runs(Network([1.0]).units, len(many), 10), mixed.runs(Network([1.0]).units, len(many), 10**9)
-    assert small > large >= 1
-    assert mixed.runs(Network([1.0]).units, 1, 10) == 1
+    small, large = Effort.of(10), Effort.of(10**9)
+    assert small.calls > large.calls >= 1 and small.rounds > large.rounds >= 1
+    found = [choose(Network([1e-5]), many, guidance="none", effort=one) for one in (small, large)]  # type: ignore[arg-type]
+    assert [one.calls for one in found] == [small.calls, large.calls]
+    assert [one.check_calls for one in found] == [small.check_calls, large.check_calls]
+
+
+def test_layers_are_measured_on_the_worst_calls_and_others() -> None:
+    """Of two calls one is the one that all of INT8 does worst."""
+
+    class Late(Network):
+        def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
+            found = super().run(feed, int8)
+            return found + (found - self._signal) * 9 if feed["timestep"] == 1 else found
+
+    found = run(Late([1e-3]), effort=Effort(calls=2))
+    assert found.calls == 2 and found.check_calls == 3
+    assert found.layers[0].worst_sqnr_db == pytest.approx(10, abs=0.5)
+    assert found.layers[0].sqnr_db == pytest.approx(13, abs=0.5)
 
 
 def test_sensitivities_are_pooled_over_the_calls() -> None:
-    one = Sensitivity((Unit("a", ("a",), "Conv"),), (1.0, 2.0), np.array([[1e-2, 1e-4]]), np.zeros((1, 2, 0)))
+    one = Sensitivity((Unit("a", ("a",), "Conv"),), np.array([[1e-2, 1e-4]]), np.zeros((1, 2, 0)))
     assert one.sqnr_db(0) == pytest.approx(-10 * np.log10((1e-2 + 1e-4) / 2)) and one.worst_sqnr_db(0) == 20.0
 
 

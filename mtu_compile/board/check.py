@@ -14,8 +14,9 @@ from mtu_compile.bundle import TaskEntry
 from mtu_compile.core.errors import AccuracyError, BundleError
 from mtu_compile.core.progress import Progress
 from mtu_compile.metrics import StepMetrics, step_metrics
+from mtu_compile.runtime.engine import OUTPUT
 from mtu_compile.runtime.reference import Reference, Trajectory
-from mtu_compile.verdict import OUTPUT, CheckResult, check_task
+from mtu_compile.verdict import CheckResult, check_task
 
 
 def check_bundle(path: Path, *, progress: Progress | None = None) -> CheckResult:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from mtu_compile.bundle.manifest import BUILT, MANIFEST, Manifest, check_relative
 from mtu_compile.core.errors import BundleError
+from mtu_compile.core.files import what_else
 from mtu_compile.core.hashing import file_sha256
 
 #: The manifest's own hash: SHA-256 of the file as it would be without this entry.
@@ -131,11 +131,9 @@ def _scan(root: Path) -> Iterator[str]:
 
 
 def _regular_file(path: Path, name: str) -> None:
-    """Refuse links, pipes and devices before they are opened: a pipe would hang the reader, a link leads outside."""
     try:
-        mode = path.lstat().st_mode
+        kind = what_else(path)
     except OSError as error:
         raise BundleError(f"{name} is missing from the bundle", hint=_GET_AGAIN) from error
-    if not stat.S_ISREG(mode):
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "not a plain file"
+    if kind is not None:
         raise BundleError(f"{name} is {kind}; a bundle holds only plain files", hint=_GET_AGAIN)

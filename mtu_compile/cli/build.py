@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtu_compile.cli.console import ConsoleProgress
-from mtu_compile.cli.options import json_option, model_folder, quiet_option, what_to_build
+from mtu_compile.cli.options import json_option, model_folder, quiet_option, steps_option, what_to_build
 
 if TYPE_CHECKING:
     from mtu_compile.compile import BuildResult
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="INT8: keep layers float where the device runs INT8 slower, or where accuracy needs it.",
 )
-@click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000), help="Denoising steps.")
+@steps_option
 @click.option("--calibration-pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")
 @click.option("--check-pictures", default=4, show_default=True, type=click.IntRange(1), help="Per task.")
 @click.option(

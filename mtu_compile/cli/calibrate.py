@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from mtu_compile.cli.console import ConsoleProgress, table
-from mtu_compile.cli.options import Size, json_option, model_folder, quiet_option
+from mtu_compile.cli.options import (
+    json_option,
+    model_argument,
+    model_folder,
+    quiet_option,
+    size_option,
+    steps_option,
+    task_option,
+)
 
 if TYPE_CHECKING:
     from calibration.ranges import Shared
@@ -20,15 +28,15 @@ _SHOWN = 10
 
 
 @click.command("calibrate")
-@click.argument("model", required=False, type=click.Path(path_type=Path))
+@model_argument
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Prompts and pictures (DIR/TASK/metadata.jsonl); MODEL/samples."
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--task", "tasks", multiple=True, help="Only this task; may be repeated.")
-@click.option("--size", type=Size(), help="Size of the pictures; the model's own by default.")
+@task_option
+@size_option
 @click.option("--pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")
-@click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000), help="Denoising steps.")
+@steps_option
 @click.option(
     "--calls", default=10, show_default=True, type=click.IntRange(1), help="UNet calls kept of each picture's steps."
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtu_compile.cli.console import ConsoleProgress, table
-from mtu_compile.cli.options import json_option, quiet_option
+from mtu_compile.cli.options import clip_option, json_option, quiet_option
 from mtu_compile.core.errors import AccuracyError
 
 if TYPE_CHECKING:
@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("check")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--clip",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Ask the CLIP model of this folder (transformers' layout, safetensors) about the pictures, too.",
-)
+@clip_option
 @json_option
 @quiet_option
 def command(bundle: Path, clip: Path | None, as_json: bool, quiet: bool) -> None:

@@ -18,6 +18,18 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "emoji" / "model"
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
+clip_option = click.option(
+    "--clip",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Ask the CLIP model of this folder (transformers' layout, safetensors) about the pictures, too.",
+)
+model_argument = click.argument("model", required=False, type=click.Path(path_type=Path))
+task_option = click.option("--task", "tasks", multiple=True, help="Only this task; may be repeated.")
+steps_option = click.option(
+    "--steps", default=20, show_default=True, type=click.IntRange(1, 1000), help="Denoising steps."
+)
+
 
 class Size(click.ParamType[tuple[int, int]]):
     """``64x48`` (width × height, as pictures are named) → ``(height, width)``."""
@@ -40,8 +52,10 @@ def what_to_build(command: _Command) -> _Command:
     return command
 
 
+size_option = click.option("--size", type=Size(), help="Size of the pictures; the model's own by default.")
+
 _WHAT_TO_BUILD = (
-    click.argument("model", required=False, type=click.Path(path_type=Path)),
+    model_argument,
     click.option(
         "--target", "-t", default="cpu", show_default=True, help="Device to build for; see `mtu-compile targets`."
     ),
@@ -59,8 +73,8 @@ _WHAT_TO_BUILD = (
     click.option("--fp16", "precision", flag_value="fp16", help="Weights and activations in float16."),
     click.option("--bf16", "precision", flag_value="bf16", help="Weights and activations in bfloat16."),
     click.option("--fp32", "precision", flag_value="fp32", help="Keep everything in float32."),
-    click.option("--task", "tasks", multiple=True, help="Only this task; may be repeated."),
-    click.option("--size", type=Size(), help="Size of the pictures; the model's own by default."),
+    task_option,
+    size_option,
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mtu_compile.cli.console import ConsoleProgress, megabytes
-from mtu_compile.cli.options import json_option, quiet_option
+from mtu_compile.cli.options import clip_option, json_option, quiet_option
 from mtu_compile.core.errors import ConfigError
 
 
@@ -21,12 +21,7 @@ from mtu_compile.core.errors import ConfigError
     help="The page to write; BUNDLE-report.html beside the bundle if not given.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing page.")
-@click.option(
-    "--clip",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Ask the CLIP model of this folder (transformers' layout, safetensors) about the pictures, too.",
-)
+@clip_option
 @json_option
 @quiet_option
 def command(bundle: Path, output: Path | None, force: bool, clip: Path | None, as_json: bool, quiet: bool) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from calibration.ranges import Shared
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 from mtu_compile.metrics import StepMetrics
+from mtu_compile.mixed import MixedPrecision
 from mtu_compile.thresholds import Thresholds
 
 #: A threshold: least and largest value that pass, ``None`` where there is no such end.
@@ -84,68 +85,6 @@ class PicturePair:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A group of layers that share an input quantiser, as the mixed-precision search measured it.
-
-    Attributes:
-        name: of the first member's node.
-        members: node names.
-        op: type of operation.
-        sqnr_db: of the UNet's output when only this group is INT8, pooled over the calls, decibels.
-        worst_sqnr_db: of the worst call.
-        guidance_db: SQNR of the guidance delta, decibels; ``None`` without guidance.
-        float_ms, int8_ms: what the group takes in either precision, milliseconds; ``None`` if unknown.
-        kept: why it stayed float (``"accuracy"``, ``"slower"``), or ``None`` where it is INT8.
-    """
-
-    name: str
-    members: tuple[str, ...]
-    op: str
-    sqnr_db: float
-    worst_sqnr_db: float | None = None
-    guidance_db: float | None = None
-    float_ms: float | None = None
-    int8_ms: float | None = None
-    kept: str | None = None
-
-    @property
-    def gain_ms(self) -> float | None:
-        """Milliseconds that INT8 saves."""
-        return None if self.float_ms is None or self.int8_ms is None else self.float_ms - self.int8_ms
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """What the mixed-precision search of one task found.
-
-    Attributes:
-        layers: in graph order.
-        criteria: what it had to meet.
-        met: whether what it chose, run as a whole, meets them; ``None`` if that is not recorded.
-        calls: UNet calls each group was measured on.
-        check_calls: UNet calls the whole was run on; ``None`` if that is not recorded.
-        costs: where ``float_ms`` and ``int8_ms`` come from, in words; ``None`` if there are none.
-        costs_measured: whether they were measured on the device.
-        all_int8, chosen: accuracy with every group in INT8, and as built.
-    """
-
-    layers: tuple[Layer, ...]
-    criteria: Mapping[str, Any]
-    met: bool | None
-    calls: int
-    check_calls: int | None
-    costs: str | None
-    costs_measured: bool
-    all_int8: Mapping[str, Any]
-    chosen: Mapping[str, Any]
-
-    @property
-    def kept(self) -> tuple[Layer, ...]:
-        """The groups that stayed float, most sensitive first."""
-        return tuple(sorted((one for one in self.layers if one.kept), key=lambda one: one.sqnr_db))
-
-
-@dataclass(frozen=True)
 class TaskReport:
     """One task.
 
@@ -167,7 +106,7 @@ class TaskReport:
     pictures: tuple[PicturePair, ...]
     steps: int
     producer: str
-    mixed: Mixed | None
+    mixed: MixedPrecision | None
 
     @property
     def name(self) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import targets
 from calibration.ranges import bundle_ranges, spread
@@ -16,14 +15,13 @@ from mtu_compile import __version__, bundle
 from mtu_compile.check import check_bundle
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Progress
-from mtu_compile.report.data import Fact, Layer, Mixed, Network, PicturePair, Report, TaskReport
+from mtu_compile.mixed import MixedPrecision
+from mtu_compile.report.data import Fact, Network, PicturePair, Report, TaskReport
 from mtu_compile.report.metrics import label, metric_rows
 from mtu_compile.runtime.reference import Reference
+from mtu_compile.stages import CAPTURED
 from mtu_compile.task_metrics import PictureMetrics
 from mtu_compile.verdict import CheckResult, TaskCheck
-
-#: What the manifest says of a calibration set that the build captured itself; else it is the name of a folder of sets.
-CAPTURED = "captured by this build"
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -113,47 +111,18 @@ def picture_numbers(measured: PictureMetrics, *, wanted: bool) -> dict[str, floa
     return numbers
 
 
-def read_mixed(entry: bundle.TaskEntry) -> Mixed | None:
+def read_mixed(entry: bundle.TaskEntry) -> MixedPrecision | None:
     """What the manifest says of the mixed-precision search; ``BundleError`` if that is not understood."""
     recorded = (entry.extra.get("quantisation") or {}).get("mixed")
     if recorded is None:
         return None
     try:
-        costs = recorded.get("costs") or {}
-        return Mixed(
-            layers=tuple(_layer(one) for one in recorded["layers"]),
-            criteria=recorded["criteria"],
-            met=recorded.get("met"),
-            calls=int(recorded["calls"]),
-            check_calls=recorded.get("check_calls"),
-            costs=costs.get("source"),
-            costs_measured=bool(costs.get("measured")),
-            all_int8=recorded["all_int8"],
-            chosen=recorded["chosen"],
-        )
+        return MixedPrecision.from_json(recorded)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
             f"what the bundle says of mixed precision in task {entry.task.name!r} is not understood: {error!r}",
             hint="build the bundle again with this version of mtu-compile",
         ) from error
-
-
-def _layer(recorded: Mapping[str, Any]) -> Layer:
-    def number(key: str) -> float | None:
-        value = recorded.get(key)
-        return None if value is None else float(value)
-
-    return Layer(
-        name=str(recorded["name"]),
-        members=tuple(map(str, recorded["members"])),
-        op=str(recorded["op"]),
-        sqnr_db=float(recorded["sqnr_db"]),
-        worst_sqnr_db=number("worst_sqnr_db"),
-        guidance_db=number("guidance_db"),
-        float_ms=number("float_ms"),
-        int8_ms=number("int8_ms"),
-        kept=recorded.get("kept"),
-    )
 
 
 def _networks(path: Path, manifest: bundle.Manifest) -> Iterator[Network]:
@@ -241,8 +210,11 @@ def _build_facts(manifest: bundle.Manifest) -> Iterator[_Said]:
             yield "sensitivity of the layers", name, "no mixed-precision search ran", "not measured"
             continue
         yield "sensitivity of the layers", name, f"at the build, on {mixed.calls} UNet calls", "measured"
-        kind = "not measured" if mixed.costs is None else "measured" if mixed.costs_measured else "estimate"
-        yield "times of the layers", name, mixed.costs or "no source of times on the build machine", kind
+        if mixed.costs is None:
+            yield "times of the layers", name, "no source of times on the build machine", "not measured"
+        else:
+            kind = "measured" if mixed.costs["measured"] else "estimate"
+            yield "times of the layers", name, str(mixed.costs["source"]), kind
     for where, engine in manifest.engines():
         kind = "measured" if engine.status.startswith("runs") else "not measured"
         yield "state at the build", _network_name(where), engine.status or "nothing recorded", kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ from PIL import Image
 
 from calibration.ranges import LIMIT_DB
 from mtu_compile.core.errors import ToolchainMissing
+from mtu_compile.mixed import MixedPrecision
 from mtu_compile.planner.plan import size
 from mtu_compile.report import plots
-from mtu_compile.report.data import Bounds, Metric, Mixed, Network, PicturePair, Report, TaskReport, Value
+from mtu_compile.report.data import Bounds, Metric, Network, PicturePair, Report, TaskReport, Value
 from mtu_compile.report.metrics import bounds, label
 from mtu_compile.report.pictures import AMPLIFIED, data_uri, difference, is_reduced
 from mtu_compile.runtime import images
@@ -140,13 +141,13 @@ def _headlines(task: TaskReport) -> tuple[Metric, ...]:
     return tuple(found[key] for key in wanted if key in found)
 
 
-def _search_rows(mixed: Mixed) -> Iterator[tuple[str, str, str, str]]:
+def _search_rows(mixed: MixedPrecision) -> Iterator[tuple[str, str, str, str]]:
     """(what, wanted, with everything in INT8, as built) of a mixed-precision search."""
     for key in dict.fromkeys((*mixed.all_int8, *mixed.chosen)):
         unit = "dB" if key.endswith("_db") else ""
         before, after = (_search_value(accuracy.get(key), unit) for accuracy in (mixed.all_int8, mixed.chosen))
-        yield label(key), show_bounds(bounds(key, mixed.criteria), unit), before, after
-    for key, wanted in mixed.criteria.items():
+        yield label(key), show_bounds(bounds(key, asdict(mixed.criteria)), unit), before, after
+    for key, wanted in asdict(mixed.criteria).items():
         if key not in ("sqnr_db", "guidance_ratio"):  # those are in the rows above
             yield {"slowdown": "slowdown allowed"}.get(key, key.replace("_", " ")), number(wanted), "", ""
 

@@ -16,6 +16,9 @@ from mtu_compile.core.errors import TargetError
 
 Array = NDArray[Any]
 
+#: The output of every UNet.
+OUTPUT = "out_sample"
+
 
 @dataclass(frozen=True)
 class TensorSpec:

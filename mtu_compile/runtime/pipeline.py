@@ -17,7 +17,7 @@ from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 from mtu_compile.core.errors import BundleError, ConfigError, MtuError
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.runtime import built, guidance, images, schedulers
-from mtu_compile.runtime.engine import Engine, TensorSpec, open_engine
+from mtu_compile.runtime.engine import OUTPUT, Engine, TensorSpec, open_engine
 from mtu_compile.runtime.request import check_request
 from mtu_compile.runtime.text import Tokenizer
 
@@ -295,7 +295,7 @@ class Runtime:
         for index in range(sampler.steps):
             sample[:, :channels] = sampler.scale_model_input(latents, index)
             timestep[0] = sampler.timesteps[index]
-            output = unet(inputs)["out_sample"]
+            output = unet(inputs)[OUTPUT]
             if not np.isfinite(output).all():
                 raise MtuError(
                     f"the UNet of task {task.name!r} gave NaN or Inf in step {index + 1} of {sampler.steps} "

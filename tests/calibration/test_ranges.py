@@ -16,7 +16,7 @@ from calibration.quantize import QuantSettings, quantize_onnx
 from calibration.ranges import (
     LIMIT_DB,
     Range,
-    bundle_conflicts,
+    bundle_ranges,
     compare,
     graph_ranges,
     largest,
@@ -166,9 +166,9 @@ def test_a_bundle_tells_its_conflicts() -> None:
         return SimpleNamespace(extra={} if ranges is None else {"quantisation": {"ranges": ranges}})
 
     tasks = {"t2i": entry({"a": 1.0}), "sr": entry({"a": 2.5}), "float": entry(None)}
-    (found,) = bundle_conflicts(cast(Manifest, SimpleNamespace(tasks=tasks)))
+    (found,) = compare(bundle_ranges(cast(Manifest, SimpleNamespace(tasks=tasks))))
     assert found.layer == "a" and set(found.ranges) == {"t2i", "sr"}
-    assert bundle_conflicts(cast(Manifest, SimpleNamespace(tasks={"t2i": entry({"a": 1.0})}))) == ()
+    assert compare(bundle_ranges(cast(Manifest, SimpleNamespace(tasks={"t2i": entry({"a": 1.0})})))) == ()
 
 
 def test_the_record_is_plain_json() -> None:

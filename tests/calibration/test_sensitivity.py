@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import passes
 from calibration.quantize import QuantSettings, quantize_onnx
-from calibration.sensitivity import compare, measure, spread
+from calibration.sensitivity import answers, compare, measure, spread
 from calibration.switches import SwitchedGraph, join
 from mtu_compile import graph_io
 from mtu_compile.core.errors import CalibrationError, PassError
@@ -143,8 +143,9 @@ def test_the_measurement_points_at_the_layer_that_lost_its_steps(tmp_path: Path)
         quantize_onnx(source, feeds(8), folder / "int8.onnx", settings=QUIET)
         told: list[int] = []
         with SwitchedGraph(source, folder / "int8.onnx") as graph:
-            found = measure(graph, feeds(3), guidance="text", progress=told.append)
-            everything = compare(graph, feeds(3), [unit.name for unit in graph.units], guidance="text")
+            calls = answers(graph, feeds(3))
+            found = measure(graph, calls, guidance="text", progress=told.append)
+            everything = compare(graph, calls, [unit.name for unit in graph.units], guidance="text")
         place = [unit.name for unit in found.units].index("ff.down")
         decibels[wild] = found.sqnr_db(place)
         assert found.worst_sqnr_db(place) <= found.sqnr_db(place) and sum(told) == 3 * len(found.units)
@@ -157,7 +158,7 @@ def test_the_measurement_points_at_the_layer_that_lost_its_steps(tmp_path: Path)
 
 
 def test_without_guidance_there_are_no_deltas(switched: SwitchedGraph) -> None:
-    found = measure(switched, feeds(1), guidance="none")
+    found = measure(switched, answers(switched, feeds(1)), guidance="none")
     assert found.guidance_db(0) is None and found.guidance_noise.shape[2] == 0
     with pytest.raises(CalibrationError, match="no inputs"):
         measure(switched, [], guidance="none")
@@ -180,7 +181,7 @@ def test_graphs_that_do_not_belong_together_are_refused(graphs: tuple[Path, Path
 
 
 def test_calls_are_spread_over_the_timesteps() -> None:
-    calls = [{"timestep": np.array([float(t)], np.float32)} for _ in range(3) for t in range(900, -1, -100)]
-    picked = [float(call["timestep"][0]) for call in spread(calls, 4)]
+    timesteps = [float(t) for _ in range(3) for t in range(900, -1, -100)]
+    picked = [timesteps[i] for i in spread(timesteps, 4)]
     assert sorted(picked)[0] == 0.0 and sorted(picked)[-1] == 900.0 and len(set(picked)) == 4
-    assert spread(calls, 99) == calls
+    assert spread(timesteps, 99) == list(range(30))
