@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.model.pipeline import MTUPipeline
 from mtu_compile.precision import INT8
-from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.stages import Specialised
 
 BUILT = next(iter(evaluation.BUILDS))
@@ -67,17 +66,6 @@ def calibration_sets(pipeline: MTUPipeline, one: Specialised, sha256: str, pictu
     return sets
 
 
-def opener(folder: Path, task: str, graph: Path) -> Callable[[bundle.EngineRef], Engine]:
-    """Opens a bundle's networks, and ``graph`` in the place of a task's UNet."""
-    place = bundle.read(folder, verify=False).tasks[task].engine.path
-
-    def open_network(ref: bundle.EngineRef) -> Engine:
-        path = graph if ref.path == place else folder / ref.path
-        return open_engine(ref.kind, path, ref.config)
-
-    return open_network
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="*")
@@ -101,10 +89,16 @@ def main() -> None:
             sets = calibration_sets(pipeline, one, sha256, args.calibration_pictures, options.steps)
             for label, (strategy, settings) in ROWS.items():
                 graph = quantised(one, sets[strategy], settings or chosen[name])
-                checks = held_out.check(built, wanted, tasks=[name], opener=opener(built, name, graph))
+                checks = held_out.check(built, wanted, tasks=[name], opener=held_out.opener(built, name, graph))
                 results[label][name] = evaluation.figures(checks[name])
                 print(f"{name}: {label}: SSIM {results[label][name]['ssim']:.4f}", flush=True)
-    timing.write("ablation", {"pictures": args.pictures, "results": results})
+            write(results, args.pictures)
+
+
+def write(results: Mapping[str, Mapping[str, Any]], pictures: int) -> None:
+    """What is known so far: a task takes minutes, and all of them an hour."""
+    timing.write("ablation", {"pictures": pictures, "results": results})
+    names = list(next(iter(results.values())))
     columns = ["quantised with", *(f"{name}: SQNR dB worst / mean, guidance of calls, SSIM" for name in names)]
     rows = [[label, *(cell(found[name]) for name in names)] for label, found in results.items()]
     held_out.into_docs(evaluation.PAGE, "ablation", held_out.markdown(columns, rows))

@@ -17,38 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import timing
+from bench import held_out, timing
 from bench.seeding import defects, spoil
-from mtu_compile import bundle, graph_io, runtime
-from mtu_compile.bundle import EngineRef
-from mtu_compile.core.progress import ignore
-from mtu_compile.metrics import step_metrics
-from mtu_compile.perceptual import perceptual
-from mtu_compile.runtime.engine import Engine, open_engine
+from mtu_compile import bundle, graph_io
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.thresholds import judge
-from mtu_compile.verdict import OUTPUT, TaskCheck, check_task
+from mtu_compile.verdict import TaskCheck
 from targets.openvino_target import HOST_CONFIG
-
-
-def check(root: Path, task: str, reference: Reference, engine: Engine) -> TaskCheck:
-    """What ``mtu-compile check`` says of a bundle whose UNet of ``task`` is ``engine``, which is closed."""
-    manifest = bundle.read(root, verify=False)
-    entry = manifest.tasks[task]
-
-    def opener(ref: EngineRef) -> Engine:
-        if ref.path == entry.engine.path:
-            return engine
-        return open_engine(ref.kind, bundle.resolve(root, ref.path), ref.config)
-
-    with runtime.load(root, verify=False, opener=opener) as loaded:
-        unet = loaded.unet(task)
-        steps = [
-            step_metrics({OUTPUT: output}, unet(inputs), timestep=timestep, guidance=entry.task.guidance)
-            for one in reference.trajectories
-            for inputs, output, timestep in zip(one.inputs, one.outputs, one.timesteps, strict=True)
-        ]
-        return check_task(entry, reference, steps, loaded, ignore, perceptual())
 
 
 @dataclass(frozen=True)
@@ -156,16 +131,14 @@ def main() -> None:
         for defect in defects(entries[name].task, others):
             with tempfile.TemporaryDirectory() as work:
                 graph = graphs[name] if defect.edit is None else spoil(graphs[name], defect.edit, Path(work) / "m.onnx")
-                rows[defect.name] = seen(check(args.bundle, name, reference, open_on_cpu(graph)))
+                # INT8 where it is quantised, float32 elsewhere.
+                opener = held_out.opener(args.bundle, name, graph, HOST_CONFIG)
+                checks = held_out.check(args.bundle, {name: reference}, tasks=[name], opener=opener)
+                rows[defect.name] = seen(checks[name])
             caught = [metric for metric, one in rows[defect.name].items() if one.beyond]
             print(f"{name}: {defect.name}: {', '.join(caught) or 'no metric'}", file=sys.stderr)
     timing.write("defects", {"pictures": args.pictures, "steps": args.steps, "tasks": results})
     print(markdown(results))
-
-
-def open_on_cpu(graph: Path) -> Engine:
-    """A Q/DQ graph on OpenVINO's CPU plugin, INT8 where it is quantised and float32 elsewhere."""
-    return open_engine("openvino", graph, HOST_CONFIG)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from mtu_compile import bundle, runtime
 from mtu_compile.check import measure_task
 from mtu_compile.core.progress import ignore
 from mtu_compile.perceptual import perceptual
-from mtu_compile.runtime.engine import Engine
+from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.verdict import TaskCheck
 
@@ -59,6 +59,20 @@ def check(
             if tasks is None or name in tasks:
                 checks[name] = measure_task(entry, wanted[name], loaded, ignore, perceptual())
     return checks
+
+
+def opener(
+    folder: Path, task: str, graph: Path, config: Mapping[str, str] | None = None
+) -> Callable[[bundle.EngineRef], Engine]:
+    """Opens a bundle's networks, and ``graph`` in the place of a task's UNet, as ``config`` says if given."""
+    place = bundle.read(folder, verify=False).tasks[task].engine.path
+
+    def open_network(ref: bundle.EngineRef) -> Engine:
+        if ref.path == place:
+            return open_engine(ref.kind, graph, config or ref.config)
+        return open_engine(ref.kind, folder / ref.path, ref.config)
+
+    return open_network
 
 
 def into_docs(page: Path, marker: str, text: str) -> None:
