@@ -99,7 +99,7 @@ def write(results: Mapping[str, Mapping[str, Any]], pictures: int) -> None:
     """What is known so far: a task takes minutes, and all of them an hour."""
     timing.write("ablation", {"pictures": pictures, "results": results})
     names = list(next(iter(results.values())))
-    columns = ["quantised with", *(f"{name}: SQNR dB worst / mean, guidance of calls, SSIM" for name in names)]
+    columns = ["quantised with", *names]
     rows = [[label, *(cell(found[name]) for name in names)] for label, found in results.items()]
     held_out.into_docs(evaluation.PAGE, "ablation", held_out.markdown(columns, rows))
 
