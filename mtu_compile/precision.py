@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import passes
 from calibration.compress import CompressSettings, compress_onnx
+from calibration.dequantise import dequantise_onnx
 from calibration.fp8 import to_fp8
 from calibration.quantize import QuantisationReport, QuantSettings, quantize_onnx
 from calibration.ranges import graph_ranges
@@ -80,12 +80,11 @@ def lower(job: Job, graph: Path, precision: Precision) -> tuple[Path, tuple[bund
 def _mixed(
     job: Job, one: Specialised, calibration: CalibrationSet, int8: Path
 ) -> tuple[QuantisationReport, MixedPrecision]:
-    """Quantise to ``int8``, and again without the layers that measurements say should stay float."""
+    """Quantise to ``int8``, and give back the layers that measurements say should stay float."""
     report = _run_nncf(job, one, calibration, int8, INT8)
     chosen = _choose(job, one, calibration, int8)
     if chosen.float_layers:
-        settings = replace(INT8, ignored_scopes=(*INT8.ignored_scopes, *chosen.float_layers))
-        report = _run_nncf(job, one, calibration, int8, settings)
+        report = dequantise_onnx(int8, one.graph, chosen.float_layers, report)
     return report, chosen
 
 
