@@ -6,7 +6,7 @@ errors is within a decibel of the error of all layers together. That is what mak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,13 +90,12 @@ def measure(
     if not calls:
         raise CalibrationError("there are no inputs to measure layers with")
     noise, deltas = [], []
-    for call in calls:
-        for unit in graph.units:
-            step = _compare(graph, call, (unit.name,), guidance)
-            noise.append(10 ** (-step.sqnr_db / 10))
-            deltas.append([one.error_energy / one.energy if one.energy else 0.0 for one in step.guidance])
-            if progress is not None:
-                progress(1)
+    singles = [(call, (unit.name,)) for call in calls for unit in graph.units]
+    for step in _compare(graph, singles, guidance):
+        noise.append(10 ** (-step.sqnr_db / 10))
+        deltas.append([one.error_energy / one.energy if one.energy else 0.0 for one in step.guidance])
+        if progress is not None:
+            progress(1)
     shape = (len(calls), len(graph.units))
     directions = len(deltas[0])
     return Sensitivity(
@@ -110,12 +109,13 @@ def compare(
     graph: SwitchedGraph, calls: Sequence[Call], int8: Collection[str], *, guidance: Guidance
 ) -> tuple[StepMetrics, ...]:
     """Every call with the units named in ``int8`` quantised, against the float graph."""
-    return tuple(_compare(graph, call, int8, guidance) for call in calls)
+    return tuple(_compare(graph, [(call, int8) for call in calls], guidance))
 
 
 def answers(graph: SwitchedGraph, inputs: Sequence[Feed]) -> tuple[Call, ...]:
     """Run the float graph on ``inputs``, e.g. those of a calibration set."""
-    return tuple(Call(feed, graph.run(feed)) for feed in inputs)
+    outputs = graph.run_all((feed, ()) for feed in inputs)
+    return tuple(Call(feed, output) for feed, output in zip(inputs, outputs, strict=True))
 
 
 def spread(timesteps: Sequence[float], count: int) -> list[int]:
@@ -131,6 +131,10 @@ def timestep(inputs: Feed) -> float:
     return float(np.ravel(inputs["timestep"])[0]) if "timestep" in inputs else 0.0
 
 
-def _compare(graph: SwitchedGraph, call: Call, int8: Collection[str], guidance: Guidance) -> StepMetrics:
-    found = graph.run(call.inputs, int8)
-    return step_metrics({OUTPUT: call.output}, {OUTPUT: found}, timestep=call.timestep, guidance=guidance)
+def _compare(
+    graph: SwitchedGraph, runs: Sequence[tuple[Call, Collection[str]]], guidance: Guidance
+) -> Iterator[StepMetrics]:
+    """Each call, with the units named beside it quantised, against the float graph."""
+    outputs = graph.run_all((call.inputs, int8) for call, int8 in runs)
+    for (call, _), found in zip(runs, outputs, strict=True):
+        yield step_metrics({OUTPUT: call.output}, {OUTPUT: found}, timestep=call.timestep, guidance=guidance)

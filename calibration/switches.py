@@ -14,8 +14,10 @@ Layers that read one quantiser (query, key and value) share a switch: quantising
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,13 +60,17 @@ class Unit:
 class SwitchedGraph:
     """The graph, opened in ONNX Runtime. A context manager: the graph lies in a temporary folder."""
 
-    def __init__(self, float_graph: Path, int8_graph: Path, *, folder: Path | None = None) -> None:
+    def __init__(
+        self, float_graph: Path, int8_graph: Path, *, folder: Path | None = None, parallel: bool = False
+    ) -> None:
         """Join the two graphs.
 
         Args:
             float_graph: static, float32.
             int8_graph: its quantised twin, with the same node names (``quantize_onnx``, perhaps legalised).
             folder: for the temporary files; the system's own otherwise.
+            parallel: run as many inferences at a time as there are cores, each on one (see ``run_all``). A small
+                network gains by that; a large one keeps all cores busy by itself, and needs its memory but once.
 
         Raises:
             ModelError: one of them is unreadable.
@@ -73,6 +79,7 @@ class SwitchedGraph:
         import onnxruntime as ort
 
         model, self.units = join(float_graph, int8_graph)
+        self._workers = _cores() if parallel else 1
         self._scratch = tempfile.TemporaryDirectory(dir=folder, prefix="mtu-switches-")
         try:
             path = graph_io.save(model, Path(self._scratch.name) / "switched.onnx")
@@ -81,6 +88,7 @@ class SwitchedGraph:
             # Optimisations would fuse what has to stay apart, and compute constants of branches that never run.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.log_severity_level = 3
+            options.intra_op_num_threads = 1 if self._workers > 1 else 0
             self._session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
         except BaseException:
             self._scratch.cleanup()
@@ -100,6 +108,14 @@ class SwitchedGraph:
         switches = np.array([unit.name in int8 for unit in self.units])
         output: Array = self._session.run(None, {**feed, SWITCHES: switches})[0]
         return output
+
+    def run_all(self, runs: Iterable[tuple[Feed, Collection[str]]]) -> Iterator[Array]:
+        """What ``run`` returns for each of ``runs``, in their order."""
+        if self._workers == 1:
+            yield from (self.run(feed, int8) for feed, int8 in runs)
+            return
+        with ThreadPoolExecutor(self._workers) as pool:
+            yield from pool.map(lambda one: self.run(*one), runs)
 
 
 def join(float_graph: Path, int8_graph: Path) -> tuple[ir.Model, tuple[Unit, ...]]:
@@ -266,3 +282,8 @@ def _constant(model: ir.Model, value: ir.Value) -> ir.Value:
         found = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
         model.graph.register_initializer(found)
     return found
+
+
+def _cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -50,16 +50,18 @@ class Effort:
         calls: UNet calls each layer is measured on.
         check_calls: calls a whole choice is run on.
         rounds: inferences the layers are timed over.
+        parallel: whether inferences that are not timed run beside each other, see ``SwitchedGraph``.
     """
 
     calls: int = 8
     check_calls: int = 40
     rounds: int = 96
+    parallel: bool = True
 
     @classmethod
     def of(cls, weights: int) -> Effort:
         """What a network of so many weights is worth."""
-        return cls() if weights <= LARGE else cls(calls=2, check_calls=10, rounds=24)
+        return cls() if weights <= LARGE else cls(calls=2, check_calls=10, rounds=24, parallel=False)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ def _choose(job: Job, one: Specialised, calibration: CalibrationSet, int8: Path)
         in_float, _ = lower(job, one.graph, target.companion_precision("int8"))
         quantised, _ = lower(job, int8, "int8")
         costs = compare_costs(target, in_float, quantised, rounds=effort.rounds)
-    with SwitchedGraph(one.graph, _legalised(job, int8), folder=one.graph.parent) as graph:
+    switched = SwitchedGraph(one.graph, _legalised(job, int8), folder=one.graph.parent, parallel=effort.parallel)
+    with switched as graph:
         total = len(graph.units) * min(effort.calls, len(calibration.inputs))
         with job.progress.stage(f"measure layers {name}", total) as advance:
             inputs, guidance = calibration.inputs, one.task.guidance

@@ -36,6 +36,9 @@ class Network:
     def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
         return self._signal + sum((n for u, n in zip(self.units, self._noise, strict=True) if u.name in int8), 0.0)
 
+    def run_all(self, runs: Any) -> Any:
+        return (self.run(*one) for one in runs)
+
 
 CALLS = [{"timestep": np.array([float(t)], np.float32)} for t in (999, 500, 1)]
 POWERS = [1e-5, 3e-2, 1e-6, 4e-3, 1e-5, 1e-3]

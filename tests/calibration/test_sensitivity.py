@@ -157,6 +157,18 @@ def test_the_measurement_points_at_the_layer_that_lost_its_steps(tmp_path: Path)
     assert decibels[True] < decibels[False] - 10
 
 
+def test_runs_beside_each_other_give_the_same_in_the_same_order(
+    graphs: tuple[Path, Path], switched: SwitchedGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.switches._cores", lambda: 3)
+    runs = [(feed, (unit.name,)) for feed in feeds(2) for unit in switched.units]
+    with SwitchedGraph(*graphs, parallel=True) as beside:
+        found = list(beside.run_all(runs))
+    assert len(found) == len(runs)
+    for one, expected in zip(found, switched.run_all(runs), strict=True):
+        np.testing.assert_array_equal(one, expected)
+
+
 def test_without_guidance_there_are_no_deltas(switched: SwitchedGraph) -> None:
     found = measure(switched, answers(switched, feeds(1)), guidance="none")
     assert found.guidance_db(0) is None and found.guidance_noise.shape[2] == 0
