@@ -6,7 +6,7 @@ errors is within a decibel of the error of all layers together. That is what mak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,12 +90,13 @@ def measure(
     if not calls:
         raise CalibrationError("there are no inputs to measure layers with")
     noise, deltas = [], []
-    singles = [(call, (unit.name,)) for call in calls for unit in graph.units]
-    for step in _compare(graph, singles, guidance):
-        noise.append(10 ** (-step.sqnr_db / 10))
-        deltas.append([one.error_energy / one.energy if one.energy else 0.0 for one in step.guidance])
-        if progress is not None:
-            progress(1)
+    for call in calls:
+        for output in graph.run_each(call.inputs):
+            step = _compare(call, output, guidance)
+            noise.append(10 ** (-step.sqnr_db / 10))
+            deltas.append([one.error_energy / one.energy if one.energy else 0.0 for one in step.guidance])
+            if progress is not None:
+                progress(1)
     shape = (len(calls), len(graph.units))
     directions = len(deltas[0])
     return Sensitivity(
@@ -109,13 +110,13 @@ def compare(
     graph: SwitchedGraph, calls: Sequence[Call], int8: Collection[str], *, guidance: Guidance
 ) -> tuple[StepMetrics, ...]:
     """Every call with the units named in ``int8`` quantised, against the float graph."""
-    return tuple(_compare(graph, [(call, int8) for call in calls], guidance))
+    outputs = graph.run_all([call.inputs for call in calls], int8)
+    return tuple(_compare(call, output, guidance) for call, output in zip(calls, outputs, strict=True))
 
 
 def answers(graph: SwitchedGraph, inputs: Sequence[Feed]) -> tuple[Call, ...]:
     """Run the float graph on ``inputs``, e.g. those of a calibration set."""
-    outputs = graph.run_all((feed, ()) for feed in inputs)
-    return tuple(Call(feed, output) for feed, output in zip(inputs, outputs, strict=True))
+    return tuple(Call(feed, output) for feed, output in zip(inputs, graph.run_all(inputs), strict=True))
 
 
 def spread(timesteps: Sequence[float], count: int) -> list[int]:
@@ -131,10 +132,5 @@ def timestep(inputs: Feed) -> float:
     return float(np.ravel(inputs["timestep"])[0]) if "timestep" in inputs else 0.0
 
 
-def _compare(
-    graph: SwitchedGraph, runs: Sequence[tuple[Call, Collection[str]]], guidance: Guidance
-) -> Iterator[StepMetrics]:
-    """Each call, with the units named beside it quantised, against the float graph."""
-    outputs = graph.run_all((call.inputs, int8) for call, int8 in runs)
-    for (call, _), found in zip(runs, outputs, strict=True):
-        yield step_metrics({OUTPUT: call.output}, {OUTPUT: found}, timestep=call.timestep, guidance=guidance)
+def _compare(call: Call, output: NDArray[Any], guidance: Guidance) -> StepMetrics:
+    return step_metrics({OUTPUT: call.output}, {OUTPUT: output}, timestep=call.timestep, guidance=guidance)

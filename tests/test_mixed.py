@@ -36,8 +36,11 @@ class Network:
     def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
         return self._signal + sum((n for u, n in zip(self.units, self._noise, strict=True) if u.name in int8), 0.0)
 
-    def run_all(self, runs: Any) -> Any:
-        return (self.run(*one) for one in runs)
+    def run_all(self, feeds: Any, int8: Any = ()) -> Any:
+        return (self.run(feed, int8) for feed in feeds)
+
+    def run_each(self, feed: Any) -> Any:
+        return (self.run(feed, (unit.name,)) for unit in self.units)
 
 
 CALLS = [{"timestep": np.array([float(t)], np.float32)} for t in (999, 500, 1)]

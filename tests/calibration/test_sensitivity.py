@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import passes
+from calibration.parts import split
 from calibration.quantize import QuantSettings, quantize_onnx
 from calibration.sensitivity import answers, compare, measure, spread
 from calibration.switches import SwitchedGraph, join
@@ -157,16 +158,32 @@ def test_the_measurement_points_at_the_layer_that_lost_its_steps(tmp_path: Path)
     assert decibels[True] < decibels[False] - 10
 
 
-def test_runs_beside_each_other_give_the_same_in_the_same_order(
-    graphs: tuple[Path, Path], switched: SwitchedGraph, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 8, 100])
+def test_runs_that_begin_in_the_middle_and_beside_each_other_give_the_same(
+    graphs: tuple[Path, Path], switched: SwitchedGraph, monkeypatch: pytest.MonkeyPatch, parallel: bool, count: int
 ) -> None:
     monkeypatch.setattr("calibration.switches._cores", lambda: 3)
-    runs = [(feed, (unit.name,)) for feed in feeds(2) for unit in switched.units]
-    with SwitchedGraph(*graphs, parallel=True) as beside:
-        found = list(beside.run_all(runs))
-    assert len(found) == len(runs)
-    for one, expected in zip(found, switched.run_all(runs), strict=True):
-        np.testing.assert_array_equal(one, expected)
+    monkeypatch.setattr("calibration.switches.PARTS", count)
+    names = [unit.name for unit in switched.units]
+    with SwitchedGraph(*graphs, parallel=parallel) as cut:
+        for feed in feeds(2):
+            each = list(cut.run_each(feed))
+            assert len(each) == len(names) > 1
+            for name, found in zip(names, each, strict=True):
+                np.testing.assert_array_equal(found, switched.run(feed, (name,)))
+        for feed, found in zip(feeds(5), cut.run_all(feeds(5), names[:2]), strict=True):
+            np.testing.assert_array_equal(found, switched.run(feed, names[:2]))
+
+
+def test_a_graph_is_cut_where_it_is_said(tmp_path: Path) -> None:
+    model = graph_io.load(write_graph(tmp_path / "m.onnx"))
+    nodes = {node.name: node for node in model.graph}
+    parts = split(model, [nodes["attn.q"], nodes["attn.qk"], nodes["ff.up"]])
+    assert [next(iter(part.model.graph)).name for part in parts] == ["conv_in", "attn.q", "attn.qk", "ff.up"]
+    assert sum(len(part.model.graph) for part in parts) == len(nodes)
+    assert [set(part.inputs) for part in parts] == [{"sample"}, {"t"}, {"q", "kt", "v", "t"}, {"res"}]
+    assert [set(part.outputs) for part in parts] == [{"t"}, {"q", "kt", "v"}, {"res"}, {"out_sample"}]
 
 
 def test_without_guidance_there_are_no_deltas(switched: SwitchedGraph) -> None:
