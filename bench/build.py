@@ -2,6 +2,8 @@
 
 python -m bench.build example     the emoji example, all tasks, INT8
 python -m bench.build sd15        one task of Stable Diffusion 1.5's size: random weights, 256×256 pictures
+
+With --no-mixed-precision, without the search for layers that stay float.
 """
 
 from __future__ import annotations
@@ -53,9 +55,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=["example", "sd15"])
     parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--no-mixed-precision", action="store_true")
     args = parser.parse_args()
     out = WORK / f"bundle-{args.which}"
     options = ["--int8", "--force", "-o", str(out)]
+    options += ["--no-mixed-precision"] if args.no_mixed_precision else []
     model = Path("examples/emoji/model")
     if args.which == "sd15":
         model = WORK / "sd15-model"
@@ -84,7 +88,7 @@ def main() -> None:
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     stages = dict(line.rsplit(": ", 1) for line in log.splitlines() if line.endswith(" s"))
     timing.write(
-        f"build-{args.which}",
+        f"build-{args.which}{'-all-int8' if args.no_mixed_precision else ''}",
         {"seconds": seconds, "peak GB": round(peak, 2), "bundle bytes": size, "stages of the last run": stages},
     )
 
