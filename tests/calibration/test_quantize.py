@@ -171,6 +171,20 @@ def test_progress_is_told_and_nothing_is_printed(quantised):
     assert quantised.printed == ""
 
 
+def test_no_session_of_nncf_holds_on_to_its_memory(tmp_path, monkeypatch):
+    import nncf.onnx.engine
+    import onnxruntime
+
+    opened = []
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, **more: opened.append(args[1]) or session(*args, **more)
+    )
+    quantize_onnx(write_graph(tmp_path / "float.onnx"), make_samples(2), tmp_path / "out.onnx")
+    assert opened and not any(options.enable_cpu_mem_arena for options in opened)
+    assert nncf.onnx.engine.rt is onnxruntime
+
+
 def test_external_data_gives_the_same_graph(quantised, tmp_path):
     source = write_graph(tmp_path / "in" / "float.onnx", external=True)
     assert (source.parent / "float.onnx.data").is_file()
