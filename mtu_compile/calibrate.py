@@ -21,6 +21,7 @@ from mtu_compile.compile import SAMPLES, export_graphs, select_tasks
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
+from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task
 from mtu_compile.precision import INT8
 from mtu_compile.stages import BuildOptions, Job
@@ -85,6 +86,7 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
     from mtu_compile.model.pipeline import MTUPipeline
 
     progress = progress or Progress()
+    check_seed(options.seed)
     with staging(options.output, replace=options.force, marker=INDEX) as folder:
         with progress.stage("load"):
             sha256 = model_sha256(options.model)

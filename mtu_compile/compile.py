@@ -29,6 +29,7 @@ from mtu_compile.check import check_bundle
 from mtu_compile.core.errors import AccuracyError, CalibrationError, ConfigError
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
+from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.layout import Layout, unet_folders
 from mtu_compile.parity import Backend, parity
@@ -89,6 +90,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         raise ConfigError(
             f"{options.precision} is not quantised by a config", hint="leave --quant-config away, or build with --int8"
         )
+    check_seed(options.seed)
     target.probe().require(target.spec.name)
     with bundle.staging(options.output, replace=options.force) as staging:
         with tempfile.TemporaryDirectory(dir=staging.parent, prefix=f"{staging.name}.work-") as work:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtu_compile.cli.console import ConsoleProgress
-from mtu_compile.cli.options import json_option, model_folder, quiet_option, steps_option, what_to_build
+from mtu_compile.cli.options import json_option, model_folder, quiet_option, seed_option, steps_option, what_to_build
 
 if TYPE_CHECKING:
     from mtu_compile.compile import BuildResult
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="For boards: put the packages the runtime needs into the bundle, so that the board needs no internet.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@seed_option("Of everything random.")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="Bundle folder; MODEL-TARGET-PRECISION by default."
 )

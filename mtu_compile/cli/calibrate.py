@@ -14,6 +14,7 @@ from mtu_compile.cli.options import (
     model_argument,
     model_folder,
     quiet_option,
+    seed_option,
     size_option,
     steps_option,
     task_option,
@@ -40,7 +41,7 @@ _SHOWN = 10
 @click.option(
     "--calls", default=10, show_default=True, type=click.IntRange(1), help="UNet calls kept of each picture's steps."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the noise.")
+@seed_option("Of the noise.")
 @click.option(
     "--ranges/--no-ranges", default=True, show_default=True, help="Measure activations and compare them between tasks."
 )

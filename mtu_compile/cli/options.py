@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.seeds import MAX_SEED
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -29,6 +30,11 @@ task_option = click.option("--task", "tasks", multiple=True, help="Only this tas
 steps_option = click.option(
     "--steps", default=20, show_default=True, type=click.IntRange(1, 1000), help="Denoising steps."
 )
+
+
+def seed_option(what: str) -> Callable[[_Command], _Command]:
+    """``--seed``, and in its help ``what`` it is of."""
+    return click.option("--seed", default=0, show_default="0", type=click.IntRange(0, MAX_SEED), help=what)
 
 
 class Size(click.ParamType[tuple[int, int]]):

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mtu_compile.cli.console import ConsoleProgress
-from mtu_compile.cli.options import json_option, quiet_option
+from mtu_compile.cli.options import json_option, quiet_option, seed_option
 
 
 @click.command("run")
@@ -19,7 +19,7 @@ from mtu_compile.cli.options import json_option, quiet_option
 @click.option("--negative-prompt", default="", help="What to keep away from.")
 @click.option("--image", type=click.Path(path_type=Path), help="The picture to start from.")
 @click.option("--mask", type=click.Path(path_type=Path), help="White where the picture is to be repainted.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the initial noise.")
+@seed_option("Of the initial noise.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps; the bundle's default otherwise.")
 @click.option("--guidance", "guidance_scale", type=float, help="Scale of the prompt's direction.")
 @click.option("--image-guidance", "image_guidance_scale", type=float, help="Scale of the picture's direction.")

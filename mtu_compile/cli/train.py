@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mtu_compile.cli.console import ConsoleProgress
+from mtu_compile.cli.options import seed_option
 
 if TYPE_CHECKING:
     from mtu_compile.model.train_config import StepReport
@@ -37,7 +38,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--ema", default=0.999, show_default=True, help="Decay of the moving average.")
 @click.option("--min-snr", type=float, metavar="GAMMA", help="Min-SNR weighting of the timesteps (5 is usual).")
 @click.option("--mixed-precision", type=click.Choice(["no", "bf16"]), default="no", show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@seed_option("Of data order, noise, timesteps, masks and dropout.")
 @click.option("--streaming", is_flag=True, help="Read the data line by line and keep nothing, for sets of any size.")
 @click.option("--mask-variants", default=8, show_default=True, type=click.IntRange(1), help="Random masks a picture.")
 @click.option("--cache-gb", default=8.0, show_default=True, help="Larger encoded sets are encoded again at every step.")

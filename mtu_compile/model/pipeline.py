@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model import encode
 from mtu_compile.model.folder import check_folder, load_component, make_portable, silent_libraries
@@ -158,9 +159,10 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             on_unet_call: sees every UNet call.
 
         Raises:
-            ConfigError: an unknown task, a missing picture or mask, or a size the model can not take.
+            ConfigError: an unknown task or seed, a missing picture or mask, or a size the model can not take.
         """
         task_id, spec = find_task(self.unet.tasks, task)
+        seed = None if seed is None else check_seed(seed)
         height, width = self.resolve_size(height, width)
         pixels, mask = self._source(spec, image, mask_image, height, width)
         condition = encode.condition_pieces(spec, self.vae, pixels, mask)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.seeds import check_seed
 
 #: Settings that may differ between a run and its continuation.
 FREE = frozenset(
@@ -87,6 +88,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "mask_variants", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, it has to be at least 1")
+        check_seed(self.seed)
         if not (0 <= self.ema < 1 and 0 <= self.warmup <= 1 and self.learning_rate > 0):
             raise ConfigError("ema has to be in [0, 1), warmup in [0, 1], learning_rate above 0")
 

@@ -15,6 +15,7 @@ from PIL import Image
 from mtu_compile import bundle
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 from mtu_compile.core.errors import BundleError, ConfigError, MtuError
+from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.runtime import built, guidance, images, schedulers
 from mtu_compile.runtime.engine import OUTPUT, Engine, TensorSpec, open_engine
@@ -130,7 +131,7 @@ class Runtime:
             progress: told of every step.
 
         Raises:
-            ConfigError: an unknown task or sampler; a prompt, picture or mask that the task needs and was not given,
+            ConfigError: an unknown task, sampler or seed; a prompt, picture or mask that the task needs and was not given,
                 or was given and the task cannot use.
             InputError: ``image`` or ``mask`` is not a picture.
             ToolchainMissing, TargetError: an engine cannot be opened or run.
@@ -200,9 +201,7 @@ class Runtime:
             if latents.shape != shape:
                 raise ConfigError(f"latents have the shape {latents.shape}", hint=f"this bundle takes {shape}")
             return np.asarray(latents, dtype=np.float32)
-        if seed < 0:
-            raise ConfigError(f"seed {seed} is negative", hint="take 0 or more")
-        return np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
+        return np.random.Generator(np.random.PCG64(check_seed(seed))).standard_normal(shape, dtype=np.float32)
 
     def _condition(
         self, task: Task, image: Image.Image | Path | str | None, mask: Image.Image | Path | str | None
