@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import targets
 from mtu_compile import bundle, runtime
 from mtu_compile.compare import compare_recorded
+from mtu_compile.core.atomic import scratch
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Advance, Progress
 from mtu_compile.perceptual import perceptual
@@ -39,12 +39,12 @@ def check_bundle(path: Path, *, clip: Path | None = None, progress: Progress | N
     """
     progress = progress or Progress()
     measures = perceptual(clip)
-    with tempfile.TemporaryDirectory(prefix="mtu-check-") as work:
+    with scratch("mtu-check") as work:
         with progress.stage("verify"):
             manifest = bundle.read(path)
             target = targets.get(manifest.target)
             on_device = target.device_here()
-            opener = None if on_device else _host_opener(target, path, Path(work))
+            opener = None if on_device else _host_opener(target, path, work)
             loaded = runtime.load(path, verify=False, opener=opener)
         checks = {}
         with loaded:

@@ -26,6 +26,7 @@ from calibration.set_folder import load_folder
 from calibration.sets import CalibrationSet
 from mtu_compile import __version__, bundle, mixed, quant_config, wheels
 from mtu_compile.check import check_bundle
+from mtu_compile.core.atomic import scratch
 from mtu_compile.core.errors import AccuracyError, CalibrationError, ConfigError
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
@@ -158,11 +159,10 @@ def plan(options: BuildOptions, progress: Progress | None = None) -> BuildPlan:
     progress = progress or Progress()
     target = targets.get(options.target)
     target.spec.check_precision(options.precision)
-    with tempfile.TemporaryDirectory(prefix="mtu-plan-") as folder:
+    with scratch("mtu-plan") as work:
         with progress.stage("load"):
             pipeline = _load(options.model)
             size = pipeline.resolve_size(*(options.size or (None, None)))
-        work = Path(folder)
         job = Job(options, target, work, work, bundle.Source(options.model.name, ""), size, progress)
         graphs = export_graphs(job, pipeline, select_tasks(pipeline, options.tasks))
         del pipeline

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_compile.bundle import EngineRef
-from mtu_compile.core.atomic import staging
+from mtu_compile.core.atomic import scratch, staging
 from mtu_compile.core.progress import Progress
 from targets.base import COST_ROUNDS, WEIGHTS_ONLY, Artifact, Availability, LayerCosts, Plan, Precision, TargetSpec
 from targets.estimate import estimate
@@ -131,10 +130,10 @@ class OpenVINOTarget(ABC):
             self._spec.check_precision(precision)
         layers = [read_layers(graph) for graph, _ in graphs]
         self.probe().require(self._spec.name)
-        with tempfile.TemporaryDirectory(prefix="mtu-costs-") as work:
+        with scratch("mtu-costs") as work:
             irs = []
             for index, (graph, precision) in enumerate(graphs):
-                folder = Path(work) / str(index)
+                folder = work / str(index)
                 folder.mkdir()
                 path = self.write(read_graph(graph), folder, precision)
                 irs.append(IR(path, self.config(precision), layers[index]))

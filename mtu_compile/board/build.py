@@ -17,6 +17,7 @@ from typing import Any
 from mtu_compile import bundle
 from mtu_compile.board.machine import Board, probe
 from mtu_compile.bundle import BUILT, EngineRef, Manifest
+from mtu_compile.core.claims import sweep_folder
 from mtu_compile.core.errors import BundleError, ConfigError, MtuError, TargetError
 from mtu_compile.core.hashing import file_sha256
 from mtu_compile.core.progress import Advance, Progress
@@ -297,8 +298,7 @@ def _locked(folder: Path) -> Iterator[None]:
             raise MtuError(
                 f"another build of this bundle is running in {folder}", hint="wait for it, or end it"
             ) from error
-        for leftover in folder.glob(".*"):
-            leftover.unlink(missing_ok=True)
+        sweep_folder(folder)
         yield
 
 

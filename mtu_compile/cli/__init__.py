@@ -9,6 +9,7 @@ from importlib import import_module
 import click
 
 from mtu_compile import __version__
+from mtu_compile.cli.signals import Stopped, catch_signals
 from mtu_compile.core.errors import EXIT_OTHER, MtuError
 
 #: Command name → module under ``mtu_compile.cli`` whose ``command`` it is, in the order ``--help`` lists them.
@@ -60,7 +61,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     Without a command, `build` is meant: `mtu-compile --target cpu --int8`.
 
     Exit codes: 0 done, 2 usage, 3 below the accuracy threshold, 4 a toolchain is missing, 5 bad or tampered input,
-    1 anything else.
+    1 anything else; 130 interrupted, 143 terminated.
     """
     ctx.obj = {"debug": debug}
 
@@ -68,8 +69,11 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main() -> None:
     """Entry point of ``mtu-compile``: errors become a message, a hint and an exit code."""
     debug = "--debug" in sys.argv
+    catch_signals()
     try:
         cli(standalone_mode=False)
+    except Stopped as stop:
+        _fail(stop.word, "nothing was left half-written", stop.code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from mtu_compile.core.claims import OLD, claim, sweep
 from mtu_compile.core.errors import ConfigError, MtuError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -19,21 +20,39 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def atomic_file(path: Path) -> Iterator[Path]:
     """A name beside ``path``, of the same suffix, that becomes ``path`` when the block ends well.
 
-    On any error, Ctrl-C included, what was written there is removed and ``path`` is as it was.
+    On any error, Ctrl-C included, what was written there is removed and ``path`` is as it was. What a killed process
+    left there is removed by the next that writes ``path``.
     """
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with claim(path) as stem:
+        temporary = stem.with_name(f"{stem.name}{path.suffix}")
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """A folder in the system's place for temporary files, for as long as the block runs.
+
+    What a killed process left there is removed by the next one that asks for the same ``name``.
+    """
+    with claim(Path(tempfile.gettempdir()) / name) as stem:
+        folder = stem.with_name(f"{stem.name}.scratch")
+        try:
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def staging(destination: Path | str, *, replace: bool = False, marker: str | None = None) -> Iterator[Path]:
     """A new folder beside ``destination`` that becomes ``destination`` when the block ends well.
 
-    On any error, Ctrl-C included, the folder is removed and ``destination`` is as it was.
+    On any error, Ctrl-C included, the folder is removed and ``destination`` is as it was. What a killed process left
+    there is removed by the next that writes ``destination``, and with it all whose name begins with the folder's.
 
     Args:
         destination: must not exist, unless ``replace``.
@@ -47,23 +66,24 @@ def staging(destination: Path | str, *, replace: bool = False, marker: str | Non
     """
     # realpath: a link to a bundle stays a link, and what it points to is replaced
     target = Path(os.path.realpath(destination))
+    sweep(target)  # first: it may put back what was there
     _check_free(target, replace, marker)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     created: list[Path] = []
-    try:
-        _make_folder(temporary, created)
-        yield temporary
-        _move_into_place(temporary, target, replace, marker)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in reversed(created):
-            _remove_if_empty(parent)
-        if _is_full_disk(error):
-            raise MtuError(
-                f"no space left on the disk while writing {str(target)!r}",
-                hint="free some space, or choose another place with -o; nothing was left behind",
-            ) from error
-        raise
+    with ExitStack() as stack:
+        try:
+            temporary = _make_folder(target, created, stack)
+            yield temporary
+            _move_into_place(temporary, target, replace, marker)
+        except BaseException as error:
+            stack.close()
+            for parent in reversed(created):
+                _remove_if_empty(parent)
+            if _is_full_disk(error):
+                raise MtuError(
+                    f"no space left on the disk while writing {str(target)!r}",
+                    hint="free some space, or choose another place with -o; nothing was left behind",
+                ) from error
+            raise
 
 
 def _check_free(target: Path, replace: bool, marker: str | None) -> None:
@@ -87,7 +107,7 @@ def _move_into_place(temporary: Path, target: Path, replace: bool, marker: str |
     if not target.exists():
         temporary.rename(target)
         return
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    old = temporary.with_suffix(OLD)
     try:
         target.rename(old)
         temporary.rename(target)
@@ -95,12 +115,13 @@ def _move_into_place(temporary: Path, target: Path, replace: bool, marker: str |
         if old.exists() and not target.exists():
             old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    # under another name, as a folder that is half removed must not be put back
+    shutil.rmtree(old.rename(temporary.with_suffix(".removed")), ignore_errors=True)
 
 
-def _make_folder(folder: Path, created: list[Path]) -> None:
-    """Create ``folder``; parents that were missing are added to ``created``, outermost first."""
-    missing, parent = [], folder.parent
+def _make_folder(target: Path, created: list[Path], stack: ExitStack) -> Path:
+    """A new folder beside ``target``, which ``stack`` removes; parents it makes go to ``created``, outermost first."""
+    missing, parent = [], target.parent
     while not parent.exists():
         missing.append(parent)
         parent = parent.parent
@@ -108,13 +129,17 @@ def _make_folder(folder: Path, created: list[Path]) -> None:
         for parent in reversed(missing):
             parent.mkdir()
             created.append(parent)
+        stem = stack.enter_context(claim(target))
+        folder = stem.with_name(f"{stem.name}.partial")
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.mkdir()
     except OSError as error:
         if _is_full_disk(error):
             raise
         raise MtuError(
-            f"cannot write in {str(folder.parent)!r}: {error.strerror}", hint="choose another place with -o"
+            f"cannot write in {str(target.parent)!r}: {error.strerror}", hint="choose another place with -o"
         ) from error
+    return folder
 
 
 def _remove_if_empty(folder: Path) -> None:

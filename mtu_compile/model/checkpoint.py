@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.hashing import file_sha256
 
@@ -47,24 +47,16 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write ``folder/checkpoint-<step>`` and drop all but the last ``keep`` checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     destination = folder / f"{PREFIX}{checkpoint.step:07d}"
-    staging = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder))
-    try:
-        staging.chmod(0o755)  # mkdtemp makes it private
+    with staging(destination, replace=True, marker=STATE) as place:
         hashes = {}
         for part in PARTS:
-            path = staging / f"{part}.safetensors"
+            path = place / f"{part}.safetensors"
             tensors = {name: value.detach().cpu().contiguous() for name, value in getattr(checkpoint, part).items()}
             save_file(tensors, path)
             hashes[path.name] = file_sha256(path)
         state = {"step": checkpoint.step, "files": hashes, "record": dict(checkpoint.record)}
         state = {**state, "sha256": _digest(state)}
-        (staging / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        if destination.exists():
-            shutil.rmtree(destination)
-        staging.rename(destination)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        (place / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     for old in found(folder)[:-keep]:
         shutil.rmtree(old)
     return destination

@@ -131,8 +131,8 @@ class Runtime:
             progress: told of every step.
 
         Raises:
-            ConfigError: an unknown task, sampler or seed; a prompt, picture or mask that the task needs and was not given,
-                or was given and the task cannot use.
+            ConfigError: an unknown task, sampler or seed; a prompt, picture or mask that the task needs and was not
+                given, or was given and the task cannot use.
             InputError: ``image`` or ``mask`` is not a picture.
             ToolchainMissing, TargetError: an engine cannot be opened or run.
             MtuError: the UNet's output is not finite.

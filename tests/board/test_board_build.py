@@ -100,7 +100,8 @@ def test_a_broken_engine_and_a_foreign_one_are_built_again(
     build_bundle(orin_bundle)
     engine = orin_bundle / "built" / "vae_decoder.engine"
     engine.write_bytes(engine.read_bytes()[:5])
-    (orin_bundle / "built" / ".unet.0badcafe.engine").write_bytes(b"left by a killed build")
+    for leftover in (".unet.engine.0badcafe.engine", ".unet.engine.0badcafe.lock"):
+        (orin_bundle / "built" / leftover).write_bytes(b"left by a killed build")
     build_bundle(orin_bundle)
     assert builder.built == [*GRAPHS, "vae_decoder"]
     assert not list((orin_bundle / "built").glob(".*"))
