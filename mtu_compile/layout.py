@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_compile.core.tasks import Task
+from mtu_compile.model.unet_config import MTU_KEYS
 
 if TYPE_CHECKING:
     from mtu_compile.model.pipeline import MTUPipeline
@@ -25,9 +26,6 @@ MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-
-#: What only the multi-task UNet has in its config.
-MULTI_TASK_KEYS = ("tasks", "num_experts", "d_task", "router_width", "norm_per_expert", "top_k")
 
 #: File name of an IR, and of the tokenizer OpenVINO GenAI runs.
 IR, TOKENIZER_IR = "openvino_model.xml", "openvino_tokenizer.xml"
@@ -64,7 +62,7 @@ class Layout:
         """The layout of a bundle with ``tasks`` of ``pipeline``, all by default."""
         built = tuple(pipeline.unet.tasks) if tasks is None else tuple(tasks)
         latent = int(pipeline.unet.latent_channels)
-        unet = {key: value for key, value in pipeline.unet.config.items() if key not in MULTI_TASK_KEYS}
+        unet = {key: value for key, value in pipeline.unet.config.items() if key not in MTU_KEYS}
         configs: dict[str, dict[str, Any]] = {
             "text_encoder": pipeline.text_encoder.config.to_dict(),
             "vae_encoder": dict(pipeline.vae.config),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from mtu_compile.cli.console import ConsoleProgress
 from mtu_compile.core.errors import ConfigError
-from mtu_compile.core.tasks import PAPER_TASKS, Task, find_task
+from mtu_compile.core.schema import Mismatch, conform, read_json
+from mtu_compile.core.tasks import PAPER_TASKS, Task, Tasks, find_task
+
+TASKS_HINT = 'write a JSON list of tasks: [{"name": "depth", "condition": ["image"], "guidance": "text"}, …]'
 
 
 @click.command("upcycle")
@@ -79,13 +81,13 @@ def command(
 
 def read_tasks(path: Path) -> tuple[Task, ...]:
     """Task descriptions from a JSON list."""
+    if not path.is_file():
+        raise ConfigError(f"{path} can not be read: there is no such file", hint=TASKS_HINT)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can not be read: {error}", hint="give a JSON list of task descriptions") from error
-    if not isinstance(data, list) or not data or not all(isinstance(one, dict) for one in data):
-        raise ConfigError(f"{path} is not a JSON list of task descriptions", hint='write [{"name": "depth", …}, …]')
-    return tuple(Task.from_json(one) for one in data)
+        tasks: tuple[Task, ...] = conform(Tasks, read_json(path, hint=TASKS_HINT))
+    except Mismatch as mismatch:
+        raise mismatch.at(path, hint=TASKS_HINT) from mismatch
+    return tasks
 
 
 def _top_k(text: str | None, tasks: int) -> list[int] | None:

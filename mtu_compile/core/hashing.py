@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from mtu_compile.core.errors import ModelError
+from mtu_compile.core.schema import read_json
 
 #: What decides a model's output: weights, configs and vocabularies. Pictures, cards and logs beside them do not.
 MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model"})
+
+#: Components of published pipelines that make no picture: they filter finished ones, or prepare those of adapters.
+IGNORED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 
 
 def file_sha256(path: Path) -> str:
@@ -30,11 +33,12 @@ def model_files(folder: Path) -> tuple[str, ...]:
         ModelError: there is no readable ``model_index.json``.
     """
     index_file = folder / "model_index.json"
-    try:
-        index = json.loads(index_file.read_text(encoding="utf-8"))
-        components = [name for name, value in index.items() if isinstance(value, list) and value[:1] != [None]]
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{index_file} can not be read: {error}", hint="give a diffusers pipeline folder") from error
+    index = read_json(index_file, hint="give a diffusers pipeline folder")
+    if not isinstance(index, dict):
+        raise ModelError(f"{index_file} is not a JSON object", hint="give a diffusers pipeline folder")
+    components = [
+        name for name, value in index.items() if isinstance(value, list) and value[:1] != [None] and name not in IGNORED
+    ]
     found = [index_file, *(path for name in components for path in sorted((folder / name).rglob("*")))]
     files = {path.relative_to(folder).as_posix() for path in found if path.is_file() and path.suffix in MODEL_SUFFIXES}
     return tuple(sorted(files))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtu_compile.core.errors import InputError
+from mtu_compile.core.schema import Mismatch, conform, parse_json, show
 
 METADATA = "metadata.jsonl"
 
 #: Rows of this split are kept for accuracy checks: neither trained on nor calibrated with.
 CHECK_SPLIT = "check"
+
+
+#: What a row may say of what is used here; other keys are left alone.
+KEYS = ("prompt", "file_name", "image_file_name", "mask_file_name", "split")
+
+HINT = 'write rows like {"file_name": "a.png", "prompt": "a cat"}'
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,12 @@ def parse_row(folder: Path, place: str, data: Mapping[str, Any]) -> Row:
     Raises:
         InputError: a field is not a string, or a file is missing or outside ``folder``.
     """
-    if not isinstance(data, Mapping):
-        raise InputError(
-            f"{place}: not a JSON object", hint='write rows like {"file_name": "a.png", "prompt": "a cat"}'
-        )
-    for key in ("prompt", "file_name", "image_file_name", "mask_file_name", "split"):
-        if not isinstance(data.get(key), str | None):
-            raise InputError(f"{place}: {key} is not a string")
+    try:
+        conform(Mapping[str, Any], data)
+        for key in KEYS:
+            conform(str | None, data.get(key), key)
+    except Mismatch as mismatch:
+        raise mismatch.at(place, error=InputError, hint=HINT) from mismatch
     return Row(
         place=place,
         prompt=data.get("prompt") or "",
@@ -63,11 +68,15 @@ def parse_row(folder: Path, place: str, data: Mapping[str, Any]) -> Row:
 def _resolve(folder: Path, place: str, name: str | None) -> Path | None:
     if name is None:
         return None
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise InputError(f"{place}: {name!r} lies outside {folder}", hint="keep the pictures beside metadata.jsonl")
-    if not path.is_file():
-        raise InputError(f"{place}: there is no file {name!r} in {folder}")
+    try:
+        path = (folder / name).resolve()
+        inside, there = path.is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name too long, with a zero byte, or links that run in a circle
+        inside, there = True, False
+    if not inside:
+        raise InputError(f"{place}: {show(name)} lies outside {folder}", hint="keep the pictures beside metadata.jsonl")
+    if not there:
+        raise InputError(f"{place}: there is no file {show(name)} in {folder}")
     return path
 
 
@@ -90,7 +99,7 @@ def read_rows(folder: Path) -> tuple[Row, ...]:
             continue
         place = f"{path} line {number}"
         try:
-            data = json.loads(line)
+            data = parse_json(line)
         except ValueError as error:
             raise InputError(f"{place}: not JSON: {error}") from error
         rows.append(parse_row(folder, place, data))

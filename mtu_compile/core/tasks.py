@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
 
-from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.schema import Length, Mismatch, Range, Rule, conform, field_types, show
 
 Fill = Literal["image", "masked_image", "mask"]
 Guidance = Literal["none", "text", "text+image"]
+
+
+def _is_name(name: str) -> bool:
+    return name.replace("-", "").replace("_", "").isalnum() and len(name.encode()) <= 64
+
+
+#: Names of folders and files are made of it, which most file systems end at 255 bytes.
+TaskName = Annotated[str, Rule(_is_name, "letters, digits, '-' and '_', 64 bytes of them at most")]
+
+#: Scales in use go up to 20 or so.
+Scale = Annotated[float, Range(0, 1000)]
 
 
 @dataclass(frozen=True)
@@ -26,22 +38,18 @@ class Task:
         downscale: for super-resolution, how many times smaller the input picture is than the output.
     """
 
-    name: str
-    condition: tuple[Fill, ...] = ()
+    name: TaskName
+    condition: Annotated[tuple[Fill, ...], Length(0, 8)] = ()
     guidance: Guidance = "text"
-    guidance_scale: float = 1.0
-    image_guidance_scale: float = 1.0
-    downscale: int | None = None
+    guidance_scale: Scale = 1.0
+    image_guidance_scale: Scale = 1.0
+    downscale: Annotated[int, Range(1, 64)] | None = None
 
     def __post_init__(self) -> None:
-        if not self.name.replace("-", "").replace("_", "").isalnum():
-            raise ModelError(f"task name {self.name!r} is not made of letters, digits, '-' and '_'")
-        if unknown := set(self.condition) - set(get_args(Fill)):
-            raise ModelError(f"task {self.name!r}: unknown condition {sorted(unknown)}; known: {get_args(Fill)}")
-        if self.guidance not in get_args(Guidance):
-            raise ModelError(f"task {self.name!r}: unknown guidance {self.guidance!r}; known: {get_args(Guidance)}")
+        for one in fields(self):
+            conform(field_types(Task)[one.name], getattr(self, one.name), one.name)
         if self.guidance == "text+image" and not self.condition:
-            raise ModelError(f"task {self.name!r}: guidance 'text+image' needs a condition")
+            raise Mismatch("guidance", show(self.guidance), "a condition beside guidance by text and image")
 
     def condition_channels(self, latent_channels: int) -> int:
         """How many channels the condition adds to the UNet's input."""
@@ -57,10 +65,18 @@ class Task:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Task:
-        try:
-            return cls(**{**data, "condition": tuple(data.get("condition", ()))})
-        except TypeError as error:
-            raise ModelError(f"task description {dict(data)!r} is not understood: {error}") from error
+        """The task a JSON object describes; ``Mismatch``, a ``ModelError``, naming the key that is wrong."""
+        task = conform(cls, data)
+        assert isinstance(task, cls)
+        return task
+
+
+def _are_distinct(tasks: tuple[Task, ...]) -> bool:
+    return len({task.name for task in tasks}) == len(tasks)
+
+
+#: What a UNet's config and a tasks file hold.
+Tasks = Annotated[tuple[Task, ...], Rule(_are_distinct, "tasks with a name each of their own"), Length(1, 64)]
 
 
 #: The paper's four tasks with its guidance scales (Chavhan et al., ICML 2025, section 4.1).

@@ -7,19 +7,22 @@ folder; code in a folder is never run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import transformers
-from safetensors import SafetensorError, safe_open
 
 from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.hashing import IGNORED
+from mtu_compile.core.schema import Mismatch, conform, read_json
+from mtu_compile.model.configs import check_configs
+from mtu_compile.model.networks import check_network, first_line
+from mtu_compile.model.weights import Weights, find_weights
 
 INDEX = "model_index.json"
-PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"})
 
 #: Component → classes it may have. ``None`` stands for any scheduler of diffusers.
 CLASSES: dict[str, tuple[str, ...] | None] = {
@@ -33,79 +36,85 @@ CLASSES: dict[str, tuple[str, ...] | None] = {
     "scheduler": None,
 }
 
-#: Components that hold weights.
-MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
+#: Components that hold weights, and the stem of their files' names.
+MODELS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+
+#: What an index says of a component: its library and class, or null for what the pipeline goes without.
+Entry = tuple[str | None, str | None]
 
 
 def read_index(folder: Path) -> dict[str, tuple[str, str]]:
-    """Component → (library, class) of a pipeline folder, as far as a multi-task pipeline knows the component.
+    """Component → (library, class) of a pipeline folder.
+
+    What filters or measures pictures (``core.hashing.IGNORED``) is left out, and never loaded.
 
     Raises:
         ModelError: not a pipeline folder, or a component of a class that is not known (it is never imported).
     """
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder", hint="give a diffusers pipeline folder")
+    path = folder / INDEX
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {INDEX}", hint="give a diffusers pipeline folder")
+    listed = {}
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        listed = {
-            name: (str(value[0]), str(value[1]))
-            for name, value in index.items()
-            if name in CLASSES and value[0] is not None
-        }
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} has no {INDEX}", hint="give a diffusers pipeline folder") from error
-    except (OSError, ValueError, AttributeError, TypeError, LookupError) as error:
-        raise ModelError(f"{folder / INDEX} can not be read: {error}", hint="fetch the model again") from error
+        for name, value in conform(Mapping[str, Any], read_json(path)).items():
+            if name in CLASSES or isinstance(value, list):
+                library, kind = conform(Entry, value, name)
+                if name not in IGNORED and library is not None and kind is not None:
+                    listed[name] = (library, kind)
+    except Mismatch as mismatch:
+        raise mismatch.at(path, hint="fetch the model again") from mismatch
     for name, (library, kind) in listed.items():
+        if name not in CLASSES:
+            raise ModelError(
+                f"{path}: {name}, a {library}.{kind}, is not part of the pipelines that can be compiled",
+                hint=f"known are {', '.join(CLASSES)}; {', '.join(sorted(IGNORED))} are left out",
+            )
         known = CLASSES[name]
         if (known is not None and kind not in known) or (known is None and library != "diffusers"):
             raise ModelError(
-                f"{folder / INDEX}: {name} is a {library}.{kind}, which is not known",
+                f"{path}: {name} is a {library}.{kind}, which is not known",
                 hint=f"{name} has to be {'one of ' + ', '.join(known) if known else 'a scheduler of diffusers'}",
             )
     if missing := {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} - listed.keys():
-        raise ModelError(f"{folder / INDEX} does not list {', '.join(sorted(missing))}", hint="fetch the model again")
+        raise ModelError(f"{path} does not list {', '.join(sorted(missing))}", hint="fetch the model again")
     return listed
 
 
 def check_folder(folder: Path) -> dict[str, tuple[str, str]]:
-    """``read_index``, and every component's files are there, whole, inside the folder and not pickles.
+    """``read_index``, and every component's files are there, whole, inside the folder, and belong together.
 
     Raises:
-        ModelError: naming the file.
+        ModelError: naming the file, and the key where it is one.
     """
     listed = read_index(folder)
-    for name in listed:
-        _check_component(folder, folder / name, has_weights=name in MODELS)
+    weights = {name: _check_component(folder, folder / name, MODELS.get(name)) for name in listed}
+    check_configs(folder, listed)
+    for name, found in weights.items():
+        if found is not None:
+            check_network(listed[name][1], folder / name / "config.json", found)
     return listed
 
 
-def _check_component(folder: Path, component: Path, *, has_weights: bool) -> None:
+def _check_component(folder: Path, component: Path, stem: str | None) -> Weights | None:
     if not component.is_dir():
         raise ModelError(f"{component} is missing", hint="fetch the model again")
-    files = sorted(path for path in component.rglob("*") if not path.is_dir())
-    for path in (component, *files):
+    for path in (component, *sorted(path for path in component.rglob("*") if not path.is_dir())):
         if not _is_inside(folder, path):
             raise ModelError(f"{path} points out of {folder}", hint="copy the file into the folder")
         if path.suffix == ".json":
-            _check_json(path)
-    if not has_weights:
-        return
+            read_json(path, hint="fetch the model again")
+    if stem is None:
+        return None
     if not (component / "config.json").is_file():
         raise ModelError(f"{component / 'config.json'} is missing", hint="fetch the model again")
-    weights = [path for path in files if path.suffix == ".safetensors"]
-    if not weights:
-        if pickles := [path for path in files if path.suffix in PICKLES]:
-            raise ModelError(
-                f"{pickles[0]} is not safetensors, and pickles are not read",
-                hint="save the model again with save_pretrained(..., safe_serialization=True)",
-            )
-        raise ModelError(f"{component} has no weights (*.safetensors)", hint="fetch the model again")
-    for path in weights:
-        _check_safetensors(path)
-    for path in files:
-        if path.name.endswith(".safetensors.index.json"):
-            _check_shards(path)
+    return find_weights(component, stem)
 
 
 def _is_inside(folder: Path, path: Path) -> bool:
@@ -117,42 +126,14 @@ def _is_inside(folder: Path, path: Path) -> bool:
     return any(real.is_relative_to(root) for root in roots)
 
 
-def _check_json(path: Path) -> None:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} can not be read: {error}", hint="fetch the model again") from error
-
-
-def _check_safetensors(path: Path) -> None:
-    try:
-        with safe_open(path, framework="numpy"):
-            pass  # opening checks the header against the file's length
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is damaged or truncated: {error}", hint="fetch the file again") from error
-
-
-def _check_shards(path: Path) -> None:
-    """The shards an index names lie beside it and are there."""
-    shards = json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()
-    for shard in sorted(set(map(str, shards))):
-        if Path(shard).name != shard:
-            raise ModelError(f"{path} names {shard!r}, outside its folder", hint="fetch the model again")
-        if not (path.parent / shard).is_file():
-            raise ModelError(f"{path.parent / shard} is missing", hint="fetch the model again")
-
-
 def load_component(cls: Any, folder: Path, *, dtype: Any) -> Any:
     """``cls.from_pretrained(folder)`` of a checked model component, with every weight really read.
 
     Raises:
         ModelError: weights are missing or of another shape (diffusers and transformers would go on with random ones).
     """
-    kind = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
-    variant = None
-    if not list(folder.glob("*.safetensors.index.json")):
-        plain = [path for path in folder.glob("*.safetensors") if ".fp16." not in path.name]
-        variant = None if plain else "fp16"
+    kind, stem = ("dtype", "model") if cls.__module__.startswith("transformers") else ("torch_dtype", MODELS["unet"])
+    weights = find_weights(folder, stem)
     try:
         with silent_libraries():
             model, info = cls.from_pretrained(
@@ -160,14 +141,15 @@ def load_component(cls: Any, folder: Path, *, dtype: Any) -> Any:
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
-                variant=variant,
+                variant=weights.variant,
                 **{kind: dtype},
             )
     except ModelError:
         raise
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, NotImplementedError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{folder} can not be loaded: {first}", hint="fetch or build the model again") from error
+    except Exception as error:  # libraries raise what they like; --debug shows it
+        raise ModelError(
+            f"{folder} can not be loaded: {first_line(error)}", hint="fetch or build the model again"
+        ) from error
     missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if missing:
         raise ModelError(

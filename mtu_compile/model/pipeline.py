@@ -17,13 +17,15 @@ from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model import encode
+from mtu_compile.model.autoencoder import fold_statistics
 from mtu_compile.model.folder import check_folder, load_component, make_portable, silent_libraries
+from mtu_compile.model.tokenizer import load_tokenizer
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 from mtu_compile.runtime import images
 
@@ -93,11 +95,12 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
                 f"{folder} is an SDXL pipeline, whose UNet can be compiled but which can not be run whole yet",
                 hint="use a model of the Stable Diffusion 1.5 or 2.x anatomy",
             )
+        vocabulary = CLIPTextConfig.from_json_file(folder / "text_encoder" / "config.json").vocab_size
         loaders: dict[str, Callable[[], Any]] = {
             "unet": lambda: load_component(MTUUNet2DConditionModel, folder / "unet", dtype=torch_dtype),
-            "vae": lambda: load_component(AutoencoderKL, folder / "vae", dtype=torch_dtype),
+            "vae": lambda: fold_statistics(load_component(AutoencoderKL, folder / "vae", dtype=torch_dtype)),
             "text_encoder": lambda: load_component(CLIPTextModel, folder / "text_encoder", dtype=torch_dtype),
-            "tokenizer": lambda: _load_tokenizer(folder / "tokenizer"),
+            "tokenizer": lambda: load_tokenizer(folder / "tokenizer", vocabulary),
             "scheduler": lambda: load_scheduler(listed["scheduler"][1], folder / "scheduler"),
         }
         return cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})
@@ -285,13 +288,6 @@ def _guide(task: Task, output: Tensor, scale: float, image_scale: float) -> Tens
         return empty + scale * (full - empty)
     empty, picture, full = parts
     return empty + image_scale * (picture - empty) + scale * (full - picture)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{folder} can not be loaded: {error}", hint="fetch the model again") from error
 
 
 def load_scheduler(name: str, folder: Path) -> Any:

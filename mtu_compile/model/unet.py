@@ -14,8 +14,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from mtu_compile.core.errors import ModelError
-from mtu_compile.core.tasks import Task
 from mtu_compile.model.experts import MTUTransformerBlock
+from mtu_compile.model.unet_config import MTUConfig
 
 
 def _with_base_arguments(init: Callable[..., None]) -> Callable[..., None]:
@@ -78,14 +78,18 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
         top_k: Sequence[int] | None = None,
         **base: Any,
     ) -> None:
+        multi_task = MTUConfig.from_json(
+            {
+                "tasks": list(tasks),
+                "num_experts": num_experts,
+                "d_task": d_task,
+                "router_width": router_width,
+                "norm_per_expert": norm_per_expert,
+                "top_k": top_k,
+            }
+        )
         super().__init__(**base)
-        if not tasks:
-            raise ModelError("a multi-task UNet needs at least one task")
-        self.tasks = tuple(Task.from_json(task) for task in tasks)
-        if len({task.name for task in self.tasks}) != len(self.tasks):
-            raise ModelError("two tasks have the same name")
-        if top_k is not None and (len(top_k) != len(self.tasks) or not all(1 <= k <= num_experts for k in top_k)):
-            raise ModelError(f"top_k {list(top_k)} has to give each task a number from 1 to {num_experts}")
+        self.tasks = multi_task.tasks
         self.task_embedding = nn.Embedding(len(self.tasks), d_task)
         self._upcycle_blocks(
             num_tasks=len(self.tasks),

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mtu_compile.core.hashing import MODEL_SUFFIXES
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.folder import (
     INDEX,
+    MODELS,
     check_destination,
     check_folder,
     load_component,
@@ -28,6 +29,7 @@ from mtu_compile.model.folder import (
     silent_libraries,
 )
 from mtu_compile.model.unet import MTUUNet2DConditionModel
+from mtu_compile.model.weights import find_weights
 
 
 def upcycle_unet(unet: UNet2DConditionModel, tasks: Sequence[Task], **options: Any) -> MTUUNet2DConditionModel:
@@ -100,15 +102,26 @@ def upcycle_folder(
         with silent_libraries():
             unet.save_pretrained(folder / "unet", safe_serialization=True)
         for component in listed.keys() - {"unet"}:
-            shutil.copytree(base / component, folder / component, ignore=_not_model_files)
+            shutil.copytree(base / component, folder / component, ignore=_left_out(base, component))
         make_portable(folder)
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return unet
 
 
-def _not_model_files(folder: str, names: list[str]) -> list[str]:
-    """What a copy leaves out: pickles, cards, and anything else that is not weights, configs or vocabularies."""
-    return [name for name in names if (Path(folder) / name).is_file() and Path(name).suffix not in MODEL_SUFFIXES]
+def _left_out(base: Path, component: str) -> Callable[[str, list[str]], list[str]]:
+    """What a copy leaves out: pickles, cards, weights in other precisions, whatever is not weights or config."""
+    weights = find_weights(base / component, MODELS[component]) if component in MODELS else None
+    kept = {weights.index, *weights.files} if weights else set()
+
+    def ignore(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if (path := Path(folder) / name).is_file() and not wanted(path)]
+
+    def wanted(path: Path) -> bool:
+        if ".safetensors" in path.name:
+            return path in kept
+        return path.suffix in MODEL_SUFFIXES
+
+    return ignore
 
 
 def upcycle_state_dict(base: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:

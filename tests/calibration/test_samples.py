@@ -80,10 +80,10 @@ def test_transparent_pictures_are_on_white(tmp_path: Path) -> None:
         ({"image_file_name": "../a.png"}, "outside"),
         ({"image_file_name": "/etc/hostname"}, "outside"),
         ({"image_file_name": "metadata.jsonl"}, "not a picture"),
-        ({"image_file_name": 1}, "image_file_name is not a string"),
-        ({"prompt": ["a"], "image_file_name": "a.png"}, "prompt is not a string"),
+        ({"image_file_name": 1}, "image_file_name is 1, expected text"),
+        ({"prompt": ["a"], "image_file_name": "a.png"}, 'prompt is \\["a"\\], expected text'),
         ({"file_name": "a.png"}, "needs a source picture"),
-        ("a.png", "not a JSON object"),
+        ("a.png", "expected an object"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: Any, named: str) -> None:

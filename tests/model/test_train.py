@@ -199,11 +199,11 @@ def test_a_run_out_of_time_leaves_a_pipeline_and_goes_on(config: TrainConfig) ->
         ('{"file_name": "gone.png"}', "gone.png"),
         ('{"file_name": "../t2i/0.png"}', "outside"),
         ('{"file_name": "check.png"}', "not a picture"),
-        ('{"file_name": 3}', "file_name is not a string"),
+        ('{"file_name": 3}', "file_name is 3, expected text or null"),
         ('{"prompt": "a"}', "needs file_name"),
         ('{"file_name": "0.png"}', "needs image_file_name"),
         ("{", "not JSON"),
-        ("[]", "not a JSON object"),
+        ("[]", r"line 1 is \[\], expected an object"),
         ("", "no rows"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from mtu_compile.cli.upcycle import command
 from mtu_compile.core.errors import ConfigError, ModelError
@@ -130,7 +131,9 @@ def test_sdxl_components_are_copied_unchanged(base_pipeline_dir: Path, tiny_unet
     base = tmp_path / "sdxl"
     shutil.copytree(base_pipeline_dir, base)
     tiny_unet("sdxl").save_pretrained(base / "unet")
-    shutil.copytree(base / "text_encoder", base / "text_encoder_2")
+    CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(base / "text_encoder")).save_pretrained(
+        base / "text_encoder_2"
+    )
     shutil.copytree(base / "tokenizer", base / "tokenizer_2")
     index = json.loads((base / "model_index.json").read_text())
     index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
