@@ -64,7 +64,7 @@ def read_index(folder: Path) -> dict[str, tuple[str, str]]:
     listed = {}
     try:
         for name, value in conform(Mapping[str, Any], read_json(path)).items():
-            if name in CLASSES or isinstance(value, list):
+            if name in CLASSES or (isinstance(value, list) and not name.startswith("_")):
                 library, kind = conform(Entry, value, name)
                 if name not in IGNORED and library is not None and kind is not None:
                     listed[name] = (library, kind)
