@@ -14,6 +14,7 @@ from calibration.samples import Sample
 from calibration.sets import SEED_OFFSET, CalibrationSet
 from mtu_compile import __version__
 from mtu_compile.core.errors import CalibrationError
+from mtu_compile.core.fit import Fit
 from mtu_compile.core.tasks import Task
 
 #: Which calls of a trajectory are kept: one of each stratum of the schedule, another one in each trajectory; the same
@@ -33,6 +34,7 @@ def capture(
     steps: int,
     size: tuple[int, int] | None = None,
     seed: int = 0,
+    fit: Fit = "crop",
     calls: int | None = CALLS,
     sampling: Sampling = "stratified",
     progress: Callable[[int], None] | None = None,
@@ -49,6 +51,7 @@ def capture(
         steps: denoising steps.
         size: height and width in pixels, the model's own by default.
         seed: trajectory ``i`` starts from the noise of ``seed + SEED_OFFSET + i``.
+        fit: what becomes of pictures of other proportions.
         calls: UNet calls kept of each trajectory; ``None`` for all.
         sampling: which ones.
         progress: called with 1 after each trajectory.
@@ -62,7 +65,7 @@ def capture(
     trajectories: list[int] = []
     for i, sample in enumerate(samples):
         noise = seed + SEED_OFFSET + i
-        seen = observe(pipeline, task, sample, size=size, steps=steps, seed=noise, output_type="latent").inputs
+        seen = observe(pipeline, task, sample, size=size, steps=steps, seed=noise, fit=fit, output_type="latent").inputs
         picked = pick(sampling, len(seen), calls, i, noise)
         inputs += [seen[index] for index in picked]
         trajectories += [i] * len(picked)

@@ -9,8 +9,9 @@ import numpy as np
 
 from calibration.observe import observe
 from calibration.samples import Sample
+from mtu_compile.core.fit import Fit
 from mtu_compile.core.tasks import Task
-from mtu_compile.runtime import images
+from mtu_compile.runtime.fitting import fit_picture
 from mtu_compile.runtime.reference import Reference, Trajectory
 
 
@@ -22,6 +23,7 @@ def record_reference(
     size: tuple[int, int],
     steps: int,
     seed: int = 0,
+    fit: Fit = "crop",
     producer: str,
     progress: Callable[[int], None] | None = None,
 ) -> Reference:
@@ -32,18 +34,19 @@ def record_reference(
         size: height and width in pixels.
         steps: denoising steps.
         seed: sample ``i`` starts from the noise of ``seed + i``.
+        fit: what becomes of pictures of other proportions.
         producer: what made the reference, for the record.
     """
     trajectories = []
     for i, sample in enumerate(samples):
-        trajectories.append(_trajectory(pipeline, task, sample, size=size, steps=steps, seed=seed + i))
+        trajectories.append(_trajectory(pipeline, task, sample, size=size, steps=steps, seed=seed + i, fit=fit))
         if progress is not None:
             progress(1)
     return Reference(task=task.name, steps=steps, producer=producer, trajectories=tuple(trajectories))
 
 
 def _trajectory(
-    pipeline: Any, task: Task, sample: Sample, *, size: tuple[int, int], steps: int, seed: int
+    pipeline: Any, task: Task, sample: Sample, *, size: tuple[int, int], steps: int, seed: int, fit: Fit
 ) -> Trajectory:
     import torch
 
@@ -52,7 +55,7 @@ def _trajectory(
     shape = (1, pipeline.unet.latent_channels, height // scale, width // scale)
     noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
     latents = torch.from_numpy(noise.copy())
-    seen = observe(pipeline, task, sample, size=size, steps=steps, latents=latents, paste_unmasked=False)
+    seen = observe(pipeline, task, sample, size=size, steps=steps, latents=latents, fit=fit, paste_unmasked=False)
     return Trajectory(
         prompt=sample.prompt,
         seed=seed,
@@ -63,5 +66,5 @@ def _trajectory(
         noise=noise,
         latents=seen.made.latents.float().cpu().numpy(),
         picture=seen.made.images[0],
-        target=None if sample.target is None else images.fit(sample.target, size),
+        target=None if sample.target is None else fit_picture(sample.target, size, fit),
     )

@@ -11,9 +11,12 @@ from PIL import Image
 
 from mtu_compile.core.errors import CalibrationError, InputError
 from mtu_compile.core.masks import random_mask
+from mtu_compile.core.notices import Notice
 from mtu_compile.core.rows import CHECK_SPLIT, Row, read_rows
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime import images
+from mtu_compile.runtime.fitting import fit_mask
+from mtu_compile.runtime.masks import read_mask
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Sample:
         mask: white where to repaint (L, the source picture's size), for tasks with a mask.
         target: the wanted picture (RGB), where the data has one.
         split: ``"check"`` for rows kept for accuracy checks.
+        place: file and line it comes from, for messages.
+        notices: what there is to say of how its files were read.
     """
 
     prompt: str
@@ -33,6 +38,8 @@ class Sample:
     mask: Image.Image | None = None
     target: Image.Image | None = None
     split: str | None = None
+    place: str = ""
+    notices: tuple[Notice, ...] = ()
 
 
 def load_samples(folder: Path, task: Task, *, limit: int | None = None) -> tuple[Sample, ...]:
@@ -97,11 +104,11 @@ def _sample(task: Task, row: Row) -> Sample:
     image = None
     if {"image", "masked_image"} & set(task.condition):
         image = _source(task, row, target)
-    mask = None
+    mask, notices = None, tuple[Notice, ...]()
     if {"mask", "masked_image"} & set(task.condition):
         assert image is not None
-        mask = _mask(row, image.size)
-    return Sample(row.prompt, image, mask, target, row.split)
+        mask, notices = _mask(row, image.size)
+    return Sample(row.prompt, image, mask, target, row.split, row.place, notices)
 
 
 def _source(task: Task, row: Row, target: Image.Image | None) -> Image.Image:
@@ -116,15 +123,15 @@ def _source(task: Task, row: Row, target: Image.Image | None) -> Image.Image:
     )
 
 
-def _mask(row: Row, size: tuple[int, int]) -> Image.Image:
+def _mask(row: Row, size: tuple[int, int]) -> tuple[Image.Image, tuple[Notice, ...]]:
     width, height = size
     if row.mask is not None:
-        return Image.fromarray(
-            (images.fit_mask(_open(row, row.mask, rgb=False), (height, width)) * 255).astype(np.uint8)
-        )
+        selected, notices = read_mask(_open(row, row.mask, rgb=False))
+        laid_over = fit_mask(selected, (height, width), "stretch")
+        return Image.fromarray((laid_over * 255).astype(np.uint8)), notices
     name = (row.target or row.image or Path(row.place)).name
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    return Image.fromarray(random_mask(np.random.default_rng(seed), height, width))
+    return Image.fromarray(random_mask(np.random.default_rng(seed), height, width)), ()
 
 
 def _open(row: Row, path: Path, *, rgb: bool = True) -> Image.Image:

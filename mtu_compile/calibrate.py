@@ -6,19 +6,21 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import targets
 from calibration.capture import CALLS, capture
+from calibration.notices import RowNotice
 from calibration.ranges import Range, measure_ranges, to_json
 from calibration.samples import split_samples
 from calibration.set_folder import INDEX, write_folder
 from calibration.sets import CalibrationSet
 from mtu_compile import bundle
-from mtu_compile.compile import SAMPLES, export_graphs, select_tasks
+from mtu_compile.compile import SAMPLES, export_graphs, note_rows, select_tasks
 from mtu_compile.core.atomic import staging
+from mtu_compile.core.fit import Fit
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
@@ -45,6 +47,7 @@ class CalibrateOptions:
         pictures: trajectories, per task.
         steps: denoising steps.
         calls: UNet calls kept of each trajectory.
+        fit: what becomes of pictures of other proportions.
         seed: of the noise, as ``BuildOptions.seed``.
         ranges: measure activation ranges, and compare them between the tasks.
         force: replace an existing output.
@@ -58,6 +61,7 @@ class CalibrateOptions:
     pictures: int = 12
     steps: int = 20
     calls: int = CALLS
+    fit: Fit = "crop"
     seed: int = 0
     ranges: bool = True
     force: bool = False
@@ -65,11 +69,19 @@ class CalibrateOptions:
 
 @dataclass(frozen=True)
 class CalibrateResult:
-    """The folder, its sets by task, and by task and layer the range of activations (``None``: not measured)."""
+    """What was made.
+
+    Attributes:
+        path: the folder.
+        sets: its sets, by task.
+        ranges: by task and layer the range of activations; ``None`` where it was not measured.
+        notices: by task, what there is to say of its rows.
+    """
 
     path: Path
     sets: Mapping[str, CalibrationSet]
     ranges: Mapping[str, Mapping[str, Range]] | None
+    notices: Mapping[str, tuple[RowNotice, ...]] = field(default_factory=dict)
 
 
 def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> CalibrateResult:
@@ -95,6 +107,10 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
             size = pipeline.resolve_size(*(options.size or (None, None)))
             place = options.data or options.model / SAMPLES
             rows = [split_samples(place, task, calibrating=options.pictures, checking=1)[0] for _, task in tasks]
+        notices = {
+            task.name: note_rows(pipeline, (samples, ()), size, options.fit, progress)
+            for (_, task), samples in zip(tasks, rows, strict=True)
+        }
         sets = {}
         for (_, task), samples in zip(tasks, rows, strict=True):
             with progress.stage(f"calibrate {task.name}", len(samples)) as advance:
@@ -106,6 +122,7 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
                     steps=options.steps,
                     size=size,
                     seed=options.seed,
+                    fit=options.fit,
                     calls=options.calls,
                     progress=advance,
                 )
@@ -119,7 +136,7 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
                 gc.collect()
                 measured = _measure(graphs, sets, progress)
         write_folder(folder, sets, None if measured is None else to_json(measured))
-    return CalibrateResult(options.output, sets, measured)
+    return CalibrateResult(options.output, sets, measured, notices)
 
 
 def _graphs(

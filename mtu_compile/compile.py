@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import passes
 import targets
 from calibration.capture import capture
+from calibration.notices import RowNotice, row_notices
 from calibration.quantize import QuantSettings
 from calibration.record import record_reference
 from calibration.samples import Sample, split_samples
@@ -28,6 +29,7 @@ from mtu_compile import __version__, bundle, mixed, quant_config, wheels
 from mtu_compile.check import check_bundle
 from mtu_compile.core.atomic import scratch
 from mtu_compile.core.errors import AccuracyError, CalibrationError, ConfigError
+from mtu_compile.core.fit import Fit
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
@@ -127,7 +129,11 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
         samples = [_samples(options, task) for _, task in tasks]
         sets = _given_sets(options, pipeline, tasks, size, source.sha256)
         settings = _given_settings(options, tasks)
-    job = Job(options, target, staging, work, source, size, progress, sets, settings)
+    notices = {
+        task.name: note_rows(pipeline, rows, size, options.fit, progress)
+        for (_, task), rows in zip(tasks, samples, strict=True)
+    }
+    job = Job(options, target, staging, work, source, size, progress, sets, settings, notices)
     graphs = export_graphs(job, pipeline, tasks)
     planned = _plan(job, graphs)
     observed = [_observe(job, pipeline, task, *rows) for (_, task), rows in zip(tasks, samples, strict=True)]
@@ -186,6 +192,22 @@ def _samples(options: BuildOptions, task: Task) -> tuple[tuple[Sample, ...], tup
     """Rows to calibrate with and rows to check with."""
     folder = options.data or options.model / SAMPLES
     return split_samples(folder, task, calibrating=options.calibration_pictures, checking=options.check_pictures)
+
+
+def note_rows(
+    pipeline: MTUPipeline,
+    rows: tuple[Sequence[Sample], Sequence[Sample]],
+    size: tuple[int, int],
+    fit: Fit,
+    progress: Progress,
+) -> tuple[RowNotice, ...]:
+    """What there is to say of the rows to calibrate with and to check with; said at once, and given back."""
+    scale = pipeline.vae_scale
+    latent = size[0] // scale, size[1] // scale
+    found = row_notices(*rows, tokenizer=pipeline.tokenizer, size=size, latent=latent, fit=fit)
+    for notice in found:
+        progress.note(str(notice))
+    return found
 
 
 def _given_sets(
@@ -285,6 +307,7 @@ def _observe(
                 steps=options.steps,
                 size=job.size,
                 seed=options.seed,
+                fit=options.fit,
                 progress=advance,
             )
             captured.verify(task=task.name, model_sha256=job.source.sha256)
@@ -296,6 +319,7 @@ def _observe(
             size=job.size,
             steps=options.steps,
             seed=options.seed,
+            fit=options.fit,
             producer=f"torch {version('torch')}, float32, dynamic routing",
             progress=advance,
         )
@@ -332,6 +356,7 @@ def _parts(job: Job, pipeline: MTUPipeline, graphs: Graphs) -> bundle.Manifest:
         vae_decoder=engines["vae_decoder"],
         scheduler={"_class_name": type(pipeline.scheduler).__name__, **scheduler},
         tasks={},
+        fit=job.options.fit,
     )
 
 
@@ -339,6 +364,8 @@ def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.
     """Quantise one task's graph, lower it to what the target takes, and build its engine into ``folder``."""
     name, precision = one.task.name, job.options.precision
     graph, extra = one.graph, dict[str, object]()
+    if notices := job.notices.get(name):
+        extra["notices"] = [notice.to_json() for notice in notices]
     if seen.calibration is not None:
         given = job.options.calibration
         origin = CAPTURED if given is None else given.resolve().name

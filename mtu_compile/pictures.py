@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from mtu_compile.core.fit import Fit
 from mtu_compile.core.tasks import Task
 from mtu_compile.metrics import image_metrics, psnr_db, unit_picture
-from mtu_compile.runtime import Result, images
+from mtu_compile.runtime import Result
+from mtu_compile.runtime.fitting import Frame
 from mtu_compile.runtime.reference import Trajectory
 from mtu_compile.task_metrics import ClipMetrics, PictureMetrics, RegionMetrics, TruthMetrics
 
@@ -61,7 +63,9 @@ class Region:
     source: Array
 
 
-def measure_picture(one: Trajectory, made: Result, task: Task, perceptual: Perceptual) -> PictureMetrics:
+def measure_picture(
+    one: Trajectory, made: Result, task: Task, perceptual: Perceptual, fit: Fit = "crop"
+) -> PictureMetrics:
     """Everything about one picture.
 
     Args:
@@ -69,13 +73,14 @@ def measure_picture(one: Trajectory, made: Result, task: Task, perceptual: Perce
         made: what the candidate made from the same noise, nothing pasted back.
         task: says which parts of the picture were to change.
         perceptual: the metrics that need torch.
+        fit: how both fitted a picture of other proportions.
 
     Raises:
         AccuracyError: pictures or latents of different shapes, or not finite.
     """
     want, have = np.asarray(one.picture), np.asarray(made.image)
     psnr, ssim = picture_metrics(want, have)
-    region = changed_region(one, task)
+    region = changed_region(one, task, fit)
     clip = None if perceptual.clip is None else perceptual.clip(one.picture, made.image, one.prompt)
     return PictureMetrics(
         latent_psnr_db=psnr_db(one.latents, made.latents),
@@ -110,7 +115,7 @@ def colour_difference(reference: Array, candidate: Array) -> float | None:
     return float(np.mean(deltaE_ciede2000(rgb2lab(unit_picture(reference)), rgb2lab(unit_picture(candidate)))))
 
 
-def changed_region(one: Trajectory, task: Task) -> Region | None:
+def changed_region(one: Trajectory, task: Task, fit: Fit = "crop") -> Region | None:
     """What the task was to change of ``one``'s source picture; ``None`` where it makes all of the picture.
 
     A task with a mask changes what is inside. A task that is guided by text and sees a whole picture of the output's
@@ -120,9 +125,10 @@ def changed_region(one: Trajectory, task: Task) -> Region | None:
     if one.image is None:
         return None
     width, height = one.picture.size
-    source = np.asarray(images.fit(one.image, (height, width)))
+    frame = Frame.of(one.image.size, (height, width), fit)
+    source = np.asarray(frame.picture(one.image))
     if one.mask is not None:
-        return Region("mask", images.fit_mask(one.mask, (height, width)) > 0.5, source)
+        return Region("mask", frame.mask(one.mask) > 0.5, source)
     if "image" not in task.condition or task.downscale is not None or task.guidance == "none":
         return None
     differing = np.abs(unit_picture(np.asarray(one.picture)) - unit_picture(source)).max(axis=-1) > EDITED

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import passes
+from calibration.notices import RowNotice
 from calibration.quantize import QuantSettings
 from calibration.sets import CalibrationSet
 from mtu_compile import bundle
+from mtu_compile.core.fit import Fit
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task
 from mtu_compile.verdict import CheckResult
@@ -39,6 +41,8 @@ class BuildOptions:
         quant_config: a bundle or a JSON file that says how each task is quantised, or ``None`` to find out.
         mixed: keep layers float where the device runs INT8 slower, or where accuracy needs it.
         steps: denoising steps of calibration, check, and the bundle's default.
+        fit: what becomes of pictures of other proportions in calibration and check, and in the bundle unless its user
+            says otherwise.
         calibration_pictures: trajectories calibrated with, per task.
         check_pictures: trajectories the bundle is checked with, per task.
         gate: what a task below its threshold does: ``"fail"`` raises, ``"warn"`` only records.
@@ -58,6 +62,7 @@ class BuildOptions:
     quant_config: Path | None = None
     mixed: bool = True
     steps: int = 20
+    fit: Fit = "crop"
     calibration_pictures: int = 12
     check_pictures: int = 4
     gate: Gate = "fail"
@@ -85,6 +90,7 @@ class Job:
         source: the model's name and hash.
         size: height and width of the pictures in pixels.
         settings: by task, the quantisation that was given; empty where it is to be chosen.
+        notices: by task, what there is to say of its rows.
         sets: by task, the calibration sets that were given; empty where they are to be captured.
     """
 
@@ -97,6 +103,7 @@ class Job:
     progress: Progress
     sets: Mapping[str, CalibrationSet] = field(default_factory=dict)
     settings: Mapping[str, QuantSettings] = field(default_factory=dict)
+    notices: Mapping[str, tuple[RowNotice, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

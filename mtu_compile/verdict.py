@@ -152,7 +152,7 @@ def check_task(
             latents=one.noise,
             paste_unmasked=False,
         )
-        pictures.append(measure_picture(one, result, task, perceptual))
+        pictures.append(measure_picture(one, result, task, perceptual, loaded.manifest.fit))
         made.append(result.image)
         advance(1)
     metrics = TaskMetrics.of(steps, pictures)

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from types import NoneType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mtu_compile.core.errors import BundleError, MtuError
+from mtu_compile.core.fit import Fit
 from mtu_compile.core.tasks import Task
 
 MANIFEST = "manifest.json"
@@ -121,6 +122,9 @@ class Manifest:
         vae_decoder: latent → picture.
         scheduler: contents of the checkpoint's ``scheduler_config.json``.
         tasks: by name, in the order of the checkpoint.
+        fit: what becomes of pictures of other proportions than ``image_size``, unless the user says otherwise; what the
+            references were made with. A manifest that does not say stretches: that is what there was before there were
+            others.
         files: SHA-256 of every file of the bundle except the manifest; filled in by ``write``.
         extra: provenance for people.
     """
@@ -138,6 +142,7 @@ class Manifest:
     vae_decoder: EngineRef
     scheduler: Mapping[str, Any]
     tasks: Mapping[str, TaskEntry]
+    fit: Fit = "stretch"
     files: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -249,9 +254,12 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             raise BundleError(f"{MANIFEST}: {where}: {error}") from error
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
         return _decode_dataclass(kind, value, where)
-    if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
+    if origin is Literal:
+        if isinstance(value, str) and value in args:
+            return value
+    elif origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is tuple and isinstance(value, list):
+    elif origin is tuple and isinstance(value, list):
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) == len(value):
             return tuple(_decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from mtu_compile.cli.console import ConsoleProgress
-from mtu_compile.cli.options import json_option, model_folder, quiet_option, seed_option, steps_option, what_to_build
+from mtu_compile.cli.options import (
+    fit_option,
+    json_option,
+    model_folder,
+    quiet_option,
+    seed_option,
+    steps_option,
+    what_to_build,
+)
+from mtu_compile.core.fit import Fit
 
 if TYPE_CHECKING:
     from mtu_compile.compile import BuildResult
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
     help="INT8: keep layers float where the device runs INT8 slower, or where accuracy needs it.",
 )
 @steps_option
+@fit_option
 @click.option("--calibration-pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")
 @click.option("--check-pictures", default=4, show_default=True, type=click.IntRange(1), help="Per task.")
 @click.option(
@@ -71,6 +81,7 @@ def command(
     quant_config: Path | None,
     mixed: bool,
     steps: int,
+    fit: Fit,
     calibration_pictures: int,
     check_pictures: int,
     gate: str,
@@ -100,6 +111,7 @@ def command(
         quant_config=quant_config,
         mixed=mixed,
         steps=steps,
+        fit=fit,
         calibration_pictures=calibration_pictures,
         check_pictures=check_pictures,
         gate=gate,  # type: ignore[arg-type]
@@ -124,6 +136,7 @@ def _summary(result: BuildResult) -> dict[str, object]:
         "tasks": {name: entry.accuracy for name, entry in manifest.tasks.items()},
         "engines": {where: {"status": one.status, "estimate": one.estimate} for where, one in manifest.engines()},
         "plan": manifest.extra.get("plan"),
+        "notices": {name: entry.extra.get("notices", []) for name, entry in manifest.tasks.items()},
     }
 
 

@@ -10,6 +10,7 @@ import click
 
 from mtu_compile.cli.console import ConsoleProgress, table
 from mtu_compile.cli.options import (
+    fit_option,
     json_option,
     model_argument,
     model_folder,
@@ -19,6 +20,7 @@ from mtu_compile.cli.options import (
     steps_option,
     task_option,
 )
+from mtu_compile.core.fit import Fit
 
 if TYPE_CHECKING:
     from calibration.ranges import Shared
@@ -41,6 +43,7 @@ _SHOWN = 10
 @click.option(
     "--calls", default=10, show_default=True, type=click.IntRange(1), help="UNet calls kept of each picture's steps."
 )
+@fit_option
 @seed_option("Of the noise.")
 @click.option(
     "--ranges/--no-ranges", default=True, show_default=True, help="Measure activations and compare them between tasks."
@@ -57,6 +60,7 @@ def command(
     pictures: int,
     steps: int,
     calls: int,
+    fit: Fit,
     seed: int,
     ranges: bool,
     force: bool,
@@ -79,6 +83,7 @@ def command(
         pictures=pictures,
         steps=steps,
         calls=calls,
+        fit=fit,
         seed=seed,
         ranges=ranges,
         force=force,
@@ -97,6 +102,7 @@ def _summary(result: CalibrateResult) -> dict[str, object]:
     return {
         "calibration_set": str(result.path),
         "tasks": {task: made.describe() for task, made in result.sets.items()},
+        "notices": {task: [one.to_json() for one in found] for task, found in result.notices.items()},
         "ranges": compared and {key: compared[key] for key in ("layers_compared", "limit_db", "conflicts")},
     }
 

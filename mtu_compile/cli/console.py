@@ -41,6 +41,9 @@ class ConsoleProgress(Progress):
             yield lambda units: bars.advance(task, units)
             bars.update(task, total=total or 1, completed=total or 1)
 
+    def note(self, message: str) -> None:
+        self._console.print(f"warning: {message}", markup=False, soft_wrap=True)
+
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, quiet: bool = False) -> None:
     """Print a table on stdout."""

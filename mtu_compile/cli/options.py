@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.fit import FITS
 from mtu_compile.core.seeds import MAX_SEED
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -35,6 +36,15 @@ steps_option = click.option(
 def seed_option(what: str) -> Callable[[_Command], _Command]:
     """``--seed``, and in its help ``what`` it is of."""
     return click.option("--seed", default=0, show_default="0", type=click.IntRange(0, MAX_SEED), help=what)
+
+
+fit_option = click.option(
+    "--fit",
+    type=click.Choice(FITS),
+    default="crop",
+    show_default=True,
+    help="Pictures of other proportions: take the middle, repeat the outermost pixels around them, or distort.",
+)
 
 
 class Size(click.ParamType[tuple[int, int]]):

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mtu_compile.cli.console import ConsoleProgress
 from mtu_compile.cli.options import json_option, quiet_option, seed_option
+from mtu_compile.core.fit import FITS, Fit
+
+if TYPE_CHECKING:
+    from mtu_compile.runtime.masks import MaskMode
 
 
 @click.command("run")
@@ -18,7 +23,20 @@ from mtu_compile.cli.options import json_option, quiet_option, seed_option
 @click.option("--prompt", default="", help="What to paint, or what to do to the picture.")
 @click.option("--negative-prompt", default="", help="What to keep away from.")
 @click.option("--image", type=click.Path(path_type=Path), help="The picture to start from.")
-@click.option("--mask", type=click.Path(path_type=Path), help="White where the picture is to be repainted.")
+@click.option(
+    "--fit",
+    type=click.Choice(FITS),
+    help="A picture of other proportions: take its middle, repeat the outermost pixels around it, or distort it; the "
+    "bundle's own way by default.",
+)
+@click.option("--mask", type=click.Path(path_type=Path), help="Where the picture is to be repainted.")
+@click.option(
+    "--mask-mode",
+    type=click.Choice(["auto", "white", "alpha"]),
+    default="auto",
+    show_default=True,
+    help="What of the mask is repainted: what is white, what is transparent, or the second if anything is transparent.",
+)
 @seed_option("Of the initial noise.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps; the bundle's default otherwise.")
 @click.option("--guidance", "guidance_scale", type=float, help="Scale of the prompt's direction.")
@@ -33,7 +51,9 @@ def command(
     prompt: str,
     negative_prompt: str,
     image: Path | None,
+    fit: Fit | None,
     mask: Path | None,
+    mask_mode: MaskMode,
     seed: int,
     steps: int | None,
     guidance_scale: float | None,
@@ -60,17 +80,22 @@ def command(
             prompt,
             negative_prompt=negative_prompt,
             image=source,
+            fit=fit,
             mask=painted,
+            mask_mode=mask_mode,
             seed=seed,
             steps=steps,
             guidance_scale=guidance_scale,
             image_guidance_scale=image_guidance_scale,
             scheduler=sampler,
             progress=lambda done, total: advance(1),
+            notify=lambda notice: progress.note(f"{notice.message}\nhint: {notice.hint}"),
         )
     seconds = time.monotonic() - began
     images.save(result.image, output)
     if as_json:
-        click.echo(json.dumps({"output": str(output), "task": task, "seed": seed, "seconds": round(seconds, 3)}))
+        said = {"output": str(output), "task": task, "seed": seed, "seconds": round(seconds, 3)}
+        frame = None if result.frame is None else {"used": result.frame.box, "place": result.frame.place}
+        click.echo(json.dumps({**said, "frame": frame, "notices": [one.to_json() for one in result.notices]}))
     elif not quiet:
         click.echo(str(output))

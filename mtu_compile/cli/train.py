@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mtu_compile.cli.console import ConsoleProgress
-from mtu_compile.cli.options import seed_option
+from mtu_compile.cli.options import fit_option, seed_option
 
 if TYPE_CHECKING:
     from mtu_compile.model.train_config import StepReport
@@ -41,6 +41,7 @@ _PATH = click.Path(path_type=Path)
 @seed_option("Of data order, noise, timesteps, masks and dropout.")
 @click.option("--streaming", is_flag=True, help="Read the data line by line and keep nothing, for sets of any size.")
 @click.option("--mask-variants", default=8, show_default=True, type=click.IntRange(1), help="Random masks a picture.")
+@fit_option
 @click.option("--cache-gb", default=8.0, show_default=True, help="Larger encoded sets are encoded again at every step.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory, more time.")
 @click.option("--save-every", default=500, show_default=True, type=click.IntRange(1), help="Steps between checkpoints.")

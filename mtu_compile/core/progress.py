@@ -20,3 +20,6 @@ class Progress:
     def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
         """One stage of the work; ``total`` units, or ``None`` where they cannot be counted."""
         yield ignore
+
+    def note(self, message: str) -> None:
+        """Something that is no error, and not what may have been meant."""

@@ -24,11 +24,13 @@ from torch import Tensor
 
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import InputError
+from mtu_compile.core.fit import Fit
 from mtu_compile.core.masks import random_mask
 from mtu_compile.core.rows import CHECK_SPLIT, METADATA, Row, parse_row, read_rows
 from mtu_compile.core.tasks import Task
 from mtu_compile.model import encode
 from mtu_compile.runtime import images
+from mtu_compile.runtime.masks import read_mask
 
 SHUFFLE_BUFFER = 10_000
 
@@ -54,6 +56,7 @@ class Encoder:
 
     Attributes:
         height, width: of the pictures, in pixels.
+        fit: what becomes of pictures of other proportions.
         mask_variants: random masks made for each picture of a task with a mask condition.
         seed: of the random masks.
     """
@@ -65,6 +68,7 @@ class Encoder:
     width: int
     mask_variants: int
     seed: int
+    fit: Fit = "crop"
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def latents(self, pixels: Tensor) -> Tensor:
@@ -78,13 +82,15 @@ class Encoder:
         """[3, H, W] in [-1, 1]; with ``downscale`` the picture made that much smaller and brought back up."""
         picture = images.open_image(path)
         if downscale:
-            picture = encode.degrade(picture, self.height, self.width, downscale)
-        return encode.to_pixels(picture, self.height, self.width)[0]
+            picture = encode.degrade(picture, self.height, self.width, downscale, self.fit)
+        return encode.to_pixels(picture, self.height, self.width, self.fit)[0]
 
-    def mask(self, row: Row, variant: int) -> Tensor:
+    def mask(self, task: Task, row: Row, variant: int) -> Tensor:
         """[1, H, W]: the row's own mask, or the ``variant``-th random one of its picture."""
         if row.mask is not None:
-            return encode.to_mask(images.open_mask(row.mask), self.height, self.width)[0]
+            selected, _ = read_mask(images.open_mask(row.mask))
+            over = images.open_image(source_of(task, row)[0]).size
+            return encode.to_mask(selected, self.height, self.width, self.fit, over=over)[0]
         name = hashlib.sha256(row.target.name.encode() if row.target else b"").digest()[:8]
         rng = np.random.default_rng([self.seed, int.from_bytes(name, "big"), variant])
         return torch.from_numpy(random_mask(rng, self.height, self.width)[None] > 0).float()
@@ -95,7 +101,7 @@ class Encoder:
         pixels = torch.stack([self.picture(*source_of(task, row)) for row in rows])
         mask = None
         if {"mask", "masked_image"} & set(task.condition):
-            mask = torch.stack([self.mask(row, variant) for row, variant in zip(rows, variants, strict=True)])
+            mask = torch.stack([self.mask(task, row, variant) for row, variant in zip(rows, variants, strict=True)])
         pieces = encode.condition_pieces(task, self.vae, pixels.to(self.vae.device), _to(mask, self.vae.device))
         assert pieces is not None
         return pieces.cpu()
@@ -294,7 +300,9 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 def cache_key(task: Task, rows: Sequence[Row], encoder: Encoder, model: str) -> str:
     """Names the encoded set: it changes with the rows, their files, the model and the settings."""
-    digest = hashlib.sha256(f"1 {model} {task} {encoder.height} {encoder.width} {encoder.seed}\n".encode())
+    digest = hashlib.sha256(
+        f"2 {model} {task} {encoder.height} {encoder.width} {encoder.fit} {encoder.seed}\n".encode()
+    )
     digest.update(f"{variants_of(task, rows, encoder)}\n".encode())
     for row in rows:
         digest.update(f"{row.prompt!r}\n".encode())

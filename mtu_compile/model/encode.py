@@ -10,26 +10,30 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mtu_compile.core.fit import Fit
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime import images
+from mtu_compile.runtime.fitting import fit_mask, fit_picture
 
 
-def to_pixels(picture: Image.Image, height: int, width: int) -> Tensor:
-    """A picture as [1, 3, height, width] in [-1, 1]: transparency on white, resized bicubically."""
-    return torch.from_numpy(images.to_array(images.fit(picture, (height, width))))
+def to_pixels(picture: Image.Image, height: int, width: int, fit: Fit = "crop") -> Tensor:
+    """A picture as [1, 3, height, width] in [-1, 1]: see ``fitting.Frame.picture``."""
+    return torch.from_numpy(images.to_array(fit_picture(picture, (height, width), fit)))
 
 
-def to_mask(mask: Image.Image, height: int, width: int) -> Tensor:
-    """A mask as [1, 1, height, width], 1 where to repaint, else 0."""
-    return torch.from_numpy(images.fit_mask(mask, (height, width)))[None, None]
+def to_mask(
+    mask: Image.Image, height: int, width: int, fit: Fit = "crop", *, over: tuple[int, int] | None = None
+) -> Tensor:
+    """A black and white mask as [1, 1, height, width], 1 where it is white: see ``fitting.fit_mask``."""
+    return torch.from_numpy(fit_mask(mask, (height, width), fit, over=over))[None, None]
 
 
-def degrade(picture: Image.Image, height: int, width: int, downscale: int) -> Image.Image:
-    """The small picture super-resolution starts from: resized to the output size, then averaged down.
+def degrade(picture: Image.Image, height: int, width: int, downscale: int, fit: Fit = "crop") -> Image.Image:
+    """The small picture super-resolution starts from: fitted to the output size, then averaged down.
 
     ``height`` and ``width`` are the output's; the result is ``downscale`` times smaller.
     """
-    return images.fit(picture, (height, width)).reduce(downscale)
+    return fit_picture(picture, (height, width), fit).reduce(downscale)
 
 
 def latent_mask(mask: Tensor, height: int, width: int) -> Tensor:

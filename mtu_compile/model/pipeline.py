@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.fit import Fit
+from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model import encode
@@ -28,6 +30,8 @@ from mtu_compile.model.folder import check_folder, load_component, make_portable
 from mtu_compile.model.tokenizer import load_tokenizer
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 from mtu_compile.runtime import images
+from mtu_compile.runtime.masks import MaskMode, check_selection, read_mask
+from mtu_compile.runtime.text import cut_by
 
 #: Called after every UNet call with the static graph's inputs (``sample`` [b, 4+c, h, w], ``timestep`` [1],
 #: ``encoder_hidden_states`` [b, L, D]), its output [b, 4, h, w], and the timestep.
@@ -41,10 +45,12 @@ class MTUPipelineOutput(BaseOutput):  # type: ignore[misc]
     Attributes:
         images: one PIL picture, or an array [1, H, W, 3] in [0, 1] (``output_type="np"``), or ``None`` for latents.
         latents: [1, C, h, w], float, after the last step.
+        notices: what may not be as it was meant, see ``mtu_compile.runtime.pipeline.Result``.
     """
 
     images: list[Image.Image] | NDArray[np.float32] | None
     latents: Tensor
+    notices: tuple[Notice, ...] = ()
 
 
 class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -140,6 +146,8 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         seed: int | None = None,
         generator: torch.Generator | None = None,
         latents: Tensor | None = None,
+        fit: Fit = "crop",
+        mask_mode: MaskMode = "auto",
         output_type: Literal["pil", "np", "latent"] = "pil",
         paste_unmasked: bool = True,
         on_unet_call: UNetHook | None = None,
@@ -149,14 +157,16 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         Args:
             prompt: what to show, or the instruction of an edit.
             task: name of one of the UNet's tasks.
-            image: source picture of tasks with an image condition; resized to the output's size.
-            mask_image: white where to repaint, for tasks with a mask condition.
+            image: source picture of tasks with an image condition; any size.
+            mask_image: where to repaint, for tasks with a mask condition: see ``mask_mode``.
             negative_prompt: takes the place of the empty prompt in guidance.
             height, width: of the output in pixels; the UNet's own size by default.
             guidance_scale, image_guidance_scale: the task's own by default.
             seed: of the initial noise, a ``numpy.random.PCG64`` as in the on-board runtime.
             generator: draws the initial noise instead, as elsewhere in diffusers.
             latents: [1, C, h, w], initial noise of unit variance instead of a drawn one.
+            fit: what becomes of a picture of other proportions than the output's, see ``mtu_compile.runtime.fitting``.
+            mask_mode: what of ``mask_image`` selects, see ``mtu_compile.runtime.masks``.
             output_type: ``"latent"`` leaves the picture undecoded.
             paste_unmasked: for tasks with a mask, take the pixels outside the mask from ``image``.
             on_unet_call: sees every UNet call.
@@ -167,8 +177,11 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         task_id, spec = find_task(self.unet.tasks, task)
         seed = None if seed is None else check_seed(seed)
         height, width = self.resolve_size(height, width)
-        pixels, mask = self._source(spec, image, mask_image, height, width)
+        pixels, mask, notices = self._source(spec, image, mask_image, height, width, fit, mask_mode)
         condition = encode.condition_pieces(spec, self.vae, pixels, mask)
+        for what, given in (("prompt", prompt), ("negative prompt", negative_prompt)):
+            if given and (cut := cut_by(self.tokenizer, given)) is not None:
+                notices += (cut.notice(what),)
         text = self._text(spec, prompt, negative_prompt)
         task_ids = torch.full((spec.unet_batch,), task_id, dtype=torch.int64, device=self.unet.device)
         scale = spec.guidance_scale if guidance_scale is None else guidance_scale
@@ -192,15 +205,16 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
                 x = self.scheduler.step(guided, t, x, **step_options).prev_sample
                 bar.update()
         if output_type == "latent":
-            return MTUPipelineOutput(images=None, latents=x)
+            return MTUPipelineOutput(images=None, latents=x, notices=notices)
         decoded = self.vae.decode(x.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         if mask is not None and pixels is not None and paste_unmasked:
             keep = mask.to(decoded)
             decoded = decoded * keep + pixels.to(decoded) * (1 - keep)
         if output_type == "pil":
-            return MTUPipelineOutput(images=[images.to_picture(decoded.float().cpu().numpy())], latents=x)
+            made = [images.to_picture(decoded.float().cpu().numpy())]
+            return MTUPipelineOutput(images=made, latents=x, notices=notices)
         array = (decoded.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-        return MTUPipelineOutput(images=array, latents=x)
+        return MTUPipelineOutput(images=array, latents=x, notices=notices)
 
     def resolve_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """Height and width in pixels, the UNet's own where not given; ``ConfigError`` for a size it can not make."""
@@ -215,22 +229,35 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         return height, width
 
     def _source(
-        self, task: Task, image: Image.Image | None, mask: Image.Image | None, height: int, width: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self,
+        task: Task,
+        image: Image.Image | None,
+        mask: Image.Image | None,
+        height: int,
+        width: int,
+        fit: Fit,
+        mask_mode: MaskMode,
+    ) -> tuple[Tensor | None, Tensor | None, tuple[Notice, ...]]:
         needs_image = {"image", "masked_image"} & set(task.condition)
         if needs_image and image is None:
             raise ConfigError(f"task {task.name!r} needs a source picture", hint="pass image")
         if "mask" in task.condition and mask is None:
             raise ConfigError(f"task {task.name!r} needs a mask", hint="pass mask_image, white where to repaint")
         pixels = grey = None
+        notices: tuple[Notice, ...] = ()
         if needs_image:
             assert image is not None
-            pixels = encode.to_pixels(image, height, width).to(self.vae.device)
+            pixels = encode.to_pixels(image, height, width, fit).to(self.vae.device)
         if {"mask", "masked_image"} & set(task.condition):
             if mask is None:
                 raise ConfigError(f"task {task.name!r} needs a mask", hint="pass mask_image, white where to repaint")
-            grey = encode.to_mask(mask, height, width).to(self.vae.device)
-        return pixels, grey
+            selected, notices = read_mask(mask, mask_mode)
+            over = None if image is None else image.size
+            grey = encode.to_mask(selected, height, width, fit, over=over)
+            at_latent = encode.latent_mask(grey, height // self.vae_scale, width // self.vae_scale)
+            notices += check_selection(grey[0, 0].numpy(), at_latent[0, 0].numpy())
+            grey = grey.to(self.vae.device)
+        return pixels, grey, notices
 
     def _text(self, task: Task, prompt: str, negative_prompt: str) -> Tensor:
         """Embeddings [b, L, D] in the order of the guidance batch."""

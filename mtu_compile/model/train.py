@@ -191,10 +191,11 @@ def _prepare(config: TrainConfig, progress: Progress) -> _Run:
 
 def _check_same_run(config: TrainConfig, saved: checkpoints.Checkpoint) -> None:
     before, now = saved.record["config"], json.loads(json.dumps(config.to_json()))
-    for name in (f.name for f in fields(config) if f.name not in FREE):
-        if before.get(name) != now[name]:
+    # a setting that there was not when the run began is none it could have had otherwise
+    for name in (f.name for f in fields(config) if f.name not in FREE and f.name in before):
+        if before[name] != now[name]:
             raise ConfigError(
-                f"the run to resume had {name} = {before.get(name)!r}, this one has {now[name]!r}",
+                f"the run to resume had {name} = {before[name]!r}, this one has {now[name]!r}",
                 hint="give the same settings, or another --work folder",
             )
     if saved.record["model_sha256"] != model_sha256(config.model):

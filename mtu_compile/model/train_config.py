@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.fit import Fit
 from mtu_compile.core.seeds import check_seed
 
 #: Settings that may differ between a run and its continuation.
@@ -42,6 +43,7 @@ class TrainConfig:
         seed: of data order, noise, timesteps, masks and dropout.
         streaming: read the data line by line and keep nothing, for sets of any size.
         mask_variants: random masks kept for each picture of an inpainting task.
+        fit: what becomes of pictures of other proportions than the model's (``mtu_compile.runtime.fitting``).
         cache_gb: encoded sets larger than this (10^9 bytes, all tasks together) are encoded again at every step.
         gradient_checkpointing: less memory, more time.
         save_every: steps between checkpoints.
@@ -73,6 +75,7 @@ class TrainConfig:
     seed: int = 0
     streaming: bool = False
     mask_variants: int = 8
+    fit: Fit = "crop"
     cache_gb: float = 8.0
     gradient_checkpointing: bool = False
     save_every: int = 500

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
@@ -122,6 +122,12 @@ class TaskReport:
     def compression(self) -> Mapping[str, Any] | None:
         """What compressing its weights alone recorded, or ``None``."""
         recorded: Mapping[str, Any] | None = self.entry.extra.get("compression")
+        return recorded
+
+    @property
+    def notices(self) -> Sequence[Mapping[str, Any]]:
+        """What there was to say of the rows the task was calibrated and checked with."""
+        recorded: Sequence[Mapping[str, Any]] = self.entry.extra.get("notices", ())
         return recorded
 
     @property

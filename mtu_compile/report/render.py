@@ -18,7 +18,7 @@ from mtu_compile.report import plots
 from mtu_compile.report.data import Bounds, Metric, Network, PicturePair, Report, TaskReport, Value
 from mtu_compile.report.metrics import bounds, label
 from mtu_compile.report.pictures import AMPLIFIED, data_uri, difference, is_reduced
-from mtu_compile.runtime import images
+from mtu_compile.runtime.fitting import fit_mask
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -124,7 +124,9 @@ def _shown(report: Report, task: TaskReport, pair: PicturePair) -> Iterator[Show
         given = f"source {source.width}×{source.height}" if source.size != (width, height) else "source"
         yield shown(source, given, "source picture", True)
     if pair.mask is not None:
-        mask = Image.fromarray((images.fit_mask(pair.mask, (height, width)) * 255).astype("uint8"))
+        over = None if pair.source is None else pair.source.size
+        selected = fit_mask(pair.mask, (height, width), report.manifest.fit, over=over)
+        mask = Image.fromarray((selected * 255).astype("uint8"))
         yield shown(mask, "mask", "mask, white is repainted", True)
     if pair.truth is not None:
         yield shown(pair.truth, "wanted" if task.entry.task.condition else "in the data", "picture of the data", True)

@@ -1,4 +1,4 @@
-"""Pictures in and out: opened safely, flattened on white, resized, and as arrays."""
+"""Pictures in and out: opened safely, flattened on white, and as arrays."""
 
 from __future__ import annotations
 
@@ -110,20 +110,6 @@ def flatten(picture: Image.Image) -> Image.Image:
         return picture.convert("RGB")
     layer = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
-def fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """An RGB picture of ``size`` (height, width): flattened on white, bicubic."""
-    flat, wanted = flatten(picture), (size[1], size[0])
-    return flat if flat.size == wanted else flat.resize(wanted, Image.Resampling.BICUBIC)
-
-
-def fit_mask(mask: Image.Image, size: tuple[int, int]) -> Array:
-    """[H, W] float32 of zeros and ones for ``size`` (height, width): 1 where the mask is brighter than half."""
-    grey, wanted = mask.convert("L"), (size[1], size[0])
-    if grey.size != wanted:
-        grey = grey.resize(wanted, Image.Resampling.NEAREST)
-    return (np.asarray(grey) >= 128).astype(np.float32)
 
 
 def shrink_mask(mask: Array, size: tuple[int, int]) -> Array:

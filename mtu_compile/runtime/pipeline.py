@@ -15,10 +15,14 @@ from PIL import Image
 from mtu_compile import bundle
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 from mtu_compile.core.errors import BundleError, ConfigError, MtuError
+from mtu_compile.core.fit import Fit
+from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.runtime import built, guidance, images, schedulers
 from mtu_compile.runtime.engine import OUTPUT, Engine, TensorSpec, open_engine
+from mtu_compile.runtime.fitting import Frame
+from mtu_compile.runtime.masks import MaskMode, check_selection, read_mask
 from mtu_compile.runtime.request import check_request
 from mtu_compile.runtime.text import Tokenizer
 
@@ -38,10 +42,14 @@ class Result:
     Attributes:
         image: the picture, RGB.
         latents: [1, C, h, w] float32, the final latent it was decoded from.
+        frame: which part of the source picture was used, and where in ``image`` it is; ``None`` without a source.
+        notices: what may not be as it was meant: words beyond the text encoder's length, a mask that selects nothing.
     """
 
     image: Image.Image
     latents: Array
+    frame: Frame | None = None
+    notices: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,15 @@ class Condition:
         channels: [1, c, h, w] float32, as concatenated to the noisy latent.
         picture: the source picture, RGB.
         mask: [H, W], 1 where to repaint.
+        frame: how the source picture was fitted.
+        notices: what there is to say of the mask.
     """
 
     channels: Array | None
     picture: Image.Image | None
     mask: Array | None
+    frame: Frame | None
+    notices: tuple[Notice, ...]
 
 
 def load(path: Path | str, verify: bool = True, *, opener: Opener | None = None) -> Runtime:
@@ -111,8 +123,11 @@ class Runtime:
         image_guidance_scale: float | None = None,
         scheduler: str | None = None,
         latents: Array | None = None,
+        fit: Fit | None = None,
+        mask_mode: MaskMode = "auto",
         paste_unmasked: bool = True,
         progress: Progress | None = None,
+        notify: Callable[[Notice], None] | None = None,
     ) -> Result:
         """Make one picture.
 
@@ -121,18 +136,22 @@ class Runtime:
             prompt: what to show, or the instruction of an edit.
             negative_prompt: takes the place of the empty prompt in guidance.
             image: source picture of a task that has one; any size.
-            mask: white where to repaint, for tasks with a mask; any size.
+            mask: where to repaint, for tasks with a mask, see ``mask_mode``; it is laid over ``image``.
             seed: of the initial noise.
             steps: UNet evaluations; the bundle's default for the task otherwise.
             guidance_scale, image_guidance_scale: the task's own by default.
             scheduler: one of ``schedulers.NAMES``; the model's own by default.
             latents: [1, C, h, w], initial noise of unit variance instead of the seed's.
+            fit: what becomes of a picture of other proportions than the bundle's (``fitting``); the bundle's own way by
+                default. The result always has the bundle's size; ``Result.frame`` says where in it the source is.
+            mask_mode: what of ``mask`` selects (``masks``).
             paste_unmasked: for tasks with a mask, take what lies outside it from ``image``.
             progress: told of every step.
+            notify: told of each of ``Result.notices``, before the first step.
 
         Raises:
-            ConfigError: an unknown task, sampler or seed; a prompt, picture or mask that the task needs and was not
-                given, or was given and the task cannot use.
+            ConfigError: an unknown task, sampler, seed, fit or mask mode; a prompt, picture or mask that the task needs
+                and was not given, or was given and the task cannot use.
             InputError: ``image`` or ``mask`` is not a picture.
             ToolchainMissing, TargetError: an engine cannot be opened or run.
             MtuError: the UNet's output is not finite.
@@ -145,13 +164,17 @@ class Runtime:
         scale = spec.guidance_scale if guidance_scale is None else guidance_scale
         image_scale = spec.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
 
-        condition = self._condition(spec, image, mask)
+        condition = self._condition(spec, image, mask, fit or self.manifest.fit, mask_mode)
+        notices = (*self._cut_prompts(spec, prompt, negative_prompt), *condition.notices)
+        if notify is not None:
+            for notice in notices:
+                notify(notice)
         embeddings = self._embed(spec, prompt, negative_prompt)
         final = self._denoise(entry, sampler, noise, condition.channels, embeddings, (scale, image_scale), progress)
         picture = self._decode(final)
         if paste_unmasked and condition.mask is not None and condition.picture is not None:
             picture = images.paste(picture, condition.picture, condition.mask)
-        return Result(picture, final)
+        return Result(picture, final, condition.frame, notices)
 
     def unet(self, task: str) -> Engine:
         """The UNet of ``task``; opened and kept. ``BundleError`` if it is not what the manifest describes."""
@@ -204,11 +227,22 @@ class Runtime:
         return np.random.Generator(np.random.PCG64(check_seed(seed))).standard_normal(shape, dtype=np.float32)
 
     def _condition(
-        self, task: Task, image: Image.Image | Path | str | None, mask: Image.Image | Path | str | None
+        self,
+        task: Task,
+        image: Image.Image | Path | str | None,
+        mask: Image.Image | Path | str | None,
+        fit: Fit,
+        mask_mode: MaskMode,
     ) -> Condition:
-        size = self.manifest.image_size
-        picture = None if image is None else images.fit(images.open_image(image), size)
-        selected = None if mask is None else images.fit_mask(images.open_mask(mask), size)
+        size, frame, picture, selected, notices = self.manifest.image_size, None, None, None, tuple[Notice, ...]()
+        if image is not None:
+            opened = images.open_image(image)
+            frame = Frame.of(opened.size, size, fit)
+            picture = frame.picture(opened)
+        if mask is not None:
+            black_and_white, notices = read_mask(images.open_mask(mask), mask_mode)
+            selected = (frame or Frame.of(black_and_white.size, size, fit)).mask(black_and_white)
+            notices += check_selection(selected, images.shrink_mask(selected, self.manifest.latent_size))
         pieces = []
         for fill in task.condition:
             if fill == "mask":
@@ -221,7 +255,8 @@ class Runtime:
                 assert selected is not None
                 pixels *= 1 - selected
             pieces.append(self._encode(pixels))
-        return Condition(np.concatenate(pieces, axis=1) if pieces else None, picture, selected)
+        channels = np.concatenate(pieces, axis=1) if pieces else None
+        return Condition(channels, picture, selected, frame, notices)
 
     def _encode(self, pixels: Array) -> Array:
         """[1, 3, H, W] in [-1, 1] → [1, C, h, w], the mean of the posterior as a UNet latent."""
@@ -248,17 +283,32 @@ class Runtime:
         embeddings = dict(zip(distinct, self._encode_text(distinct), strict=True))
         return np.stack([embeddings[text] for text in wanted])
 
+    def _cut_prompts(self, task: Task, prompt: str, negative_prompt: str) -> tuple[Notice, ...]:
+        """Of each prompt that the task looks at and that is too long: what it loses."""
+        found = []
+        for is_prompt in sorted({row.prompt for row in guidance.ROWS[task.guidance]}, reverse=True):
+            what, text = ("prompt", prompt) if is_prompt else ("negative prompt", negative_prompt)
+            if (cut := self.tokenizer.cut(text)) is not None:
+                found.append(cut.notice(what))
+        return tuple(found)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer; opened and kept."""
+        if self._tokenizer is None:
+            text = self.manifest.text
+            path = bundle.resolve(self._root, text.tokenizer)
+            self._tokenizer = Tokenizer(path, text.max_length, text.pad_id)
+        return self._tokenizer
+
     def _encode_text(self, prompts: Sequence[str]) -> list[Array]:
         """One [L, D] for each prompt, in as few runs of the text encoder as its batch allows."""
         text = self.manifest.text
-        if self._tokenizer is None:
-            path = bundle.resolve(self._root, text.tokenizer)
-            self._tokenizer = Tokenizer(path, text.max_length, text.pad_id)
         engine = self._open(text.engine)
         _expect(engine, text.engine, "input_ids", (None, text.max_length))
         spec = engine.inputs["input_ids"]
         batch = spec.shape[0] or len(prompts)
-        tokens = self._tokenizer(prompts).astype(spec.dtype, copy=False)
+        tokens = self.tokenizer(prompts).astype(spec.dtype, copy=False)
         encoded: list[Array] = []
         for start in range(0, len(prompts), batch):
             part = tokens[start : start + batch]

@@ -1,8 +1,9 @@
-"""Prompts to token ids, with the ``tokenizers`` library alone."""
+"""Prompts to token ids, with the ``tokenizers`` library alone, and what of a prompt is too long to be one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,59 @@ import tokenizers
 from numpy.typing import NDArray
 
 from mtu_compile.core.errors import BundleError
+from mtu_compile.core.notices import Notice
+
+#: Letters of the dropped words that a message shows; its facts have them all.
+_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a prompt lost.
+
+    Attributes:
+        tokens: that the prompt has, without the start and end tokens.
+        limit: how many there is room for.
+        dropped: the words from the first on that is not seen whole, as they were written.
+    """
+
+    tokens: int
+    limit: int
+    dropped: str
+
+    def notice(self, what: str = "prompt") -> Notice:
+        """In words; ``what`` is ``"prompt"`` or ``"negative prompt"``."""
+        shown = self.dropped if len(self.dropped) <= _SHOWN else f"{self.dropped[:_SHOWN]}…"
+        return Notice(
+            "prompt-cut",
+            f"the {what} has {self.tokens} tokens and the text encoder takes {self.limit}: {shown!r} has no effect",
+            "shorten it, or say first what matters most",
+            {"prompt": what, **asdict(self)},
+        )
+
+
+def cut_off(prompt: str, encoding: Any) -> Cut | None:
+    """What truncation took from ``prompt``, by its ``tokenizers.Encoding``; ``None`` if nothing."""
+    kept, *rest = (_words(part) for part in (encoding, *encoding.overflowing))
+    lost = [word for part in rest for word in part]
+    if not lost:
+        return None
+    first, start = lost[0]
+    # a word of which a part is kept is lost all the same
+    start = next((begin for number, begin in kept if number == first), start)
+    return Cut(len(kept) + len(lost), len(kept), prompt[start:].rstrip())
+
+
+def cut_by(tokenizer: Any, prompt: str) -> Cut | None:
+    """What ``prompt`` loses to the length of ``tokenizer``, one of ``transformers``; ``None`` if nothing."""
+    encoded = tokenizer(prompt, max_length=tokenizer.model_max_length, truncation=True)
+    return None if encoded.encodings is None else cut_off(prompt, encoded.encodings[0])
+
+
+def _words(encoding: Any) -> list[tuple[int, int]]:
+    """Of each token that is text: the number of its word, and where in the prompt it begins."""
+    columns = (encoding.word_ids, encoding.offsets, encoding.special_tokens_mask)
+    return [(word, span[0]) for word, span, special in zip(*columns, strict=True) if not special and word is not None]
 
 
 class Tokenizer:
@@ -36,3 +90,7 @@ class Tokenizer:
     def __call__(self, prompts: Sequence[str]) -> NDArray[Any]:
         """``prompts`` (B of them) → token ids [B, L] int64."""
         return np.array([encoding.ids for encoding in self._tokenizer.encode_batch(list(prompts))], dtype=np.int64)
+
+    def cut(self, prompt: str) -> Cut | None:
+        """What ``prompt`` loses to the length; ``None`` if nothing."""
+        return cut_off(prompt, self._tokenizer.encode(prompt))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calibration.notices import row_notices
 from calibration.samples import load_samples, split_samples
 from mtu_compile.core.errors import CalibrationError, InputError, MtuError
 from mtu_compile.core.tasks import PAPER_TASKS, Task
@@ -147,3 +148,49 @@ def test_a_guided_task_wants_prompts_and_another_does_not(tmp_path: Path) -> Non
     split_samples(tmp_path, SR, calibrating=4, checking=1)
     with pytest.raises(CalibrationError, match="is not a folder"):
         split_samples(tmp_path / "gone", SR, calibrating=4, checking=1)
+
+
+def test_a_mask_selects_by_its_transparency_if_it_has_any_and_by_ones(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.png", "mask_file_name": name} for name in ("white.png", "clear.png", "ones.png")]
+    place = write(tmp_path, INPAINT, *rows)
+    hole = np.tril(np.ones((32, 32), np.uint8))
+    Image.fromarray(hole * 255).save(place / "white.png")
+    Image.fromarray(np.dstack([np.asarray(Image.open(place / "a.png")), 255 - hole * 255])).save(place / "clear.png")
+    Image.fromarray(hole).save(place / "ones.png")
+    white, clear, ones = load_samples(tmp_path, INPAINT)
+    for sample in (white, clear, ones):
+        assert sample.mask is not None and np.array_equal(np.asarray(sample.mask), hole * 255)
+    assert [[notice.kind for notice in sample.notices] for sample in (white, clear, ones)] == [
+        [],
+        [],
+        ["mask-zero-one"],
+    ]
+
+
+def test_what_may_not_be_meant_in_the_rows_is_said_with_their_place(tmp_path: Path, base_pipeline_dir: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    rows = [
+        {"file_name": "a.png", "mask_file_name": "mask.png", "prompt": "a cat"},
+        {"file_name": "a.png", "mask_file_name": "black.png", "prompt": "a cat that is much too long"},
+        {"file_name": "a.png", "mask_file_name": "left.png"},
+    ]
+    place = write(tmp_path, INPAINT, *rows)
+    Image.new("L", (32, 32)).save(place / "black.png")
+    left = Image.new("L", (64, 32))
+    left.paste(255, (0, 0, 8, 32))
+    left.save(place / "left.png")
+    Image.new("RGB", (64, 32), "red").save(place / "a.png")
+    fine, bad, cropped = load_samples(tmp_path, INPAINT)
+    tokenizer = CLIPTokenizer.from_pretrained(base_pipeline_dir / "tokenizer")
+    given = {"tokenizer": tokenizer, "size": (32, 32), "latent": (8, 8)}
+    found = row_notices([fine, bad], [cropped], **given, fit="crop")
+    said = [(one.use, one.row, one.notice.kind) for one in found]
+    second, third = ("inpaint/metadata.jsonl line 2", "inpaint/metadata.jsonl line 3")
+    assert said == [
+        ("calibration", second, "prompt-cut"),
+        ("calibration", second, "mask-empty"),
+        ("check", third, "mask-empty"),
+    ]
+    assert "'too long' has no effect" in str(found[0]) and found[0].to_json()["dropped"] == "too long"
+    assert len(row_notices([], [cropped], **given, fit="pad")) == 0

@@ -14,10 +14,18 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 
+from calibration.record import record_reference
+from calibration.samples import Sample
 from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.rows import Row
 from mtu_compile.core.tasks import PAPER_TASKS, Task
+from mtu_compile.model import encode
+from mtu_compile.model.data import Encoder
 from mtu_compile.model.pipeline import MTUPipeline
 from mtu_compile.model.upcycle import upcycle_folder
+from mtu_compile.pictures import changed_region
+from mtu_compile.runtime import images
+from mtu_compile.runtime.fitting import Frame
 
 
 @pytest.fixture(scope="module")
@@ -285,3 +293,68 @@ def test_damage_anywhere_is_a_model_error(mtu_pipeline_dir: Path, tmp_path: Path
 def test_casting_the_unet_says_nothing(tiny_mtu: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert tiny_mtu().to(torch.float64).dtype == torch.float64
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_pictures_of_other_proportions_are_fitted_as_the_runtime_and_training_do_it(
+    pipeline: MTUPipeline, tmp_path: Path, fit: Any
+) -> None:
+    wide = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 64, 3), dtype=np.uint8))
+    hole = Image.new("L", (64, 32))
+    hole.paste(255, (20, 0, 40, 16))
+    (first, *_), _, result = calls_of(pipeline, "cat", task="inpaint", image=wide, mask_image=hole, seed=0, fit=fit)
+    frame = Frame.of((64, 32), (32, 32), fit)
+    selected = frame.mask(hole)
+    expected = torch.from_numpy(images.shrink_mask(selected, (8, 8)))
+    torch.testing.assert_close(first["sample"][1, 4], expected)
+    unmasked = images.to_array(frame.picture(wide)) * (1 - selected)
+    torch.testing.assert_close(
+        first["sample"][1, 5:], encode.encode_pixels(pipeline.vae, torch.from_numpy(unmasked))[0]
+    )
+    assert np.array_equal(np.asarray(result.images[0])[selected == 0], np.asarray(frame.picture(wide))[selected == 0])
+    assert result.notices == ()
+
+    wide.save(tmp_path / "wide.png")
+    hole.save(tmp_path / "hole.png")
+    row = Row("here", "cat", target=tmp_path / "wide.png", mask=tmp_path / "hole.png")
+    parts = (pipeline.vae, pipeline.tokenizer, pipeline.text_encoder)
+    encoder = Encoder(*parts, height=32, width=32, mask_variants=1, seed=0, fit=fit)
+    task = next(task for task in pipeline.unet.tasks if task.name == "inpaint")
+    torch.testing.assert_close(encoder.conditions(task, [row], [0])[0], first["sample"][1, 4:])
+    torch.testing.assert_close(
+        encoder.picture(row.target)[None], torch.from_numpy(images.to_array(frame.picture(wide)))
+    )
+
+
+def test_the_reference_is_made_and_judged_with_one_fit(pipeline: MTUPipeline) -> None:
+    wide = Image.fromarray(np.random.default_rng(2).integers(0, 256, (32, 64, 3), dtype=np.uint8))
+    hole = Image.new("L", (64, 32))
+    hole.paste(255, (20, 0, 40, 16))
+    task = next(task for task in pipeline.unet.tasks if task.name == "inpaint")
+    sample = Sample("cat", wide, hole, target=wide)
+    regions = []
+    for fit in ("crop", "pad", "stretch"):
+        recorded = record_reference(pipeline, task, [sample], size=(32, 32), steps=1, fit=fit, producer="a test")
+        (one,) = recorded.trajectories
+        region = changed_region(one, task, fit)
+        assert region is not None and one.target is not None
+        seen = one.inputs[0]["sample"][1, 4]
+        np.testing.assert_array_equal(images.shrink_mask(region.inside.astype(np.float32), (8, 8)), seen)
+        np.testing.assert_array_equal(region.source, one.target)
+        regions.append(region.inside.tobytes())
+    assert len(set(regions)) == 3
+
+
+def test_what_may_not_be_meant_is_in_the_result(pipeline: MTUPipeline, picture: Image.Image) -> None:
+    made = pipeline(
+        "a very long prompt that is cut",
+        task="inpaint",
+        image=picture,
+        mask_image=Image.new("L", (8, 8)),
+        negative_prompt="fine",
+        num_inference_steps=1,
+        seed=0,
+    )
+    assert [notice.kind for notice in made.notices] == ["mask-empty", "prompt-cut"]
+    with pytest.raises(ConfigError, match="is not a seed"):
+        pipeline("a cat", task="t2i", seed=-1)

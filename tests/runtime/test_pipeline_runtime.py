@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def test_noise_is_the_seeds_or_given(loaded: Runtime) -> None:
     assert not np.array_equal(given.latents, loaded.run("t2i", "a", seed=6).latents)
     with pytest.raises(ConfigError, match="latents have the shape"):
         loaded.run("t2i", "a", latents=noise[:, :3])
-    with pytest.raises(ConfigError, match="seed -1"):
+    with pytest.raises(ConfigError, match="-1 is not a seed"):
         loaded.run("t2i", "a", seed=-1)
 
 
@@ -327,3 +328,84 @@ def test_a_bundle_without_a_vae_encoder(copied: Path) -> None:
     without.run("t2i", "a", steps=1)
     with pytest.raises(BundleError, match="no VAE encoder"):
         without.run("edit", "x", image=picture())
+
+
+def half_transparent(size: tuple[int, int]) -> Image.Image:
+    layer = picture(size).convert("RGBA")
+    layer.putalpha(Image.eval(left_half(size), lambda value: 255 - value))
+    return layer
+
+
+@pytest.mark.parametrize("size", [(64, 32), (32, 64), (90, 40)])
+def test_a_picture_of_other_proportions_is_the_same_as_its_fitted_self(loaded: Runtime, size: tuple[int, int]) -> None:
+    source, mask = picture(size), left_half(size)
+    middle = ((size[0] - min(size)) // 2, (size[1] - min(size)) // 2)
+    square = (*middle, middle[0] + min(size), middle[1] + min(size))
+    cropped = loaded.run("inpaint", "red", image=source, mask=mask, steps=2, fit="crop")
+    by_hand = loaded.run("inpaint", "red", image=source.crop(square), mask=mask.crop(square), steps=2)
+    np.testing.assert_allclose(cropped.latents, by_hand.latents, atol=1e-3)  # the filter sees beyond the crop
+    stretched = loaded.run("inpaint", "red", image=source, mask=mask, steps=2, fit="stretch")
+    small = source.resize((32, 32), Image.Resampling.BICUBIC), mask.resize((32, 32), Image.Resampling.NEAREST)
+    by_hand = loaded.run("inpaint", "red", image=small[0], mask=small[1], steps=2)
+    np.testing.assert_allclose(stretched.latents, by_hand.latents, atol=1e-5)
+    padded = loaded.run("inpaint", "red", image=source, mask=mask, steps=2, fit="pad")
+    assert padded.frame is not None and padded.image.size == (32, 32)  # of the engine's size, borders and all
+    left, top, right, bottom = padded.frame.place
+    assert (right - left) * (bottom - top) < 32 * 32
+    assert len({result.latents.tobytes() for result in (cropped, stretched, padded)}) == 3
+
+
+def test_the_bundle_says_how_pictures_are_fitted(copied: Path) -> None:
+    made = bundle.read(copied)
+    assert made.fit == "stretch"  # as a bundle that says nothing of it
+    bundle.write(copied, replace(made, fit="crop"))
+    wide = picture((64, 32))
+    with runtime.load(copied) as changed:
+        default = changed.run("edit", "red", image=wide, steps=1).latents
+        np.testing.assert_array_equal(default, changed.run("edit", "red", image=wide, steps=1, fit="crop").latents)
+        assert not np.array_equal(default, changed.run("edit", "red", image=wide, steps=1, fit="stretch").latents)
+
+
+def test_transparency_repaints_as_white_does(loaded: Runtime) -> None:
+    white = loaded.run("inpaint", "red", image=CAT, mask=MASK, steps=2)
+    clear = loaded.run("inpaint", "red", image=CAT, mask=half_transparent((32, 32)), steps=2)
+    np.testing.assert_array_equal(white.image, clear.image)
+    other = loaded.run("inpaint", "red", image=CAT, mask=half_transparent((32, 32)), mask_mode="white", steps=2)
+    assert not np.array_equal(white.image, other.image)
+
+
+def test_what_may_not_be_meant_is_said_before_the_first_step_and_in_the_result(loaded: Runtime) -> None:
+    said: list[str] = []
+
+    def run(task: str = "inpaint", prompt: str = "red", **arguments: Any) -> list[str]:
+        said.clear()
+        result = loaded.run(
+            task,
+            prompt,
+            steps=1,
+            notify=lambda notice: said.append(notice.kind),
+            progress=lambda done, total: said.append("step"),
+            **arguments,
+        )
+        found = [notice.kind for notice in result.notices]
+        assert said == [*found, "step"]
+        return found
+
+    long = "words that go on and on and on"
+    assert run(image=CAT, mask=MASK) == []
+    assert run("t2i", long) == ["prompt-cut"]
+    assert run("t2i", long, negative_prompt=long) == ["prompt-cut", "prompt-cut"]
+    assert run("sr", "", image=CAT) == []
+    assert run(image=CAT, mask=Image.new("L", (32, 32))) == ["mask-empty"]
+    assert run(image=CAT, mask=Image.new("L", (32, 32), 255)) == ["mask-full"]
+    assert run(image=CAT, mask=Image.new("L", (32, 32), 1)) == ["mask-zero-one", "mask-full"]
+    edge = Image.new("L", (96, 32))
+    edge.paste(255, (0, 0, 9, 32))  # outside of the middle
+    assert run(image=picture((96, 32)), mask=edge, fit="crop") == ["mask-empty"]
+    assert run(image=picture((96, 32)), mask=edge, fit="pad") == []
+
+
+def test_unknown_ways_are_refused(loaded: Runtime) -> None:
+    for wrong in ({"fit": "zoom"}, {"mask_mode": "black"}):
+        with pytest.raises(ConfigError):
+            loaded.run("inpaint", "red", image=CAT, mask=MASK, **wrong)

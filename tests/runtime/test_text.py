@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mtu_compile.core.errors import BundleError
-from mtu_compile.runtime.text import Tokenizer
+from mtu_compile.runtime.text import Tokenizer, cut_by
 
 PROMPTS = [
     "",
@@ -69,3 +69,52 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer"):
         Tokenizer(tmp_path / "tokenizer.json", 16, 0)
+
+
+LONG = "abc defg   hij klmnop, qr st."
+
+
+@pytest.mark.parametrize(
+    ("max_length", "dropped"),
+    [
+        (2, LONG),
+        (4, LONG),  # of the first word only "ab" is kept: it is not seen as itself
+        (5, "defg   hij klmnop, qr st."),
+        (9, "hij klmnop, qr st."),
+        (18, ", qr st."),
+        (19, "qr st."),
+        (23, "."),
+        (24, None),
+        (77, None),
+    ],
+)
+def test_what_is_cut_off_is_told_in_whole_words(base_pipeline_dir: Path, max_length: int, dropped: str | None) -> None:
+    from transformers import CLIPTokenizer
+
+    path = base_pipeline_dir / "tokenizer"
+    cut = Tokenizer(path / "tokenizer.json", max_length, 53).cut(LONG)
+    assert (cut and cut.dropped) == dropped
+    if cut is not None:
+        assert (cut.tokens, cut.limit) == (22, max_length - 2)
+        notice = cut.notice("negative prompt").to_json()
+        assert notice["kind"] == "prompt-cut" and notice["dropped"] == dropped and str(dropped) in notice["message"]
+    theirs = CLIPTokenizer.from_pretrained(path, model_max_length=max_length)
+    assert cut_by(theirs, LONG) == cut
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, "İİ 猫猫 🐈🐈", "<|endoftext|> x <|endoftext|>"])
+@pytest.mark.parametrize("max_length", [2, 3, 8, 16])
+def test_what_is_kept_and_what_is_dropped_are_the_prompt(base_pipeline_dir: Path, prompt: str, max_length: int) -> None:
+    path = base_pipeline_dir / "tokenizer/tokenizer.json"
+    short, long = Tokenizer(path, max_length, 53), Tokenizer(path, 200, 53)
+    cut = short.cut(prompt)
+    assert long.cut(prompt) is None
+    if (long([prompt])[0] != 53).sum() + 1 > max_length and "<|" not in prompt:
+        assert cut is not None and prompt.rstrip().endswith(cut.dropped) and cut.dropped
+        assert cut.limit <= max_length - 2
+
+
+def test_a_very_long_prompt_is_shown_in_part(base_pipeline_dir: Path) -> None:
+    cut = Tokenizer(base_pipeline_dir / "tokenizer/tokenizer.json", 16, 53).cut("ab " * 1000)
+    assert cut is not None and len(cut.dropped) > 2000 and len(cut.notice().message) < 400
+    assert cut.notice().facts["dropped"] == cut.dropped
