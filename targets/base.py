@@ -10,13 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import ConfigError, ModelError, ToolchainMissing
+from mtu_compile.core.precision import Precision as Precision
 from mtu_compile.core.progress import Progress
-
-Precision = Literal["int8", "fp8", "int8-weights", "int4-weights", "fp16", "bf16", "fp32"]
 
 #: Precisions that only the weights are in: what is computed, and with it what passes between layers, stays float.
 WEIGHTS_ONLY: tuple[Precision, ...] = ("int8-weights", "int4-weights")

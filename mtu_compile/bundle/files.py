@@ -14,6 +14,7 @@ from mtu_compile.bundle.manifest import BUILT, MANIFEST, Manifest, check_relativ
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.files import what_else
 from mtu_compile.core.hashing import file_sha256
+from mtu_compile.core.schema import parse_json
 
 #: The manifest's own hash: SHA-256 of the file as it would be without this entry.
 SELF_HASH = "manifest_sha256"
@@ -44,8 +45,8 @@ def read(path: Path | str, verify: bool = True) -> Manifest:
         raise BundleError(f"{MANIFEST} is {file.stat().st_size} bytes long, which no manifest is", hint=_GET_AGAIN)
     content = file.read_bytes()
     try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(content.decode())
+    except ValueError as error:
         raise BundleError(f"{MANIFEST} is not JSON: {error}", hint=_GET_AGAIN) from error
     if not isinstance(raw, dict):
         raise BundleError(f"{MANIFEST} is not a JSON object", hint=_GET_AGAIN)

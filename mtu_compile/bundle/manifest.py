@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import PurePosixPath, PureWindowsPath
-from types import NoneType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
-from mtu_compile.core.errors import BundleError, MtuError
+from mtu_compile.bundle.kinds import (
+    Channels,
+    Count,
+    Factor,
+    Length,
+    Name,
+    Scale,
+    Sha256,
+    Side,
+    Steps,
+    Text,
+    TokenId,
+)
+from mtu_compile.bundle.provenance import Accuracy, Estimate, Extra, TaskExtra
+from mtu_compile.bundle.scheduler_config import SchedulerConfig
+from mtu_compile.core.errors import BundleError
 from mtu_compile.core.fit import Fit
+from mtu_compile.core.precision import Precision
+from mtu_compile.core.schema import Mismatch, Rule, conform
 from mtu_compile.core.tasks import Task
 
 MANIFEST = "manifest.json"
@@ -19,6 +35,10 @@ MANIFEST = "manifest.json"
 BUILT = "built"
 
 SCHEMA_VERSION = 1
+
+#: Whose runtime opens a network; ``mtu_compile.runtime.engine`` has a class for each.
+ENGINE_KINDS = ("openvino", "tensorrt", "tensorrt-rtx", "onnxruntime")
+EngineKind = Annotated[str, Rule(lambda kind: kind in ENGINE_KINDS, f"one of {', '.join(ENGINE_KINDS)}")]
 
 
 @dataclass(frozen=True)
@@ -34,20 +54,20 @@ class EngineRef:
         estimate: the toolchain's own figures about the device, with their ``source``; never measured ones.
     """
 
-    kind: str
-    path: str
-    config: Mapping[str, str] = field(default_factory=dict)
-    prebuilt: str | None = None
-    status: str = ""
-    estimate: Mapping[str, Any] | None = None
+    kind: EngineKind
+    path: Text
+    config: Mapping[str, Text] = field(default_factory=dict)
+    prebuilt: Text | None = None
+    status: Text = ""
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
 class Source:
     """The checkpoint the bundle was compiled from: its name, and the SHA-256 of its weights."""
 
-    name: str
-    sha256: str
+    name: Text
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
@@ -59,9 +79,9 @@ class TextPart:
         pad_id: token id it is padded with.
     """
 
-    tokenizer: str
-    max_length: int
-    pad_id: int
+    tokenizer: Text
+    max_length: Length
+    pad_id: TokenId
     engine: EngineRef
 
 
@@ -69,9 +89,9 @@ class TextPart:
 class PassRecord:
     """One graph pass that ran: its id, whether it changed the graph, and in how many places."""
 
-    id: str
+    id: Text
     changed: bool
-    rewrites: int
+    rewrites: Count
 
 
 @dataclass(frozen=True)
@@ -93,15 +113,15 @@ class TaskEntry:
     """
 
     task: Task
-    task_id: int
+    task_id: Count
     engine: EngineRef
-    default_steps: int
+    default_steps: Steps
     passes: tuple[PassRecord, ...] = ()
-    calibration: str | None = None
-    accuracy: Mapping[str, Any] | None = None
-    accuracy_reason: str | None = None
-    reference: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Sha256 | None = None
+    accuracy: Accuracy | None = None
+    accuracy_reason: Text | None = None
+    reference: Text | None = None
+    extra: TaskExtra = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,22 +149,22 @@ class Manifest:
         extra: provenance for people.
     """
 
-    tools: Mapping[str, str]
+    tools: Mapping[str, Text]
     source: Source
-    target: str
-    precision: str
-    image_size: tuple[int, int]
-    latent_channels: int
-    vae_scale: int
-    scaling_factor: float
+    target: Name
+    precision: Precision
+    image_size: tuple[Side, Side]
+    latent_channels: Channels
+    vae_scale: Scale
+    scaling_factor: Factor
     text: TextPart
     vae_encoder: EngineRef | None
     vae_decoder: EngineRef
-    scheduler: Mapping[str, Any]
+    scheduler: SchedulerConfig
     tasks: Mapping[str, TaskEntry]
     fit: Fit = "stretch"
-    files: Mapping[str, str] = field(default_factory=dict)
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Sha256] = field(default_factory=dict)
+    extra: Extra = field(default_factory=dict)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -186,13 +206,9 @@ class Manifest:
                 raise BundleError(f"{MANIFEST}: tasks.{name} describes a task called {entry.task.name!r}")
             if (entry.accuracy is None) == (entry.accuracy_reason is None):
                 raise BundleError(f"{MANIFEST}: tasks.{name} needs either an accuracy or the reason why there is none")
-            if entry.default_steps < 1:
-                raise BundleError(f"{MANIFEST}: tasks.{name}.default_steps is {entry.default_steps}")
         if not self.tasks:
             raise BundleError(f"{MANIFEST}: no tasks")
-        if self.vae_scale < 1 or self.latent_channels < 1 or self.text.max_length < 1 or not self.scaling_factor:
-            raise BundleError(f"{MANIFEST}: vae_scale, latent_channels, max_length and scaling_factor are positive")
-        if any(side < 1 or side % self.vae_scale for side in self.image_size):
+        if any(side % self.vae_scale for side in self.image_size):
             raise BundleError(f"{MANIFEST}: image_size {self.image_size} is not a multiple of {self.vae_scale}")
 
     def to_json(self) -> dict[str, Any]:
@@ -210,7 +226,10 @@ class Manifest:
                 hint=f"this mtu-compile reads version {SCHEMA_VERSION}; rebuild the bundle, or install the version "
                 "that made it",
             )
-        manifest = _decode(cls, {k: v for k, v in data.items() if k != "schema_version"}, "")
+        try:
+            manifest = conform(cls, {k: v for k, v in data.items() if k != "schema_version"})
+        except Mismatch as mismatch:
+            raise mismatch.at(MANIFEST, error=BundleError) from mismatch
         assert isinstance(manifest, cls)
         return manifest
 
@@ -238,46 +257,3 @@ def _encode(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     return value
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """``value`` from JSON as the annotated type ``kind``; ``where`` is its place in the manifest."""
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin is Union or (origin is not None and NoneType in args):
-        return None if value is None else _decode(next(a for a in args if a is not NoneType), value, where)
-    if kind is Task and isinstance(value, Mapping):
-        try:
-            return Task.from_json(value)
-        except (MtuError, AttributeError, TypeError) as error:
-            raise BundleError(f"{MANIFEST}: {where}: {error}") from error
-    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
-        return _decode_dataclass(kind, value, where)
-    if origin is Literal:
-        if isinstance(value, str) and value in args:
-            return value
-    elif origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    elif origin is tuple and isinstance(value, list):
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(kinds) == len(value):
-            return tuple(_decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif kind in (str, int, bool) and type(value) is kind:
-        return value
-    raise BundleError(f"{MANIFEST}: {where or 'the top level'} is {value!r:.80}, which is not what belongs there")
-
-
-def _decode_dataclass(kind: type, value: Mapping[str, Any], where: str) -> Any:
-    prefix = f"{where}." if where else ""
-    hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
-    for name in value:
-        if name not in known:
-            raise BundleError(f"{MANIFEST}: unknown entry {prefix}{name}")
-    for name, f in known.items():
-        if name not in value and f.default is MISSING and f.default_factory is MISSING:
-            raise BundleError(f"{MANIFEST}: {prefix}{name} is missing")
-    return kind(**{name: _decode(hints[name], item, prefix + name) for name, item in value.items()})

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -70,6 +70,28 @@ class Rule:
 
     def describe(self, kind: str) -> str:
         return self.expected
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Of an object that stays one: the type of each entry. Others hold anything; nothing is converted.
+
+    Attributes:
+        needed: entries that have to be there.
+        known: entries that may.
+    """
+
+    needed: Mapping[str, Any] = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, value: Mapping[str, Any], key: str) -> None:
+        """``Mismatch`` for the first entry that is missing or wrong."""
+        for name, kind in self.needed.items():
+            if name not in value:
+                raise Mismatch(_join(key, name), None, describe(kind))
+        for name, kind in (*self.needed.items(), *self.known.items()):
+            if name in value:
+                conform(kind, value[name], _join(key, name))
 
 
 class Mismatch(ModelError):
@@ -140,7 +162,9 @@ def conform(kind: Any, value: Any, key: str = "") -> Any:
         except Mismatch as mismatch:
             raise mismatch if mismatch.key != key else Mismatch(key, show(value), describe(kind)) from mismatch
         for rule in args[1:]:
-            if not rule.holds(conformed):
+            if isinstance(rule, Entries):
+                rule.check(conformed, key)
+            elif not rule.holds(conformed):
                 raise Mismatch(key, show(value), rule.describe(describe(args[0])))
         return conformed
     if kind is Any:
@@ -233,7 +257,7 @@ def describe(kind: Any) -> str:
     if origin is Annotated:
         words = describe(args[0])
         for rule in args[1:]:
-            words = rule.describe(words)
+            words = words if isinstance(rule, Entries) else rule.describe(words)
         return words
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(describe(one) for one in args))

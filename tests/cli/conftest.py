@@ -64,6 +64,10 @@ def picture(seed: int, size: int = 32) -> Image.Image:
     return image
 
 
+#: The rest of a prompt, of which "long" is beyond the tiny text encoder's length.
+LONG = " words too long"
+
+
 def write_samples(folder: Path, tasks: Sequence[dict[str, Any]], rows: int = 6) -> None:
     for task in tasks:
         place = folder / task["name"]
@@ -71,7 +75,8 @@ def write_samples(folder: Path, tasks: Sequence[dict[str, Any]], rows: int = 6) 
         lines = []
         for i in range(rows):
             picture(i).save(place / f"{i}.png")
-            row = {"file_name": f"{i}.png", "prompt": f"disc {chr(97 + i)}"}
+            # the last, which is for checks, is longer than the text encoder's 14 tokens
+            row = {"file_name": f"{i}.png", "prompt": f"disc {chr(97 + i)}{LONG if i == rows - 1 else ''}"}
             lines.append(json.dumps(row | ({"split": "check"} if i >= rows - 2 else {})))
         (place / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 

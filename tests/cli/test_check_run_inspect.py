@@ -113,6 +113,35 @@ def test_run_makes_pictures_without_torch(tiny_bundle: Path, tiny_model: Path, t
         assert (made[:, 16:] == original[:, 16:]).all() and (made[:, :16] != original[:, :16]).any()
 
 
+def test_run_fits_pictures_and_says_what_may_not_be_meant(tiny_bundle: Path, tmp_path: Path, mtu: Run) -> None:
+    wide, hole = Image.new("RGB", (64, 32), "red"), Image.new("RGBA", (64, 32), (0, 0, 0, 255))
+    hole.paste((0, 0, 0, 0), (0, 0, 8, 32))  # at the left: transparent
+    wide.save(tmp_path / "wide.png")
+    hole.save(tmp_path / "hole.png")
+    given = ("--task", "inpaint", "--image", tmp_path / "wide.png", "--mask", tmp_path / "hole.png", "--steps", 1)
+    given += ("-o", tmp_path / "a.png", "--prompt")
+    done = mtu("run", tiny_bundle, *given, "disc", "--fit", "pad", "--json", before=BARE)
+    said = json.loads(done.out)
+    assert (said["frame"]["place"], said["frame"]["used"], said["notices"]) == ([0, 8, 32, 24], [0, 0, 64, 32], [])
+    made = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    assert made.shape == (32, 32, 3) and (made[8:24, 4:] == (255, 0, 0)).all()  # repainted is the left alone
+    # the middle, as the bundle was built, has nothing of the hole
+    done = mtu("run", tiny_bundle, *given, "disc that is too long for it", "--json", before=BARE)
+    cut, empty = json.loads(done.out)["notices"]
+    assert (cut["kind"], cut["tokens"], cut["limit"]) == ("prompt-cut", 22, 14)
+    assert cut["dropped"].endswith("for it") and empty["kind"] == "mask-empty"
+    done = mtu("run", tiny_bundle, *given, "disc", "--mask-mode", "white", before=BARE)
+    assert done.code == 0 and "warning: the mask selects nothing" in done.err and "hint: white selects" in done.err
+
+
+def test_a_build_says_which_rows_are_cut_and_keeps_it(tiny_bundle: Path, mtu: Run) -> None:
+    manifest = bundle.read(tiny_bundle)
+    for task in ("t2i", "inpaint"):
+        (notice,) = manifest.tasks[task].extra["notices"]
+        assert (notice["use"], notice["row"]) == ("check", f"{task}/metadata.jsonl line 6")
+        assert (notice["kind"], notice["dropped"]) == ("prompt-cut", "long")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

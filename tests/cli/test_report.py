@@ -35,6 +35,7 @@ def reported(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, mtu: R
 def test_the_page_shows_the_original_and_what_the_engines_make(tiny_bundle: Path, reported: Any) -> None:
     _, text, _ = reported
     assert markup_problems(text) == []
+    assert "t2i/metadata.jsonl line 6 (check)" in text and "has no effect" in text
     carried = [decode(str(a["src"])) for a in Page(text).of("img")]
     manifest = bundle.read(tiny_bundle)
     for name, entry in manifest.tasks.items():

@@ -1,0 +1,263 @@
+"""A manifest whose own hash is right, with any value of it replaced: refused, or a value that may well stand there."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibration.quantize import QuantSettings
+from calibration.ranges import bundle_ranges, spread
+from mtu_compile.bundle import Manifest, read
+from mtu_compile.bundle.files import _sealed
+from mtu_compile.bundle.manifest import ENGINE_KINDS
+from mtu_compile.core.errors import EXIT_INPUT, BundleError, ConfigError
+from mtu_compile.quant_config import of_bundle
+from mtu_compile.report.gather import _build_facts, _commands, read_mixed
+from mtu_compile.runtime import engine, schedulers
+
+#: What takes the place of every value.
+WRONG: tuple[Any, ...] = (
+    *(None, True, False, -1, 0, 0.5, 10**30, -1e300, math.inf, math.nan),
+    *("", "/etc/passwd", "\x1b[2J", "\ud800", "7.5"),
+    *([], [1], {}, {"a": 1}),
+)
+
+#: Where ``null`` is an answer, too: what was not measured or does not apply, and every option of the scheduler.
+NULLABLE = re.compile(
+    r"scheduler\.(?!_class_name)\w+|vae_encoder|.*\.(calibration|reference|prebuilt|estimate|config|mixed|costs|kept|clip)"
+    r"|.*\.(region|truth|guidance|guidance_ratio|ssim_reason|subset_size|smooth_quant_alpha|guidance_db|float_ms|int8_ms)"
+    r"|.*\.(agreement_db|worst_guidance_ratio|downscale|colour_difference|vif|ssim|reference_ssim|truth_drop_db)"
+    r"|.*\.(latent|image|inside|outside|source|reference|reference_source)?_?psnr_db|.*\.accuracy\.thresholds\.\w+"
+    r"|extra\.plan\.(device_bytes|available_bytes|one_engine_bytes|fits)"
+)
+#: Texts that are not free: names, versions, hashes and paths.
+STRICT = re.compile(
+    r"target|precision|files\..*|.*sha256|fit|.*\.(kind|path|tokenizer|op|strategy|range_estimator)"
+    r"|tasks\.\w+\.(reference|calibration)"
+    r"|.*\.task\.(name|guidance|condition.*)|scheduler\..*|.*\.kept|extra\.plan\.(target|precision)|extra\.plan.*precision"
+)
+#: Numbers by their place: least and largest. The first that matches counts.
+LIMITS: tuple[tuple[str, float, float], ...] = (
+    (r".*_db(\[\])?", -400, 400),
+    (r".*cosine|.*(ssim|vif)", -1.001, 1e6),
+    (r".*(share|slowdown|smooth_quant_alpha)|.*criteria\.guidance_ratio", 0, 1),
+    (r".*ratio(\[\])?", 0, 1e12),
+    (r".*guidance_scale", 0, 1000),
+    (r"scheduler\.(beta_start|beta_end)", 1e-9, 1),
+    (r"scheduler\.(num_train_timesteps|steps_offset)", 0, 1e5),
+    (r"scheduler\..*", 0, 1e6),
+    (r"scaling_factor", 1e-6, 1e6),
+    (r".*timesteps\[\]", -1, 1e6),
+    (r".*(ranges\..*|colour_difference)", 0, 3.5e38),
+    (r".*(seconds|_ms)", 0, 1e9),
+    (r".*(bytes.*|plan\.tasks\..*)", 0, 2**53),
+    (r".*(pictures|calls|samples|steps|size\[\]|channels|vae_scale|max_length)", 1, 2**31),
+    (r".*", 0, 2**63),
+)
+
+
+def trimmed(value: Any, within: str = "") -> Any:
+    """The same with one entry in every list, and in every object that has layers or files for keys."""
+    if isinstance(value, dict):
+        one = within in ("ranges", "layers") and not any(isinstance(item, dict) for item in value.values())
+        return {key: trimmed(item, key) for key, item in itertools.islice(value.items(), 1 if one else None)}
+    if isinstance(value, list) and within not in (
+        "image_size",
+        "guidance_ratio",
+        "condition",
+        "Conv",
+        "MatMul",
+        "Gemm",
+    ):
+        return [trimmed(item) for item in value[:1]]
+    return value
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(path, value) of everything that has nothing in it."""
+    if isinstance(value, (dict, list)) and value:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, (*path, key))
+    else:
+        yield path, value
+
+
+def nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(path, value) of everything that has something in it, but for the whole."""
+    if isinstance(value, (dict, list)) and value:
+        if path:
+            yield path, value
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from nodes(item, (*path, key))
+
+
+def named(path: tuple[Any, ...]) -> str:
+    return ".".join("[]" if isinstance(key, int) else key for key in path).replace(".[]", "[]")
+
+
+def replaced(raw: Any, path: tuple[Any, ...], value: Any) -> Any:
+    changed = copy.deepcopy(raw)
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return changed
+
+
+def legitimate(path: str, was: Any, now: Any) -> bool:
+    """Whether ``now`` may stand where ``was`` stood."""
+    if now is None:
+        return NULLABLE.fullmatch(path) is not None
+    if was is None:  # what may be there instead is judged where it is
+        return NULLABLE.fullmatch(path) is not None
+    if isinstance(was, bool) or isinstance(now, bool):
+        return isinstance(was, bool) and isinstance(now, bool)
+    if isinstance(was, str):
+        free = STRICT.fullmatch(path) is None or (now == "7.5" and "sha256" not in path and "/" not in was)
+        return isinstance(now, str) and now.isprintable() and free
+    if isinstance(was, (int, float)):
+        low, high = next((low, high) for pattern, low, high in LIMITS if re.fullmatch(pattern, path))
+        return isinstance(now, (int, float)) and math.isfinite(now) and low <= now <= high
+    return type(now) is type(was)
+
+
+def use(manifest: Manifest) -> None:
+    """What is done with a manifest that has been read; refusals may come, and no other error."""
+    assert manifest.latent_size[0] >= 1
+    for entry in manifest.tasks.values():
+        assert entry.task.unet_batch >= 1 and entry.task.condition_channels(manifest.latent_channels) >= 0
+        with suppress(BundleError):  # a search of another version
+            read_mixed(entry)
+    spread(bundle_ranges(manifest))
+    json.dumps([*_build_facts(manifest), *_commands(Path("bundle"), manifest)])
+    with suppress(ConfigError):
+        for settings in of_bundle(manifest)["tasks"].values():
+            QuantSettings.from_json(settings)
+
+
+def sample(manifest: Manifest) -> None:
+    """As ``use``, what is done with the scheduler's options."""
+    for name, steps in itertools.product((None, *schedulers.NAMES), (1, 7)):
+        with suppress(ConfigError):
+            assert len(schedulers.from_config(manifest.scheduler, steps, name).timesteps) >= 1
+
+
+@pytest.fixture(scope="module")
+def raw(tiny_bundle: Path) -> Any:
+    """A real manifest, one entry of everything that there is many of."""
+    whole = json.loads((tiny_bundle / "manifest.json").read_text())
+    whole.pop("manifest_sha256")
+    small = {**trimmed(whole), "files": whole["files"]}
+    small["tasks"].pop("t2i")
+    return small
+
+
+def test_every_value_has_a_type_and_a_range(raw: Any) -> None:
+    Manifest.from_json(raw).check()
+    tried, refused, wrong = 0, 0, []
+    places = [(path, was) for path, was in leaves(raw) if path[0] not in ("schema_version", "files")]
+    places += [(("files", name), raw["files"][name]) for name in itertools.islice(raw["files"], 1)]
+    for path, was in places:
+        for now in WRONG:
+            if now == was and type(now) is type(was):
+                continue
+            tried += 1
+            try:
+                manifest = Manifest.from_json(replaced(raw, path, now))
+                manifest.check()
+            except BundleError as error:
+                assert error.exit_code == EXIT_INPUT
+                refused += 1
+                continue
+            if not legitimate(named(path), was, now):
+                wrong.append((named(path), now))
+            use(manifest)
+            if path[0] == "scheduler":
+                sample(manifest)
+    print(f"{tried} changes of {len(places)} values: {refused} refused, {tried - refused} as good as what was there")
+    assert wrong == []
+    assert tried > 2500 and refused > 0.8 * tried
+
+
+def test_every_part_has_a_type(raw: Any) -> None:
+    wrong = []
+    for path, _ in nodes(raw):
+        for now in (None, 0, "x", [], [None], {"a": 1}):
+            try:
+                manifest = Manifest.from_json(replaced(raw, path, now))
+                manifest.check()
+            except BundleError:
+                continue
+            optional = NULLABLE.fullmatch(named(path)) or path[0] in ("extra", "tools") or "extra" in path
+            if not (now is None and optional) and not isinstance(now, (list, dict)):
+                wrong.append((named(path), now))
+            use(manifest)
+    assert wrong == []
+
+
+def test_a_missing_or_foreign_entry_is_refused_by_name(raw: Any) -> None:
+    optional = {
+        "extra",
+        "fit",
+        "estimate",
+        "prebuilt",
+        "status",
+        "config",
+        "calibration",
+        "accuracy_reason",
+        "reference",
+    }
+    optional |= {"passes", "condition", "guidance", "guidance_scale", "image_guidance_scale", "downscale"}
+    for holder in ((), ("text",), ("source",), ("vae_decoder",), ("tasks", "inpaint"), ("tasks", "inpaint", "task")):
+        place = raw
+        for key in holder:
+            place = place[key]
+        for key in place.keys() - optional - {"schema_version"}:
+            changed = copy.deepcopy(raw)
+            there = changed
+            for step in holder:
+                there = there[step]
+            del there[key]
+            with pytest.raises(BundleError, match=re.escape(key)):
+                Manifest.from_json(changed).check()
+        with pytest.raises(BundleError, match="surprise"):
+            Manifest.from_json(replaced(raw, (*holder, "surprise"), 1))
+
+
+def test_the_command_says_which_value_is_wrong(tiny_bundle: Path, tmp_path: Path, mtu: Any) -> None:
+    whole = json.loads((tiny_bundle / "manifest.json").read_text())
+    whole["scheduler"]["beta_end"] = "/etc/passwd"
+    (tmp_path / "manifest.json").write_bytes(_sealed(whole))
+    done = mtu("inspect", tmp_path)
+    assert done.code == EXIT_INPUT
+    assert done.err.startswith(
+        'error: manifest.json: scheduler.beta_end is "/etc/passwd", expected a number from 1e-09'
+    )
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e999", b"-1e999", b"1" + b"0" * 400])
+def test_numbers_that_are_none_are_refused(tiny_bundle: Path, tmp_path: Path, number: bytes) -> None:
+    content = (tiny_bundle / "manifest.json").read_bytes()
+    (tmp_path / "manifest.json").write_bytes(
+        re.sub(rb'"scaling_factor": [0-9.]+', b'"scaling_factor": ' + number, content)
+    )
+    with pytest.raises(BundleError):
+        read(tmp_path, verify=False)
+
+
+def test_manifests_that_say_nothing_of_fit_are_read(raw: Any) -> None:
+    del (old := copy.deepcopy(raw))["fit"]
+    assert Manifest.from_json(raw).fit == "crop" and Manifest.from_json(old).fit == "stretch"
+
+
+def test_every_kind_of_engine_has_a_class() -> None:
+    assert set(ENGINE_KINDS) == set(engine._KINDS)
