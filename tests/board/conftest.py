@@ -129,7 +129,7 @@ def describe(kind: str, config: Mapping[str, str], extra: Mapping[str, Any]) -> 
     return Manifest(
         tools={},
         source=Source("tiny", "0" * 64),
-        target="a test's",
+        target="a-test",
         precision="fp16",
         image_size=(32, 32),
         latent_channels=4,

@@ -21,7 +21,7 @@ from mtu_compile.bundle.files import _sealed
 from mtu_compile.bundle.manifest import ENGINE_KINDS
 from mtu_compile.core.errors import EXIT_INPUT, BundleError, ConfigError
 from mtu_compile.quant_config import of_bundle
-from mtu_compile.report.gather import _build_facts, _commands, read_mixed
+from mtu_compile.report.gather import _build_facts, _commands
 from mtu_compile.runtime import engine, schedulers
 
 #: What takes the place of every value.
@@ -135,10 +135,10 @@ def use(manifest: Manifest) -> None:
     assert manifest.latent_size[0] >= 1
     for entry in manifest.tasks.values():
         assert entry.task.unet_batch >= 1 and entry.task.condition_channels(manifest.latent_channels) >= 0
-        with suppress(BundleError):  # a search of another version
-            read_mixed(entry)
     spread(bundle_ranges(manifest))
-    json.dumps([*_build_facts(manifest), *_commands(Path("bundle"), manifest)])
+    json.dumps([*_commands(Path("bundle"), manifest)])
+    with suppress(BundleError):  # a search of another version
+        json.dumps([*_build_facts(manifest)])
     with suppress(ConfigError):
         for settings in of_bundle(manifest)["tasks"].values():
             QuantSettings.from_json(settings)
