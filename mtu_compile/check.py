@@ -18,6 +18,7 @@ from mtu_compile.runtime.engine import OUTPUT, Engine, open_engine
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.verdict import CheckResult, TaskCheck, check_task
 from passes import write_simulation
+from targets.openvino_target import HOST_KIND
 
 
 def check_bundle(path: Path, *, clip: Path | None = None, progress: Progress | None = None) -> CheckResult:
@@ -77,6 +78,8 @@ def _measured_with(target: targets.Target, manifest: bundle.Manifest, on_device:
     name, device = used.kind, target.spec.device
     if used.kind in ("onnxruntime", "openvino"):  # kinds that are called as their package is
         name, device = f"{used.kind} {version(used.kind)}", used.config.get("device", "CPU")
+    if used.kind == HOST_KIND:
+        name, device = f"openvino {version('openvino')}", f"{used.config['device']}, INT8 computed in float32"
     return f"{name} on {device}" + ("" if on_device else f", the same graph; no {target.spec.device} in this machine")
 
 

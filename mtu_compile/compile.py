@@ -374,7 +374,7 @@ def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.
     if precision in COMPRESSED:
         graph, extra["compression"] = compress(job, one)
     with job.progress.stage(f"lower {name}"):
-        graph, lowered = lower(job, graph, precision)
+        graph, lowered = lower(job, graph, precision, original=one.graph)
     with job.progress.stage(f"build {name}"):
         began = time.monotonic()
         artifact = job.target.build(graph, folder, precision=precision, progress=job.progress)
@@ -382,7 +382,12 @@ def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.
     with job.progress.stage(f"parity {name}"):
         reference = Reference.load(seen.reference)
         agreement = parity(
-            graph, reference, guidance=one.task.guidance, calls=PARITY_CALLS, extra=_device_backends(job, artifact)
+            graph,
+            reference,
+            guidance=one.task.guidance,
+            calls=PARITY_CALLS,
+            extra=_device_backends(job, artifact),
+            for_cpu=job.target.spec.device == "CPU",
         )
         if job.options.gate == "fail":
             agreement.require()

@@ -23,7 +23,7 @@ from mtu_compile.core.tasks import Guidance
 from mtu_compile.metrics import StepMetrics, step_metrics
 from mtu_compile.runtime.engine import OUTPUT, Array, Engine, TensorSpec, open_engine
 from mtu_compile.runtime.reference import Reference
-from targets.openvino_target import HOST_CONFIG
+from targets.openvino_target import HOST_CONFIG, HOST_KIND
 
 #: Agreement that is always enough, decibels: in float32 only the order of sums differs, which leaves 90 dB and more.
 ENOUGH_DB = 60.0
@@ -129,6 +129,7 @@ def parity(
     guidance: Guidance = "none",
     calls: int = 8,
     extra: Sequence[Backend] = (),
+    for_cpu: bool = False,
 ) -> Parity:
     """Run one graph on every backend and compare.
 
@@ -138,6 +139,8 @@ def parity(
         guidance: the task's kind of guidance.
         calls: UNet calls compared, spread evenly over the recording.
         extra: more backends, e.g. the engine on the device itself.
+        for_cpu: the graph is built for this CPU, so that OpenVINO's INT8 kernels have to agree, too; else it multiplies
+            the quantised numbers in float32, as they are.
 
     Raises:
         AccuracyError: the graph cannot be compared with the reference (other inputs, outputs or shapes, NaN), nothing
@@ -153,7 +156,7 @@ def parity(
     rows: list[Row] = []
     first: list[dict[str, Array]] = []
     not_run: dict[str, str] = {}
-    for backend in (*backends(graph), *extra):
+    for backend in (*backends(graph, for_cpu=for_cpu), *extra):
         try:
             engine = backend.open()
         except TargetError as error:
@@ -173,15 +176,18 @@ def parity(
     return Parity(reference.task, graph.name, reference.producer, len(inputs), tuple(rows), not_run)
 
 
-def backends(graph: Path) -> tuple[Backend, ...]:
-    """What every build machine runs a graph with: ONNX Runtime (not an IR) and OpenVINO, both on the CPU in float32."""
+def backends(graph: Path, *, for_cpu: bool = False) -> tuple[Backend, ...]:
+    """What every build machine runs a graph with: ONNX Runtime (not an IR) and OpenVINO, both on the CPU in float32.
+
+    Layers in INT8 run in OpenVINO's INT8 kernels only where the graph is built ``for_cpu``.
+    """
     found = []
     if graph.suffix == ".onnx":
         found.append(
             Backend("ONNX Runtime CPU", _version("onnxruntime"), lambda: open_engine("onnxruntime", graph, {}))
         )
-    name = "OpenVINO CPU, f32"
-    found.append(Backend(name, _version("openvino"), lambda: open_engine("openvino", graph, HOST_CONFIG)))
+    kind = "openvino" if for_cpu else HOST_KIND
+    found.append(Backend("OpenVINO CPU, f32", _version("openvino"), lambda: open_engine(kind, graph, HOST_CONFIG)))
     return tuple(found)
 
 

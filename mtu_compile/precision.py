@@ -29,8 +29,8 @@ COMPRESSED: Mapping[Precision, CompressSettings] = {
     "int4-weights": CompressSettings("int4", ratio=1.0, group_size=64),
 }
 
-#: The pass that decides which Q/DQ pairs a device really uses.
-LEGALISE = "mtu::legalise-qdq"
+#: Passes that change the type of what is not quantised, and leave the quantised layers as they are.
+HALF: tuple[str, ...] = ("mtu::to-fp16", "mtu::to-bf16")
 
 #: What a UNet is quantised with. Time embedding, first and last convolution cost next to nothing and stay float. What
 #: each setting gains or loses on the emoji example is in docs/accuracy.md.
@@ -68,13 +68,19 @@ def compress(job: Job, one: Specialised) -> tuple[Path, dict[str, object]]:
         return graph, compress_onnx(one.graph, graph, settings=COMPRESSED[job.options.precision]).to_json()
 
 
-def lower(job: Job, graph: Path, precision: Precision) -> tuple[Path, tuple[bundle.PassRecord, ...]]:
-    """Run the passes the target wants before it builds in ``precision``."""
+def lower(
+    job: Job, graph: Path, precision: Precision, *, original: Path | None = None
+) -> tuple[Path, tuple[bundle.PassRecord, ...]]:
+    """Run the passes the target wants before it builds in ``precision``.
+
+    Args:
+        original: the float graph that ``graph`` was quantised from, if it is quantised.
+    """
     ids = job.target.spec.lowering.get(precision, ())
     if not ids:
         return graph, ()
-    lowered = graph.with_name(f"{graph.stem}-lowered.onnx")
-    return lowered, pass_records(passes.run_pipeline(graph, lowered, ids, passes.PassContext()))
+    lowered, context = graph.with_name(f"{graph.stem}-lowered.onnx"), passes.PassContext(original=original)
+    return lowered, pass_records(passes.run_pipeline(graph, lowered, ids, context))
 
 
 def _mixed(
@@ -94,9 +100,9 @@ def _choose(job: Job, one: Specialised, calibration: CalibrationSet, int8: Path)
     effort = Effort.of(graph_io.disk_bytes(one.graph) // 4)
     with job.progress.stage(f"time layers {name}"):
         in_float, _ = lower(job, one.graph, target.companion_precision("int8"))
-        quantised, _ = lower(job, int8, "int8")
+        quantised, _ = lower(job, int8, "int8", original=one.graph)
         costs = compare_costs(target, in_float, quantised, rounds=effort.rounds)
-    switched = SwitchedGraph(one.graph, _legalised(job, int8), folder=one.graph.parent, parallel=effort.parallel)
+    switched = SwitchedGraph(one.graph, _as_multiplied(job, one, int8), folder=one.graph.parent, parallel=effort.parallel)
     with switched as graph:
         total = len(graph.units) * min(effort.calls, len(calibration.inputs))
         with job.progress.stage(f"measure layers {name}", total) as advance:
@@ -111,10 +117,11 @@ def _run_nncf(
         return quantize_onnx(one.graph, calibration, out, settings=settings, progress=lambda done, total: advance(1))
 
 
-def _legalised(job: Job, int8: Path) -> Path:
-    """``int8`` with the Q/DQ pairs that the device uses, in float32 still."""
-    if LEGALISE not in job.target.spec.lowering.get("int8", ()):
+def _as_multiplied(job: Job, one: Specialised, int8: Path) -> Path:
+    """``int8`` with the numbers the device multiplies, in float32 still."""
+    ids = [name for name in job.target.spec.lowering.get("int8", ()) if name not in HALF]
+    if not ids:
         return int8
-    legal = int8.with_name(f"{int8.stem}-legal.onnx")
-    passes.run_pipeline(int8, legal, (LEGALISE,), passes.PassContext())
-    return legal
+    multiplied = int8.with_name(f"{int8.stem}-multiplied.onnx")
+    passes.run_pipeline(int8, multiplied, ids, passes.PassContext(original=one.graph))
+    return multiplied

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
@@ -29,6 +30,7 @@ class PassContext:
         height: rows of the latent.
         width: columns of the latent.
         text_length: tokens of the prompt.
+        original: the float ONNX file a quantised graph was made of, for passes that round its weights anew.
     """
 
     task_id: int | None = None
@@ -37,6 +39,7 @@ class PassContext:
     height: int | None = None
     width: int | None = None
     text_length: int | None = None
+    original: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from passes.base import TASK_PIPELINE, Pass
 from passes.bind_task import BindTask
 from passes.cleanup import Cleanup
 from passes.drop_experts import DropExperts
+from passes.fit_int16_sums import FitInt16Sums
 from passes.fold_routing import FoldRouting
 from passes.freeze_shapes import FreezeShapes
 from passes.legalise_qdq import LegaliseQdq
 from passes.merge_experts import MergeExperts
 from passes.to_half import to_bf16, to_fp16
+from passes.uint8_activations import Uint8Activations
 
 __all__ = ["STATIC_PIPELINE", "TASK_PIPELINE", "Registry", "builtin"]
 
@@ -55,4 +57,4 @@ class Registry:
 def builtin() -> Registry:
     """The passes of this package."""
     specialising = (BindTask(), FoldRouting(), DropExperts(), MergeExperts(), FreezeShapes(), Cleanup())
-    return Registry((*specialising, LegaliseQdq(), to_fp16(), to_bf16()))
+    return Registry((*specialising, LegaliseQdq(), Uint8Activations(), FitInt16Sums(), to_fp16(), to_bf16()))

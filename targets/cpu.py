@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
 
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import BuildError
@@ -18,8 +21,10 @@ SPEC = TargetSpec(
     memory_bytes=None,
     rest="bf16",
     unpacks_weights=True,
-    lowering={"int8": ("mtu::legalise-qdq",)},
+    lowering={"int8": ("mtu::legalise-qdq", "mtu::uint8-activations", "mtu::fit-int16-sums")},
     sources={
+        "lowering": "measured with OpenVINO 2026.4.1 at every instruction set it runs on, "
+        "docs/decisions/0011-int8-on-every-cpu.md",
         "unpacks_weights": "OpenVINO 2026.4.1, memory of a network of Stable Diffusion 1.5's size, docs/accuracy.md",
         "opset": "exported at 20, raised to 21 by INT4; read and run with OpenVINO 2026.4.1 by this project; it reads "
         "newer ones in part",
@@ -28,6 +33,18 @@ SPEC = TargetSpec(
         "memory_bytes": "the machine's own, asked when a build is planned",
     },
 )
+
+#: x86 in the words of ``platform.machine``. Elsewhere (Arm) signed activations are right and unsigned ones are not:
+#: openvinotoolkit/openvino issues 36764 and 37351.
+_X86 = frozenset({"x86_64", "AMD64", "i386", "i686"})
+
+
+def spec_for(machine: str) -> TargetSpec:
+    """The target's facts on a machine, in the words of ``platform.machine``."""
+    if machine in _X86:
+        return SPEC
+    signed: Mapping[Precision, tuple[str, ...]] = {"int8": ("mtu::legalise-qdq",)}
+    return replace(SPEC, lowering=signed)
 
 
 class CpuTarget(OpenVINOTarget):
@@ -40,8 +57,8 @@ class CpuTarget(OpenVINOTarget):
     Stable Diffusion 1.5's size takes twice the memory of bf16 and no less time (OpenVINO 2026.4.1).
     """
 
-    def __init__(self, spec: TargetSpec = SPEC) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: TargetSpec | None = None) -> None:
+        super().__init__(spec or spec_for(platform.machine()))
 
     def companion_precision(self, precision: Precision) -> Precision:
         """bf16 beside bf16 and INT8 where the CPU has it natively, else float32."""

@@ -102,6 +102,7 @@ class EngineBase(ABC):
 #: Class of each kind of engine, as ``module:class`` under ``mtu_compile.runtime``; imported when one is opened.
 _KINDS = {
     "openvino": "openvino_engine:OpenVINOEngine",
+    "openvino-float": "openvino_float:OpenVINOFloatEngine",
     "tensorrt": "tensorrt_engine:TensorRTEngine",
     "tensorrt-rtx": "tensorrt_engine:TensorRTRTXEngine",
     "onnxruntime": "onnxruntime_engine:OnnxRuntimeEngine",
@@ -114,8 +115,8 @@ def open_engine(
     """Open a network.
 
     Args:
-        kind: whose runtime: ``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"``; ``"onnxruntime"`` stands in for the
-            others on a machine without their device.
+        kind: whose runtime: ``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"``; ``"onnxruntime"`` and
+            ``"openvino-float"`` stand in for the others on a machine without their device.
         path: the portable graph.
         config: the runtime's options, and for OpenVINO ``"device"`` (``"CPU"`` if not said).
         prebuilt: what was built from the graph for this device, if something was.

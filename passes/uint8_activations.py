@@ -1,0 +1,96 @@
+"""``mtu::uint8-activations``: activations are quantised the way x86 CPUs multiply them right."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from mtu_compile import qdq
+from mtu_compile.core.errors import PassError
+from passes.base import PassContext, PassResult, Skipped
+from passes.graph import add_constant, constant, constant_tensor, users
+
+#: What int8's zero is in uint8: the whole range moves by it, and no number changes.
+OFFSET = 128
+
+
+class Uint8Activations:
+    """Write activations as uint8 with a zero point of 128 instead of int8 with 0: the same numbers in the same steps.
+
+    *Given*::
+
+        q = QuantizeLinear(x, s, int8 0); u = DequantizeLinear(q, s, int8 0); y = Conv(u, DQ(w int8, s_w))
+
+    *Result*::
+
+        q = QuantizeLinear(x, s, uint8 128); u = DequantizeLinear(q, s, uint8 128); y = Conv(u, DQ(w int8, s_w))
+
+    x86 CPUs multiply unsigned bytes with signed ones. Given signed activations, OpenVINO's convolutions halve their
+    resolution on every x86 CPU without AMX (docs/decisions/0011-int8-on-every-cpu.md).
+
+    Fires on every int8 quantiser of an activation with zero point 0, and on what dequantises it.
+
+    Does not fire on
+
+    1. weights, which stay int8: constants behind a DequantizeLinear, and those behind a quantiser;
+    2. quantisers that are uint8 already, or FP8;
+    3. a second operand of a MatMul that is an activation, too: the CPU's product takes signed bytes there. ``skipped``
+       names it.
+
+    Refuses (``PassError``) an int8 quantiser of an activation with a zero point that is not 0 or not constant.
+    """
+
+    id = "mtu::uint8-activations"
+    after: tuple[str, ...] = ("mtu::legalise-qdq",)
+
+    def requires(self, graph: ir.Model, context: PassContext) -> None:
+        for node in _int8(graph):
+            zero = constant(qdq.zero_point(node))
+            if zero is None or np.any(zero):
+                name = node.name or node.outputs[0].name
+                raise PassError(f"quantiser {name!r} has a zero point that is not 0", hint="run mtu::legalise-qdq first")
+
+    def run(self, graph: ir.Model, context: PassContext) -> PassResult:
+        moved: dict[tuple[int, ...], ir.Value] = {}
+        rewrites, skipped = 0, list[Skipped]()
+        for node in _int8(graph):
+            if reason := _why_not(node):
+                skipped.append(Skipped(node.name or node.outputs[0].name or "", reason))
+                continue
+            for each in (node, *users(node.outputs[0])):
+                old = qdq.zero_point(each)
+                assert old is not None and old.shape is not None
+                shape = tuple(old.shape.numpy())
+                if shape not in moved:
+                    moved[shape] = add_constant(graph, "mtu.uint8_zero", np.full(shape, OFFSET, np.uint8))
+                each.replace_input_with(2, moved[shape])
+            node.outputs[0].dtype = ir.DataType.UINT8
+            rewrites += 1
+        return PassResult(self.id, graph, rewrites, tuple(skipped))
+
+    def ensures(self, graph: ir.Model, context: PassContext) -> None:
+        for node in qdq.quantisers(graph):
+            if node.op_type == "DequantizeLinear" and constant_tensor(node.inputs[0]) is None:
+                source = node.inputs[0].producer() if node.inputs[0] is not None else None
+                zero = qdq.zero_point(node)
+                if source is not None and zero is not None and source.outputs[0].dtype != zero.dtype:
+                    raise PassError(f"{node.name!r} reads {source.outputs[0].dtype} with a zero point of {zero.dtype}")
+
+
+def _int8(graph: ir.Model) -> list[ir.Node]:
+    """Quantisers that make int8 of an activation."""
+    quantisers = (node for node in graph.graph if node.op_type == "QuantizeLinear")
+    return [node for node in quantisers if _type(node) == ir.DataType.INT8 and constant_tensor(node.inputs[0]) is None]
+
+
+def _type(quantiser: ir.Node) -> ir.DataType | None:
+    zero = qdq.zero_point(quantiser)
+    return None if zero is None else zero.dtype
+
+
+def _why_not(quantiser: ir.Node) -> str:
+    """Why a quantiser has to stay as it is; empty if it need not."""
+    output = quantiser.outputs[0]
+    if output.is_graph_output() or any(user.op_type != "DequantizeLinear" for user in users(output)):
+        return "its integers are used by something else than a DequantizeLinear"
+    return ""
