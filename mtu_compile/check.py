@@ -7,13 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import targets
-from mtu_compile import bundle, runtime
+from mtu_compile import bundle, instruction_sets, runtime
 from mtu_compile.compare import compare_recorded
 from mtu_compile.core.atomic import scratch
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Advance, Progress
 from mtu_compile.perceptual import perceptual
 from mtu_compile.pictures import Perceptual
+from mtu_compile.runtime import proven
 from mtu_compile.runtime.engine import OUTPUT, Engine, open_engine
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.verdict import CheckResult, TaskCheck, check_task
@@ -46,7 +47,7 @@ def check_bundle(path: Path, *, clip: Path | None = None, progress: Progress | N
             target = targets.get(manifest.target)
             on_device = target.device_here()
             opener = None if on_device else _host_opener(target, path, work)
-            loaded = runtime.load(path, verify=False, opener=opener)
+            loaded = runtime.load(path, verify=False, opener=opener, warn=False)
         checks = {}
         with loaded:
             for name, entry in manifest.tasks.items():
@@ -55,7 +56,8 @@ def check_bundle(path: Path, *, clip: Path | None = None, progress: Progress | N
                 reference = Reference.load(bundle.resolve(path, entry.reference))
                 with progress.stage(f"check {name}", len(reference.trajectories) + 1) as advance:
                     checks[name] = measure_task(entry, reference, loaded, advance, measures)
-    return CheckResult(checks, _measured_with(target, manifest, on_device))
+    proofs = instruction_sets.prove(path, progress=progress) if proven.on_cpu(manifest) else ()
+    return CheckResult(checks, _measured_with(target, manifest, on_device), proofs)
 
 
 def _host_opener(target: targets.Target, root: Path, work: Path) -> Callable[[bundle.EngineRef], Engine]:

@@ -102,7 +102,9 @@ def _choose(job: Job, one: Specialised, calibration: CalibrationSet, int8: Path)
         in_float, _ = lower(job, one.graph, target.companion_precision("int8"))
         quantised, _ = lower(job, int8, "int8", original=one.graph)
         costs = compare_costs(target, in_float, quantised, rounds=effort.rounds)
-    switched = SwitchedGraph(one.graph, _as_multiplied(job, one, int8), folder=one.graph.parent, parallel=effort.parallel)
+    switched = SwitchedGraph(
+        one.graph, _as_multiplied(job, one, int8), folder=one.graph.parent, parallel=effort.parallel
+    )
     with switched as graph:
         total = len(graph.units) * min(effort.calls, len(calibration.inputs))
         with job.progress.stage(f"measure layers {name}", total) as advance:

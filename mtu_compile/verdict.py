@@ -101,15 +101,24 @@ class TaskCheck:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The checks of every task of a bundle, and what its networks ran on (``"onnxruntime 1.32.0 on CPU, …"``)."""
+    """The checks of every task of a bundle.
+
+    Attributes:
+        tasks: by name.
+        measured_with: what the networks ran on (``"onnxruntime 1.32.0 on CPU, …"``).
+        instruction_sets: where a CPU runs the bundle, what it gives at each instruction set tried.
+    """
 
     tasks: Mapping[str, TaskCheck]
     measured_with: str
+    instruction_sets: tuple[bundle.InstructionSetProof, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Every missed threshold, with its task's name."""
-        return tuple(f"{name}: {failure}" for name, task in self.tasks.items() for failure in task.failures)
+        """Every missed threshold, with the name of its task or instruction set."""
+        tasks = tuple(f"{name}: {failure}" for name, task in self.tasks.items() for failure in task.failures)
+        sets = tuple(f"at {one.level}: {failure}" for one in self.instruction_sets for failure in one.failures)
+        return (*tasks, *sets)
 
     def recorded_in(self, manifest: bundle.Manifest) -> bundle.Manifest:
         """``manifest`` with the measured accuracies."""
@@ -121,13 +130,14 @@ class CheckResult:
             )
             for name, entry in manifest.tasks.items()
         }
-        return replace(manifest, tasks=entries)
+        return replace(manifest, tasks=entries, instruction_sets=self.instruction_sets)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "passed": not self.failures,
             "measured_with": self.measured_with,
             "tasks": {name: task.to_json() for name, task in self.tasks.items()},
+            "instruction_sets": [one.to_json() for one in self.instruction_sets],
         }
 
 

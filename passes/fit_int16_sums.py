@@ -25,9 +25,9 @@ class FitInt16Sums:
     """Give a weight's output channels a coarser scale where two neighbouring products could overflow 16 bits.
 
     x86 CPUs without VNNI multiply four unsigned activations with four signed weights by ``vpmaddubsw``, which adds the
-    products of each two neighbouring input channels in 16 bits, and cuts off what does not fit: on the emoji example that
-    costs 5 dB. Seven bits for all weights would cure it; this takes only what a channel needs, about half a bit, and
-    nothing of accuracy that could be seen (docs/decisions/0011-int8-on-every-cpu.md).
+    products of each two neighbouring input channels in 16 bits, and cuts off what does not fit: on the emoji example
+    that costs 5 dB. Seven bits for all weights would cure it; this takes only what a channel needs, about half a bit
+    (docs/decisions/0011-int8-on-every-cpu.md).
 
     *Given*, for the input channels 2i and 2i + 1 of one output channel::
 
@@ -45,8 +45,8 @@ class FitInt16Sums:
     2. layers whose activation is float: nothing is added up in 16 bits.
 
     Weights are rounded from the float graph (``PassContext.original``) where it has the weight that was quantised, and
-    from the integers where it has not (smoothed weights): that rounds twice. ``skipped`` names weights that several layers
-    read in different ways, and leaves them. Refuses (``PassError``) a weight with a zero point.
+    from the integers where it has not (smoothed weights): that rounds twice. ``skipped`` names weights that several
+    layers read in different ways, and leaves them. Refuses (``PassError``) a weight with a zero point.
     """
 
     id = "mtu::fit-int16-sums"
@@ -200,9 +200,8 @@ def _weights(graph: ir.Model) -> Iterator[_Weight]:
 
 def _output_axis(layer: ir.Node, rank: int) -> int:
     """Where a layer's weight has its output channels."""
-    if layer.op_type == "Conv" or (layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0)):
-        return 0
-    return rank - 1
+    transposed = layer.op_type == "Gemm" and layer.attributes.get_int("transB", None) == 1
+    return 0 if layer.op_type == "Conv" or transposed else rank - 1
 
 
 def _layer_weights(graph: ir.Model) -> Mapping[str | None, ir.TensorProtocol]:

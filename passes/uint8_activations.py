@@ -48,7 +48,9 @@ class Uint8Activations:
             zero = constant(qdq.zero_point(node))
             if zero is None or np.any(zero):
                 name = node.name or node.outputs[0].name
-                raise PassError(f"quantiser {name!r} has a zero point that is not 0", hint="run mtu::legalise-qdq first")
+                raise PassError(
+                    f"quantiser {name!r} has a zero point that is not 0", hint="run mtu::legalise-qdq first"
+                )
 
     def run(self, graph: ir.Model, context: PassContext) -> PassResult:
         moved: dict[tuple[int, ...], ir.Value] = {}
@@ -70,11 +72,12 @@ class Uint8Activations:
 
     def ensures(self, graph: ir.Model, context: PassContext) -> None:
         for node in qdq.quantisers(graph):
-            if node.op_type == "DequantizeLinear" and constant_tensor(node.inputs[0]) is None:
-                source = node.inputs[0].producer() if node.inputs[0] is not None else None
-                zero = qdq.zero_point(node)
-                if source is not None and zero is not None and source.outputs[0].dtype != zero.dtype:
-                    raise PassError(f"{node.name!r} reads {source.outputs[0].dtype} with a zero point of {zero.dtype}")
+            if node.op_type == "QuantizeLinear":
+                for reader in users(node.outputs[0]):
+                    if reader.op_type == "DequantizeLinear" and _type(reader) != _type(node):
+                        raise PassError(
+                            f"{reader.name!r} dequantises {_type(reader)}, and {node.name!r} made {_type(node)}"
+                        )
 
 
 def _int8(graph: ir.Model) -> list[ir.Node]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import BuildError
+from mtu_compile.runtime import cpu_isa
 from targets.base import Precision, TargetSpec
 from targets.openvino_target import OpenVINOTarget
 
@@ -80,7 +81,9 @@ class CpuTarget(OpenVINOTarget):
         """What the CPU does natively, in OpenVINO's words (``"BF16"``, ``"INT8"``, …)."""
         import openvino
 
-        return tuple(openvino.Core().get_property(self._spec.device, "OPTIMIZATION_CAPABILITIES"))
+        found = tuple(openvino.Core().get_property(self._spec.device, "OPTIMIZATION_CAPABILITIES"))
+        # OpenVINO asks the CPU, whatever oneDNN was told to leave unused.
+        return found if cpu_isa.native_bf16() else tuple(one for one in found if one != "BF16")
 
 
 def _host_memory() -> int | None:

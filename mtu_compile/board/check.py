@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtu_compile import bundle, runtime
+from mtu_compile import bundle, instruction_sets, runtime
 from mtu_compile.bundle import TaskEntry
 from mtu_compile.core.errors import AccuracyError, BundleError
 from mtu_compile.core.progress import Progress
 from mtu_compile.metrics import StepMetrics, step_metrics
+from mtu_compile.runtime import proven
 from mtu_compile.runtime.engine import OUTPUT
 from mtu_compile.runtime.reference import Reference, Trajectory
 from mtu_compile.verdict import CheckResult, check_task
@@ -30,7 +31,7 @@ def check_bundle(path: Path, *, progress: Progress | None = None) -> CheckResult
     """
     progress = progress or Progress()
     with progress.stage("verify"):
-        loaded = runtime.load(path)
+        loaded = runtime.load(path, warn=False)
     verdicts = {}
     with loaded:
         for name, entry in loaded.manifest.tasks.items():
@@ -46,7 +47,8 @@ def check_bundle(path: Path, *, progress: Progress | None = None) -> CheckResult
                     advance(1)
                 verdicts[name] = check_task(entry, reference, steps, loaded, advance)
     kinds = sorted({engine.kind for _, engine in loaded.manifest.engines()})
-    return CheckResult(verdicts, f"{', '.join(kinds)}, on this machine's own device")
+    proofs = instruction_sets.prove(path.resolve(), progress=progress) if proven.on_cpu(loaded.manifest) else ()
+    return CheckResult(verdicts, f"{', '.join(kinds)}, on this machine's own device", proofs)
 
 
 def _compare_calls(entry: TaskEntry, one: Trajectory, loaded: runtime.Runtime) -> Sequence[StepMetrics]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from mtu_compile.bundle.kinds import (
     Channels,
     Count,
+    Decibels,
     Factor,
     Length,
     Name,
@@ -125,6 +126,38 @@ class TaskEntry:
 
 
 @dataclass(frozen=True)
+class InstructionSetProof:
+    """A bundle for CPUs, run at one instruction set.
+
+    Attributes:
+        level: in oneDNN's words (``"AVX512_CORE_VNNI"``).
+        cpu: the CPU it ran on.
+        imitated: the CPU has more, and stood in for a lesser one.
+        calls: UNet calls of each task.
+        worst_sqnr_db: by task, the least accurate of them against the float original, decibels.
+        failures: every task that is not as it should be, in words; none is a proof.
+    """
+
+    level: Text
+    cpu: Text
+    imitated: bool
+    calls: Count
+    worst_sqnr_db: Mapping[str, Decibels]
+    failures: tuple[Text, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        encoded: dict[str, Any] = _encode(self)
+        return encoded
+
+    @classmethod
+    def from_json(cls, data: Any) -> InstructionSetProof:
+        """The inverse of ``to_json``; ``Mismatch`` for anything else."""
+        proof = conform(cls, data)
+        assert isinstance(proof, cls)
+        return proof
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of ``manifest.json``; all paths are relative to the bundle, with forward slashes.
 
@@ -147,6 +180,7 @@ class Manifest:
             others.
         files: SHA-256 of every file of the bundle except the manifest; filled in by ``write``.
         extra: provenance for people.
+        instruction_sets: where a CPU runs the bundle, the instruction sets it was tried at.
     """
 
     tools: Mapping[str, Text]
@@ -165,6 +199,7 @@ class Manifest:
     fit: Fit = "stretch"
     files: Mapping[str, Sha256] = field(default_factory=dict)
     extra: Extra = field(default_factory=dict)
+    instruction_sets: tuple[InstructionSetProof, ...] = ()
 
     @property
     def latent_size(self) -> tuple[int, int]:

@@ -133,6 +133,9 @@ def build(bundle: Path, force: bool, ignore_memory: bool, as_json: bool, quiet: 
 def check(bundle: Path, as_json: bool, quiet: bool) -> None:
     """Run BUNDLE's engines on this device and compare them with the recorded float original; below, exit 3."""
     from mtu_compile.board import check_bundle
+    from mtu_compile.runtime import proven
 
     result = check_bundle(bundle, progress=ConsoleProgress(quiet or as_json))
+    if result.instruction_sets:
+        proven.record(bundle.resolve(), result.instruction_sets)
     report(result, "board check", as_json=as_json, quiet=quiet)

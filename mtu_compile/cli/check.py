@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 def command(bundle: Path, clip: Path | None, as_json: bool, quiet: bool) -> None:
     """Compare every task's engine in BUNDLE with the recorded float original; below a threshold, exit 3."""
     from mtu_compile.check import check_bundle
+    from mtu_compile.runtime import proven
 
     result = check_bundle(bundle, clip=clip, progress=ConsoleProgress(quiet or as_json))
+    if result.instruction_sets:
+        proven.record(bundle.resolve(), result.instruction_sets)
     report(result, "check", as_json=as_json, quiet=quiet)
 
 
@@ -56,6 +59,22 @@ def print_accuracy(result: CheckResult, *, quiet: bool) -> None:
         clips = [_clip(task) for task in result.tasks.values()]
         rows = [(*row[:-1], clip, row[-1]) for row, clip in zip(rows, clips, strict=True)]
     table(f"accuracy against the float original ({result.measured_with})", columns, rows, quiet=quiet)
+    if result.instruction_sets:
+        print_instruction_sets(result, quiet=quiet)
+
+
+def print_instruction_sets(result: CheckResult, *, quiet: bool) -> None:
+    """A table with one row for each instruction set the bundle was run at."""
+    rows = [
+        (
+            one.level + (" (imitated)" if one.imitated else ""),
+            *(_number(one.worst_sqnr_db.get(name), ".1f") for name in result.tasks),
+            "FAIL" if one.failures else "pass",
+        )
+        for one in result.instruction_sets
+    ]
+    title = f"UNet SQNR dB at its worst call, by instruction set ({result.instruction_sets[0].cpu})"
+    table(title, ("instruction set", *result.tasks, "verdict"), rows, quiet=quiet)
 
 
 def _row(name: str, task: TaskCheck) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Which instruction sets this machine's CPU has, in the words of oneDNN, which computes for OpenVINO.
 
-What an INT8 network gives on x86 depends on them: AMX and VNNI add products of bytes in 32 bits, older CPUs in 16. A CPU
-can stand in for a lesser one: oneDNN obeys the environment variable ``ONEDNN_MAX_CPU_ISA``, read once when a process
-first computes, so every level is tried in a process of its own.
+What an INT8 network gives on x86 depends on them: AMX and VNNI add products of bytes in 32 bits, older CPUs in 16. A
+CPU can stand in for a lesser one: oneDNN obeys the environment variable ``ONEDNN_MAX_CPU_ISA``, read once when a
+process first computes, so every level is tried in a process of its own.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import os
 import platform
 from collections.abc import Collection, Mapping
 from functools import cache
+from pathlib import Path
 
 #: The variable by which a CPU is told to be a lesser one.
 LIMIT = "ONEDNN_MAX_CPU_ISA"
 
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 
-#: Levels that differ in how they compute INT8 or bfloat16, lowest first, and what the CPU has to have for them, as Linux
-#: and archspec call it.
+#: Levels that differ in how they compute INT8 or bfloat16, lowest first, and what the CPU has to have for them, as
+#: Linux and archspec call it.
 LEVELS: Mapping[str, frozenset[str]] = {
     "AVX2": frozenset({"avx2", "fma"}),
     "AVX2_VNNI": frozenset({"avx2", "fma", "avx_vnni"}),
@@ -55,6 +56,12 @@ def imitable() -> tuple[str, ...]:
     return tuple(name for name, needed in LEVELS.items() if needed <= _features())
 
 
+def up_to(most: str) -> tuple[str, ...]:
+    """The levels this CPU can stand in for, ``most`` last; ``most`` alone where it is none of ``LEVELS``."""
+    known = imitable()
+    return known[: known.index(most) + 1] if most in known else (most,)
+
+
 def native_bf16() -> bool:
     """Whether this process computes bfloat16 in bfloat16; ``True`` on CPUs that are not x86, whose runtime decides."""
     here = level()
@@ -64,7 +71,7 @@ def native_bf16() -> bool:
 def name() -> str:
     """The CPU in its vendor's words, where the system tells; else the architecture."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             for line in file:
                 key, _, value = line.partition(":")
                 if key.strip() == "model name":
@@ -79,7 +86,7 @@ def _level(features: Collection[str], machine: str) -> str:
         return machine
     if not features:
         return "unknown"
-    return next((found for found, needed in reversed(LEVELS.items()) if needed <= set(features)), BELOW)
+    return next((found for found, needed in reversed(list(LEVELS.items())) if needed <= set(features)), BELOW)
 
 
 def _limited(own: str, features: Collection[str], limit: str | None) -> str:

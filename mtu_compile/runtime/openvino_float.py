@@ -1,8 +1,9 @@
 """Quantised OpenVINO models, computed in float32: what the numbers of a graph give, whatever the CPU can multiply.
 
 A CPU stands in for a device that is not here. Its own INT8 kernels are another matter: without AMX, OpenVINO's
-convolutions halve the resolution of signed activations, and without VNNI sums of products overflow. So here every number
-is rounded where the graph says so, and multiplied and added in float32, which holds products of two bytes exactly.
+convolutions halve the resolution of signed activations, and without VNNI sums of products overflow. So here every
+number is rounded where the graph says so, and multiplied and added in float32, which holds products of two bytes
+exactly.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ def multiply_in_float(model: Any) -> int:
 
     *Given*::
 
-        FakeQuantize(x) → Convert(i8) → Convert(f32) → …        Constant(i8) → Convert(f32) → Subtract? → Multiply(scale)
+        FakeQuantize(x) → Convert(i8) → Convert(f32) → …    Constant(i8) → Convert(f32) → Subtract? → Multiply(scale)
 
     *Result*: the same numbers without the detour over a type of 8 bits::
 
-        FakeQuantize(x) → …                                     Constant(f32)
+        FakeQuantize(x) → …                                 Constant(f32)
     """
     from openvino import opset13 as ops
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from mtu_compile.core.fit import Fit
 from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
-from mtu_compile.runtime import built, guidance, images, schedulers
+from mtu_compile.runtime import built, guidance, images, proven, schedulers
 from mtu_compile.runtime.engine import OUTPUT, Engine, TensorSpec, open_engine
 from mtu_compile.runtime.fitting import Frame
 from mtu_compile.runtime.masks import MaskMode, check_selection, read_mask
@@ -27,6 +28,8 @@ from mtu_compile.runtime.request import check_request
 from mtu_compile.runtime.text import Tokenizer
 
 Array = NDArray[Any]
+
+_log = logging.getLogger(__name__)
 
 #: Opens a network of the bundle in another way than the bundle says.
 Opener = Callable[[EngineRef], Engine]
@@ -71,20 +74,24 @@ class Condition:
     notices: tuple[Notice, ...]
 
 
-def load(path: Path | str, verify: bool = True, *, opener: Opener | None = None) -> Runtime:
+def load(path: Path | str, verify: bool = True, *, opener: Opener | None = None, warn: bool = True) -> Runtime:
     """A bundle, ready to run.
 
     Args:
         path: the bundle's folder.
         verify: compare every file with its hash first.
         opener: opens the bundle's networks; as the bundle says if not given.
+        warn: log a warning if the bundle was not proven at this CPU's instruction set.
 
     Raises:
         BundleError: the bundle is not whole, or not as it was built.
     """
     # Engines are opened later: a link that is switched to another version meanwhile must not lead to its files.
     root = Path(path).resolve()
-    return Runtime(root, bundle.read(root, verify=verify), opener)
+    manifest = bundle.read(root, verify=verify)
+    if warn and (message := proven.warning(root, manifest)):
+        _log.warning(message)
+    return Runtime(root, manifest, opener)
 
 
 class Runtime:

@@ -87,9 +87,9 @@ def feeds() -> list[dict[str, Any]]:
 @pytest.fixture
 def native_bf16() -> bool:
     """Whether this machine's CPU computes in bf16; what is asked of it differs."""
-    import openvino
+    from targets.cpu import CpuTarget
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in CpuTarget()._capabilities()
 
 
 @pytest.fixture(name="write_unet_like")
