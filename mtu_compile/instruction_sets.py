@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ CALLS = 6
 
 #: By how much the worst call at one level may be worse than at another, decibels (as ``parity.SLACK_DB``).
 SLACK_DB = 3.0
+
+#: Bundles up to this size are run at several levels at a time; a larger one keeps memory and cores busy by itself.
+SMALL = 256 << 20
 
 #: What is said of outputs without any noise, decibels; float32 ends at about 150.
 MOST_DB = 300.0
@@ -61,35 +65,40 @@ def prove(
     if levels is None:
         levels = cpu_isa.up_to(own)
     progress = progress or Progress()
-    proofs = []
-    with progress.stage("instruction sets", len(levels)) as advance:
-        for level in levels:
-            proofs.append(_in_process(root, level, imitated=level != own))
+    small = sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) < SMALL
+    with (
+        progress.stage("instruction sets", len(levels)) as advance,
+        ThreadPoolExecutor((os.cpu_count() or 1) if small else 1) as pool,
+    ):
+
+        def run(level: str) -> InstructionSetProof:
+            proof = _in_process(root, level, imitated=level != own)
             advance(1)
+            return proof
+
+        proofs = tuple(pool.map(run, levels))
     at_home = next((one for one in proofs if one.level == own), None)
-    return tuple(proofs) if at_home is None else tuple(_compared(one, at_home) for one in proofs)
+    return proofs if at_home is None else tuple(_compared(one, at_home) for one in proofs)
 
 
 def measure(root: Path, manifest: Manifest) -> dict[str, TaskMetrics]:
     """By task, some recorded UNet calls at this process's own level."""
     found = {}
-    with runtime.Runtime(root, manifest) as loaded:
-        for name, entry in manifest.tasks.items():
-            if entry.reference is None:
-                raise BundleError(f"the bundle carries no reference for task {name!r}", hint="build it again")
-            reference = Reference.load(bundle.resolve(root, entry.reference))
-            calls = [
-                call
-                for one in reference.trajectories
-                for call in zip(one.inputs, one.outputs, one.timesteps, strict=True)
-            ]
-            chosen = sorted({round(i) for i in np.linspace(0, len(calls) - 1, min(CALLS, len(calls)))})
-            unet, steps = loaded.unet(name), []
+    for name, entry in manifest.tasks.items():
+        if entry.reference is None:
+            raise BundleError(f"the bundle carries no reference for task {name!r}", hint="build it again")
+        reference = Reference.load(bundle.resolve(root, entry.reference))
+        calls = [
+            call for one in reference.trajectories for call in zip(one.inputs, one.outputs, one.timesteps, strict=True)
+        ]
+        chosen = sorted({round(i) for i in np.linspace(0, len(calls) - 1, min(CALLS, len(calls)))})
+        steps = []
+        with runtime.Runtime(root, manifest) as loaded:  # one UNet in memory at a time
+            unet = loaded.unet(name)
             for inputs, output, timestep in (calls[i] for i in chosen):
-                steps.append(
-                    step_metrics({OUTPUT: output}, unet(inputs), timestep=timestep, guidance=entry.task.guidance)
-                )
-            found[name] = TaskMetrics.of(steps, [])
+                measured = step_metrics({OUTPUT: output}, unet(inputs), timestep=timestep, guidance=entry.task.guidance)
+                steps.append(measured)
+        found[name] = TaskMetrics(tuple(steps))
     return found
 
 
