@@ -53,6 +53,8 @@ class Emoji:
     in_domain: bool
     held_out: bool
     pixels: NDArray[np.uint8]  # [64, 64, 3], on white
+    category: str = ""
+    aliases: tuple[str, ...] = ()  # short names people type, as words
 
     @property
     def caption(self) -> str:
@@ -108,10 +110,17 @@ def _emoji(table: list[dict], sheet: NDArray[np.uint8]) -> Iterator[Emoji]:  # t
             if not cell.get("has_img_google"):
                 continue
             x, y = cell["sheet_x"] * CELL + 1, cell["sheet_y"] * CELL + 1
-            yield Emoji(base, tone, in_domain, is_held_out(base), sheet[y : y + SIZE, x : x + SIZE].copy())
+            pixels = sheet[y : y + SIZE, x : x + SIZE].copy()
+            yield Emoji(base, tone, in_domain, is_held_out(base), pixels, row["category"], aliases_of(row))
 
 
 def caption_of(name: str) -> str:
     """``"WAVING HAND SIGN"`` → ``"waving hand"``: lower case, without the words that say nothing of the picture."""
     words = name.lower().replace("_", " ").replace("-", " ").replace(",", " ").split()
     return " ".join(w for w in words if w not in {"sign", "symbol", "emoji"}) or name.lower()
+
+
+def aliases_of(row: dict) -> tuple[str, ...]:  # type: ignore[type-arg]
+    """``["heart_eyes"]`` → ``("heart eyes",)``: the short names that are words."""
+    names = (name.lower().replace("_", " ").replace("-", " ") for name in row["short_names"])
+    return tuple(name for name in names if name.replace(" ", "").isalpha())

@@ -17,9 +17,13 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from examples.emoji import data
+from mtu_compile.core.masks import random_mask
 
 CALIBRATION_ROWS = 16
 CHECK_ROWS = 8
@@ -81,6 +85,15 @@ def seeded_mask(rng: random.Random) -> Image.Image:
     draw = ImageDraw.Draw(mask)
     (draw.ellipse if rng.random() < 0.5 else draw.rectangle)((x, y, x + w, y + h), fill=255)
     return mask
+
+
+def random_masks(count: int, device: torch.device) -> Tensor:
+    """[count, 1, 64, 64], 1 where to repaint: half as ``mtu-compile train`` draws them, half as in the checks."""
+    draws, shapes = np.random.default_rng(0), random.Random(0)
+    made = [
+        np.asarray(seeded_mask(shapes)) if i % 2 else random_mask(draws, data.SIZE, data.SIZE) for i in range(count)
+    ]
+    return torch.from_numpy(np.stack(made)[:, None] > 0).float().to(device)
 
 
 def write_samples(folder: Path, parts: dict[str, Path], task: str) -> None:
