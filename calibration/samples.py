@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def split_samples(
     if not folder.is_dir():
         raise CalibrationError(
             f"there are no samples for task {task.name!r}: {folder} is not a folder",
-            hint="give prompts and pictures with --data DIR (DIR/TASK/metadata.jsonl)",
+            hint=f"give --data DIR, where DIR/{task.name}/metadata.jsonl has 8 or more lines like {example_row(task)}",
         )
     rows = load_samples(folder, task)
     if task.guidance != "none" and not all(row.prompt.strip() for row in rows):
@@ -97,6 +98,16 @@ def split_samples(
             f"{folder / task.name} has {len(rows)} rows, too few to calibrate and to check with", hint="give 8 or more"
         )
     return rest[:calibrating], held_out[:checking]
+
+
+def example_row(task: Task) -> str:
+    """A line of ``metadata.jsonl`` with what ``task`` can not do without; the pictures lie beside the file."""
+    row = {} if task.guidance == "none" else {"prompt": "a red apple"}
+    if "image" in task.condition and task.downscale is None:
+        row["image_file_name"] = "1.png"
+    elif task.condition:
+        row["file_name"] = "1.png"
+    return json.dumps(row)
 
 
 def _sample(task: Task, row: Row) -> Sample:

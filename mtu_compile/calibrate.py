@@ -18,7 +18,7 @@ from calibration.samples import split_samples
 from calibration.set_folder import INDEX, write_folder
 from calibration.sets import CalibrationSet
 from mtu_compile import bundle
-from mtu_compile.compile import SAMPLES, export_graphs, note_rows, select_tasks
+from mtu_compile.compile import SAMPLES, check_model, export_graphs, load_model, note_rows, select_tasks
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.hashing import model_sha256
@@ -43,6 +43,7 @@ class CalibrateOptions:
         output: folder of calibration sets to write.
         data: folder with prompts and pictures, or ``None`` for the model's ``samples/``.
         tasks: names of the tasks, or ``None`` for all.
+        as_task: take a plain diffusers pipeline as this one task, as ``BuildOptions.as_task``.
         size: height and width of the pictures in pixels, or ``None`` for the model's own.
         pictures: trajectories, per task.
         steps: denoising steps.
@@ -57,6 +58,7 @@ class CalibrateOptions:
     output: Path
     data: Path | None = None
     tasks: tuple[str, ...] | None = None
+    as_task: str | None = None
     size: tuple[int, int] | None = None
     pictures: int = 12
     steps: int = 20
@@ -95,14 +97,13 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
         ModelError: a model folder that is damaged or not multi-task.
         CalibrationError, InputError: data that can not be used. Nothing is left at ``options.output``.
     """
-    from mtu_compile.model.pipeline import MTUPipeline
-
     progress = progress or Progress()
     check_seed(options.seed)
+    check_model(options.model, options.as_task)
     with staging(options.output, replace=options.force, marker=INDEX) as folder:
         with progress.stage("load"):
             sha256 = model_sha256(options.model)
-            pipeline = MTUPipeline.from_pretrained(options.model)
+            pipeline = load_model(options.model, options.as_task)
             tasks = select_tasks(pipeline, options.tasks)
             size = pipeline.resolve_size(*(options.size or (None, None)))
             place = options.data or options.model / SAMPLES

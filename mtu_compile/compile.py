@@ -35,6 +35,7 @@ from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.layout import Layout, unet_folders
+from mtu_compile.model.plain import load_as_task, require_multi_task, require_plain
 from mtu_compile.parity import Backend, parity
 from mtu_compile.planner import BuildPlan, plan_build, survey
 from mtu_compile.precision import COMPRESSED, QUANTISED, compress, lower, quantise
@@ -82,6 +83,8 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         AccuracyError: a task is below its threshold; nothing is left at ``options.output``.
     """
     progress = progress or Progress()
+    if (single := check_model(options.model, options.as_task)) is not None:
+        _samples(options, single)
     target = targets.get(options.target)
     target.spec.check_precision(options.precision)
     if options.calibration is not None and options.precision not in QUANTISED:
@@ -123,7 +126,7 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
     """All stages from the model to the finished engines."""
     with progress.stage("load"):
         source = bundle.Source(options.model.resolve().name, model_sha256(options.model))
-        pipeline = _load(options.model)
+        pipeline = load_model(options.model, options.as_task)
         tasks = select_tasks(pipeline, options.tasks)
         size = pipeline.resolve_size(*(options.size or (None, None)))
         samples = [_samples(options, task) for _, task in tasks]
@@ -149,6 +152,8 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
     }
     layout.write(staging)
     extra: dict[str, object] = {"plan": planned.to_json()}
+    if options.as_task is not None:
+        extra["as_task"] = options.as_task
     if requirements := target.spec.board_requirements():
         with progress.stage("packages for the board"):
             packed = wheels.pack(staging / "wheels", requirements, fetch=options.fetch_wheels)
@@ -163,11 +168,12 @@ def plan(options: BuildOptions, progress: Progress | None = None) -> BuildPlan:
         ConfigError, ModelError: as ``build``. A model that does not fit is no error here: see ``BuildPlan.require``.
     """
     progress = progress or Progress()
+    check_model(options.model, options.as_task)
     target = targets.get(options.target)
     target.spec.check_precision(options.precision)
     with scratch("mtu-plan") as work:
         with progress.stage("load"):
-            pipeline = _load(options.model)
+            pipeline = load_model(options.model, options.as_task)
             size = pipeline.resolve_size(*(options.size or (None, None)))
         job = Job(options, target, work, work, bundle.Source(options.model.name, ""), size, progress)
         graphs = export_graphs(job, pipeline, select_tasks(pipeline, options.tasks))
@@ -176,10 +182,19 @@ def plan(options: BuildOptions, progress: Progress | None = None) -> BuildPlan:
             return survey(target, options.precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic)
 
 
-def _load(folder: Path) -> MTUPipeline:
+def load_model(folder: Path, as_task: str | None = None) -> MTUPipeline:
+    """The float pipeline of a folder; of a plain diffusers pipeline with ``as_task``."""
     from mtu_compile.model.pipeline import MTUPipeline
 
-    return MTUPipeline.from_pretrained(folder)
+    return MTUPipeline.from_pretrained(folder) if as_task is None else load_as_task(folder, as_task)
+
+
+def check_model(folder: Path, as_task: str | None) -> Task | None:
+    """Refuse in the first second what ``load_model`` refuses after torch was imported; the task of ``as_task``."""
+    if as_task is None:
+        require_multi_task(folder)
+        return None
+    return require_plain(folder, as_task)
 
 
 def select_tasks(pipeline: MTUPipeline, names: Sequence[str] | None) -> list[tuple[int, Task]]:

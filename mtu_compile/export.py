@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mtu_compile import graph_io
 from mtu_compile.core.errors import ModelError
 from mtu_compile.runtime.engine import OUTPUT
+from mtu_compile.runtime.guidance import SCALE_INPUT
 
 #: The newest opset that TensorRT 10.3 (JetPack 6.1) and OpenVINO 2026 both read.
 OPSET = 20
@@ -76,8 +77,9 @@ def export_unet(unet: Any, out: Path, *, text_length: int) -> Path:
 
     The graph's inputs are ``sample`` f32 [batch, sample_channels, height, width], ``timestep`` f32 [1],
     ``encoder_hidden_states`` f32 [batch, text_length, D] and ``task_ids`` i64 [batch], for SDXL also ``text_embeds``
-    f32 [batch, P] and ``time_ids`` f32 [batch, 6]; its output is ``out_sample`` f32 [batch, 4, height, width]. Batch,
-    height and width are free; height and width are multiples of the UNet's total downsampling.
+    f32 [batch, P] and ``time_ids`` f32 [batch, 6], for a latent consistency model ``timestep_cond`` f32 [batch, W]; its
+    output is ``out_sample`` f32 [batch, 4, height, width]. Batch, height and width are free; height and width are
+    multiples of the UNet's total downsampling.
 
     Args:
         unet: an ``MTUUNet2DConditionModel`` in float32.
@@ -130,7 +132,7 @@ def export_vae_decoder(vae: Any, out: Path, height: int, width: int) -> Path:
 def _unet_inputs(unet: Any, channels: int, text_length: int) -> dict[str, Tensor]:
     """Example inputs. Sizes that stay free differ from each other and from 0 and 1, which tracing would bake in."""
     step = 2 ** (len(unet.config.block_out_channels) - 1)
-    width = unet.config.cross_attention_dim
+    width = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
     inputs = {
         "sample": torch.zeros(2, channels, 2 * step, 3 * step),
         "timestep": torch.tensor([1.0]),
@@ -141,6 +143,8 @@ def _unet_inputs(unet: Any, channels: int, text_length: int) -> dict[str, Tensor
         inputs |= {"text_embeds": torch.zeros(2, pooled), "time_ids": torch.zeros(2, 6)}
     elif unet.config.addition_embed_type is not None:
         raise ModelError(f"added conditions of type {unet.config.addition_embed_type!r} are not supported")
+    if unet.config.time_cond_proj_dim is not None:
+        inputs[SCALE_INPUT] = torch.zeros(2, unet.config.time_cond_proj_dim)
     return inputs
 
 

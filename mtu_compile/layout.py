@@ -40,7 +40,7 @@ def unet_folders(tasks: Sequence[Task]) -> Mapping[str, str]:
     ``unet``, the one that pipelines of diffusers' kind open by themselves, is the first text-to-image task's; without
     one, that of the first inpainting task of diffusers' anatomy.
     """
-    plain = [task for task in tasks if task.guidance == "text" and not task.condition]
+    plain = [task for task in tasks if task.guidance in ("text", "embedded") and not task.condition]
     chosen = next(iter(plain or [task for task in tasks if task.condition == INPAINTING]), None)
     return {task.name: "unet" if task is chosen else f"unet_{task.name}" for task in tasks}
 
@@ -77,6 +77,8 @@ class Layout:
         opened = next((task for task in built if folders[task.name] == "unet"), None)
         inpaints = opened is not None and bool(opened.condition)
         name = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
+        if opened is not None and opened.guidance == "embedded" and not inpaints:
+            name = "LatentConsistencyModelPipeline"
         scheduler = ["diffusers", type(pipeline.scheduler).__name__]
         return cls({"_class_name": name, **MODEL_INDEX, "scheduler": scheduler}, tidy)
 

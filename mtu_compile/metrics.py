@@ -116,6 +116,7 @@ def guidance_metrics(reference: Array, candidate: Array, guidance: Guidance) -> 
         "none": (),
         "text": (("text", 0, 1),),
         "text+image": (("image", 0, 1), ("text", 1, 2)),
+        "embedded": (),
     }
     wanted = directions[guidance]
     batch = len(wanted) + 1

@@ -29,11 +29,12 @@ class BuildOptions:
     """What to build.
 
     Attributes:
-        model: MTU pipeline folder.
+        model: MTU pipeline folder, or a plain one with ``as_task``.
         output: bundle folder to write.
         target: name of a target (``mtu-compile targets``).
         precision: one of the target's.
         tasks: names of the tasks to build, or ``None`` for all.
+        as_task: compile a plain diffusers pipeline as this one task (``mtu_compile.model.plain.AS_TASKS``).
         size: height and width of the pictures in pixels, or ``None`` for the model's own.
         data: folder with prompts and pictures to calibrate and check with, or ``None`` for the model's ``samples/``.
         calibration: folder of calibration sets (``mtu-compile calibrate``) to quantise with, or ``None`` to capture
@@ -56,6 +57,7 @@ class BuildOptions:
     target: str = "cpu"
     precision: Precision = "int8"
     tasks: tuple[str, ...] | None = None
+    as_task: str | None = None
     size: tuple[int, int] | None = None
     data: Path | None = None
     calibration: Path | None = None

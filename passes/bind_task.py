@@ -57,7 +57,8 @@ class BindTask:
         sample [batch, 8, height, width]
         y = Conv(sample, weight of the task's slot, bias of the task)
 
-    and every other reader of ``task_ids`` reads a constant of shape [1], which broadcasts over the batch.
+    and every other reader of ``task_ids`` reads a constant of shape [1], which broadcasts over the batch. Where the
+    exporter took the size of the batch from ``task_ids``, it is taken from ``sample``.
 
     Fires on a graph with an input ``task_ids``. Does not fire on one without: a plain UNet, or one bound already.
     Refuses (``PassError``): a task id the graph's tables do not have; ``channels`` other than what the task reads;
@@ -85,6 +86,7 @@ class BindTask:
         assert context.task_id is not None and context.channels is not None
         sample = find_input(graph, SAMPLE)
         assert sample is not None
+        _take_batch_from(sample, task_ids)
         bound = add_constant(graph, BOUND_TASK, np.array([context.task_id], dtype=np.int64))
         replace_value(task_ids, bound)
         graph.graph.inputs.remove(task_ids)
@@ -98,6 +100,15 @@ class BindTask:
     def ensures(self, graph: ir.Model, context: PassContext) -> None:
         if find_input(graph, TASK_IDS) is not None:
             raise PassError(f"{self.id} left the input {TASK_IDS!r} in the graph")
+
+
+def _take_batch_from(sample: ir.Value, task_ids: ir.Value) -> None:
+    """Let what asks ``task_ids`` for its only size, the batch, ask ``sample``; the exporter may choose either."""
+    for node in users(task_ids):
+        if node.op_type == "Shape":
+            node.replace_input_with(0, sample)
+            node.attributes["start"] = ir.AttrInt64("start", 0)
+            node.attributes["end"] = ir.AttrInt64("end", 1)
 
 
 def _find_routed_conv(graph: ir.Model, sample: ir.Value, evaluator: Evaluator) -> _RoutedConv:

@@ -75,6 +75,7 @@ def command(
     target: str,
     precision: str,
     tasks: tuple[str, ...],
+    as_task: str | None,
     size: tuple[int, int] | None,
     data: Path | None,
     calibration: Path | None,
@@ -94,6 +95,8 @@ def command(
 ) -> None:
     """Compile MODEL, a multi-task pipeline folder, into a bundle for one device.
 
+    With --as-task, MODEL is a plain diffusers pipeline, compiled as it is.
+
     MODEL is the current folder if that is a pipeline, else the example that comes with the source.
     """
     from mtu_compile.compile import BuildOptions, build
@@ -105,6 +108,7 @@ def command(
         target=target,
         precision=precision,  # type: ignore[arg-type]
         tasks=tasks or None,
+        as_task=as_task,
         size=size,
         data=data,
         calibration=calibration,

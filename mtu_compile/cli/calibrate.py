@@ -10,6 +10,7 @@ import click
 
 from mtu_compile.cli.console import ConsoleProgress, table
 from mtu_compile.cli.options import (
+    as_task_option,
     fit_option,
     json_option,
     model_argument,
@@ -37,6 +38,7 @@ _SHOWN = 10
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @task_option
+@as_task_option
 @size_option
 @click.option("--pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")
 @steps_option
@@ -56,6 +58,7 @@ def command(
     data: Path | None,
     output: Path,
     tasks: tuple[str, ...],
+    as_task: str | None,
     size: tuple[int, int] | None,
     pictures: int,
     steps: int,
@@ -79,6 +82,7 @@ def command(
         output=output,
         data=data,
         tasks=tasks or None,
+        as_task=as_task,
         size=size,
         pictures=pictures,
         steps=steps,

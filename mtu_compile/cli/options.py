@@ -28,6 +28,11 @@ clip_option = click.option(
 )
 model_argument = click.argument("model", required=False, type=click.Path(path_type=Path))
 task_option = click.option("--task", "tasks", multiple=True, help="Only this task; may be repeated.")
+as_task_option = click.option(
+    "--as-task",
+    metavar="NAME",
+    help="MODEL is a plain diffusers pipeline: take it as it is, as a network of one task (t2i, edit or inpaint).",
+)
 steps_option = click.option(
     "--steps", default=20, show_default=True, type=click.IntRange(1, 1000), help="Denoising steps."
 )
@@ -62,7 +67,7 @@ class Size(click.ParamType[tuple[int, int]]):
 
 
 def what_to_build(command: _Command) -> _Command:
-    """Give a command ``model``, ``target``, ``precision``, ``tasks`` and ``size``, as ``BuildOptions`` names them."""
+    """Give a command ``BuildOptions``' ``model``, ``target``, ``precision``, ``tasks``, ``as_task`` and ``size``."""
     for parameter in reversed(_WHAT_TO_BUILD):  # as decorators are applied, from the bottom up
         command = parameter(command)
     return command
@@ -90,6 +95,7 @@ _WHAT_TO_BUILD = (
     click.option("--bf16", "precision", flag_value="bf16", help="Weights and activations in bfloat16."),
     click.option("--fp32", "precision", flag_value="fp32", help="Keep everything in float32."),
     task_option,
+    as_task_option,
     size_option,
 )
 

@@ -20,6 +20,7 @@ def command(
     target: str,
     precision: str,
     tasks: tuple[str, ...],
+    as_task: str | None,
     size: tuple[int, int] | None,
     as_json: bool,
     quiet: bool,
@@ -40,6 +41,7 @@ def command(
         target=target,
         precision=precision,  # type: ignore[arg-type]
         tasks=tasks or None,
+        as_task=as_task,
         size=size,
     )
     planned = plan(options, ConsoleProgress(quiet))

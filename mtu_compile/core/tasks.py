@@ -10,7 +10,7 @@ from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.schema import Length, Mismatch, Range, Rule, conform, field_types, show
 
 Fill = Literal["image", "masked_image", "mask"]
-Guidance = Literal["none", "text", "text+image"]
+Guidance = Literal["none", "text", "text+image", "embedded"]
 
 
 def _is_name(name: str) -> bool:
@@ -33,9 +33,11 @@ class Task:
         condition: what is channel-concatenated to the noisy latent, in this order: ``"image"`` and
             ``"masked_image"`` are latents (``latent_channels`` channels), ``"mask"`` is one channel at latent size.
         guidance: the kind of classifier-free guidance, which also fixes how many UNet samples one picture takes.
+            ``"embedded"`` is that of latent consistency models: the UNet takes the scale as an input, and one sample.
         guidance_scale: default scale of the text direction.
         image_guidance_scale: default scale of the image direction (``"text+image"`` only).
         downscale: for super-resolution, how many times smaller the input picture is than the output.
+        class_label: what a UNet with class labels is told in this task; ``None`` for a UNet without.
     """
 
     name: TaskName
@@ -44,6 +46,7 @@ class Task:
     guidance_scale: Scale = 1.0
     image_guidance_scale: Scale = 1.0
     downscale: Annotated[int, Range(1, 64)] | None = None
+    class_label: Annotated[int, Range(0, 1 << 20)] | None = None
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -57,8 +60,8 @@ class Task:
 
     @property
     def unet_batch(self) -> int:
-        """UNet samples a step for one picture: 1 without guidance, 2 for text, 3 for text and image."""
-        return {"none": 1, "text": 2, "text+image": 3}[self.guidance]
+        """UNet samples a step for one picture: 2 for guidance by text, 3 by text and image, else 1."""
+        return {"none": 1, "text": 2, "text+image": 3, "embedded": 1}[self.guidance]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "condition": list(self.condition)}

@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 from mtu_compile.core.schema import Length, Mismatch, Range, Rule, conform, read_json, show
 from mtu_compile.model.tokenizer import check_tokenizer
 from mtu_compile.model.unet_config import MTU_KEYS, MTUConfig
+from mtu_compile.model.unet_support import check_unet
 
 Config = Mapping[str, Any]
 
@@ -81,6 +82,7 @@ def check_configs(folder: Path, listed: Mapping[str, tuple[str, str]]) -> None:
         _check_kinds(unet, {**_signature(UNet2DConditionModel), **_ANY, "_class_name": _one_name(listed["unet"][1])})
         if listed["unet"][1] == "MTUUNet2DConditionModel":
             MTUConfig.from_json(unet)
+    check_unet(unet, folder / "unet" / "config.json", inspect.signature(UNet2DConditionModel.__init__).parameters)
     with _named(folder / "vae" / "config.json"):
         _check_kinds(vae, {**_signature(AutoencoderKL), **_ANY, **_VAE, "_class_name": _one_name("AutoencoderKL")})
         _check_latents(unet, vae)

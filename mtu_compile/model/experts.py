@@ -94,7 +94,10 @@ class TaskExperts(nn.Module):  # type: ignore[misc]
             )
         self.norm = TaskNorm(dim, eps, num_tasks, num_experts if norm_per_expert else 1)
         self.router = Router(d_task, router_width, num_experts, top_k)
-        self.experts = nn.ModuleList(FeedForward(dim, inner_dim=inner // num_experts) for _ in range(num_experts))
+        dropout = dense.net[1].p
+        self.experts = nn.ModuleList(
+            FeedForward(dim, dropout=dropout, inner_dim=inner // num_experts) for _ in range(num_experts)
+        )
 
     def forward(self, x: Tensor, task_ids: Tensor, task_embedding: Tensor) -> Tensor:
         """``x`` [B, L, C], ``task_ids`` [B], ``task_embedding`` [B, d_task] → [B, L, C]."""

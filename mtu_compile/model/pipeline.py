@@ -27,14 +27,16 @@ from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model import encode
 from mtu_compile.model.autoencoder import fold_statistics
 from mtu_compile.model.folder import check_folder, load_component, make_portable, silent_libraries
+from mtu_compile.model.plain import require_multi_task
 from mtu_compile.model.tokenizer import load_tokenizer
 from mtu_compile.model.unet import MTUUNet2DConditionModel
-from mtu_compile.runtime import images
+from mtu_compile.runtime import guidance, images
 from mtu_compile.runtime.masks import MaskMode, check_selection, read_mask
 from mtu_compile.runtime.text import cut_by
 
 #: Called after every UNet call with the static graph's inputs (``sample`` [b, 4+c, h, w], ``timestep`` [1],
-#: ``encoder_hidden_states`` [b, L, D]), its output [b, 4, h, w], and the timestep.
+#: ``encoder_hidden_states`` [b, L, D], and ``timestep_cond`` [b, W] of a UNet that takes the guidance scale), its
+#: output [b, 4, h, w], and the timestep.
 UNetHook = Callable[[dict[str, Tensor], Tensor, float], None]
 
 
@@ -92,10 +94,8 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         folder = Path(folder)
         listed = check_folder(folder)
-        if listed["unet"][1] != "MTUUNet2DConditionModel":
-            raise ModelError(
-                f"the UNet of {folder} is not multi-task", hint=f"mtu-compile upcycle {folder} -o DIR makes it so"
-            )
+        if "unet" not in components:
+            require_multi_task(folder)
         if "text_encoder_2" in listed:
             raise ModelError(
                 f"{folder} is an SDXL pipeline, whose UNet can be compiled but which can not be run whole yet",
@@ -190,13 +190,14 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.scheduler.set_timesteps(num_inference_steps, device=self.unet.device)
         x = self._noise(seed, generator, latents, height, width) * self.scheduler.init_noise_sigma
         step_options = self._step_options(seed, generator)
+        constant = {"encoder_hidden_states": text, **self._embedded_scale(scale, spec.unet_batch)}
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for t in self.scheduler.timesteps:
                 noisy = self.scheduler.scale_model_input(x, t)
                 inputs = {
                     "sample": _unet_batch(spec, noisy, condition).to(self.unet.dtype),
                     "timestep": t.reshape(1).to(torch.float32),
-                    "encoder_hidden_states": text,
+                    **constant,
                 }
                 output = self.unet(**inputs, task_ids=task_ids).sample
                 if on_unet_call is not None:
@@ -262,8 +263,15 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _text(self, task: Task, prompt: str, negative_prompt: str) -> Tensor:
         """Embeddings [b, L, D] in the order of the guidance batch."""
         empty, full = encode.encode_prompts(self.tokenizer, self.text_encoder, [negative_prompt, prompt])
-        rows = {"none": (full,), "text": (empty, full), "text+image": (empty, empty, full)}[task.guidance]
+        rows = {"text": (empty, full), "text+image": (empty, empty, full)}.get(task.guidance, (full,))
         return torch.stack(rows).to(self.unet.dtype)
+
+    def _embedded_scale(self, scale: float, samples: int) -> dict[str, Tensor]:
+        """The guidance scale as an input, for a UNet that takes it."""
+        if (width := self.unet.config.time_cond_proj_dim) is None:
+            return {}
+        embedded = torch.from_numpy(guidance.embed_scale(scale, int(width), samples))
+        return {guidance.SCALE_INPUT: embedded.to(self.unet.device, self.unet.dtype)}
 
     def _noise(
         self, seed: int | None, generator: torch.Generator | None, latents: Tensor | None, height: int, width: int
@@ -308,7 +316,7 @@ def _guide(task: Task, output: Tensor, scale: float, image_scale: float) -> Tens
     Sources: Ho and Salimans, "Classifier-Free Diffusion Guidance"; Brooks et al., "InstructPix2Pix", equation 3.
     """
     parts = output.chunk(task.unet_batch)
-    if task.guidance == "none":
+    if task.guidance in ("none", "embedded"):
         return parts[0]
     if task.guidance == "text":
         empty, full = parts

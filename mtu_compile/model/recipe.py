@@ -30,6 +30,15 @@ DROPOUT: dict[str, tuple[float, float, float]] = {
 LEAST_WEIGHT = 0.1
 
 
+def require_trainable(unet: MTUUNet2DConditionModel) -> None:
+    """``ModelError`` for a UNet that this recipe's loss would break: one that was distilled to take big steps."""
+    if (width := unet.config.time_cond_proj_dim) is not None:
+        raise ModelError(
+            f"a latent consistency model (time_cond_proj_dim = {width}) can not be trained by the noise's error",
+            hint="upcycle and train the model it was distilled from",
+        )
+
+
 def trained_parameters(unet: MTUUNet2DConditionModel) -> dict[str, nn.Parameter]:
     """Experts, routers, task norms, task embedding and task input convolutions, by name."""
     prefixes = ["task_embedding."]

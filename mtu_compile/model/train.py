@@ -34,7 +34,14 @@ from mtu_compile.model import checkpoint as checkpoints
 from mtu_compile.model import data
 from mtu_compile.model.folder import INDEX, check_destination
 from mtu_compile.model.pipeline import MTUPipeline
-from mtu_compile.model.recipe import drop_conditions, learning_rate, loss_weights, make_optimizer, trained_parameters
+from mtu_compile.model.recipe import (
+    drop_conditions,
+    learning_rate,
+    loss_weights,
+    make_optimizer,
+    require_trainable,
+    trained_parameters,
+)
 from mtu_compile.model.sources import make_encoder, open_sources
 from mtu_compile.model.train_config import FREE, StepReport, TrainConfig, TrainResult
 from mtu_compile.model.train_report import training_report
@@ -148,6 +155,7 @@ def _prepare(config: TrainConfig, progress: Progress) -> _Run:
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False)
         part.to(accelerator.device)
+    require_trainable(pipeline.unet)
     trained = trained_parameters(pipeline.unet)
     for parameter in trained.values():
         parameter.requires_grad_(True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mtu_compile.core.errors import ModelError
 from mtu_compile.model.experts import MTUTransformerBlock
 from mtu_compile.model.unet_config import MTUConfig
+from mtu_compile.model.unet_support import check_task, check_unet, takes_labels
 
 
 def _with_base_arguments(init: Callable[..., None]) -> Callable[..., None]:
@@ -88,8 +89,14 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
                 "top_k": top_k,
             }
         )
+        check_unet(base, parameters=inspect.signature(UNet2DConditionModel.__init__).parameters)
+        for task in multi_task.tasks:
+            check_task(task, base)
         super().__init__(**base)
         self.tasks = multi_task.tasks
+        if takes_labels(base):
+            labels = torch.tensor([task.class_label for task in self.tasks])
+            self.register_buffer("class_labels", labels, persistent=False)
         self.task_embedding = nn.Embedding(len(self.tasks), d_task)
         self._upcycle_blocks(
             num_tasks=len(self.tasks),
@@ -136,6 +143,7 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
         encoder_hidden_states: Tensor,
         task_ids: Tensor,
         added_cond_kwargs: dict[str, Tensor] | None = None,
+        timestep_cond: Tensor | None = None,
         return_dict: bool = True,
         **kwargs: Any,
     ) -> UNet2DConditionOutput | tuple[Tensor, ...]:
@@ -148,10 +156,15 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
             encoder_hidden_states: [B, L, D].
             task_ids: [B], int64, an index into ``tasks`` for each sample.
             added_cond_kwargs: SDXL's ``text_embeds`` [B, P] and ``time_ids`` [B, 6].
+            timestep_cond: [B, D], the guidance scale (``runtime.guidance.embed_scale``) of a latent consistency model.
+
+        A UNet with class labels is told those of the tasks.
         """
         missing = self.sample_channels - sample.shape[1]
         if missing > 0:
             sample = nn.functional.pad(sample, (0, 0, 0, 0, 0, missing))
+        if takes_labels(self.config):
+            kwargs.setdefault("class_labels", self.class_labels[task_ids])
         routed = {"task_ids": task_ids, "task_embedding": self.task_embedding(task_ids)}
         return super().forward(
             self.task_conv_in(sample, task_ids),
@@ -159,6 +172,7 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
             encoder_hidden_states,
             cross_attention_kwargs=routed,
             added_cond_kwargs=added_cond_kwargs,
+            timestep_cond=timestep_cond,
             return_dict=return_dict,
             **kwargs,
         )

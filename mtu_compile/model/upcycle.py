@@ -18,6 +18,7 @@ from torch import Tensor
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.hashing import MODEL_SUFFIXES
+from mtu_compile.core.schema import read_json
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.folder import (
     INDEX,
@@ -28,40 +29,46 @@ from mtu_compile.model.folder import (
     make_portable,
     silent_libraries,
 )
+from mtu_compile.model.input_channels import InputChannels, check_tasks, input_channels
 from mtu_compile.model.unet import MTUUNet2DConditionModel
+from mtu_compile.model.unet_support import check_task, fit_task
 from mtu_compile.model.weights import find_weights
 
 
-def upcycle_unet(unet: UNet2DConditionModel, tasks: Sequence[Task], **options: Any) -> MTUUNet2DConditionModel:
-    """Upcycle ``unet``; for a sample without condition the result computes the same function.
+def upcycle_unet(
+    unet: UNet2DConditionModel, tasks: Sequence[Task], *, channels: InputChannels | None = None, **options: Any
+) -> MTUUNet2DConditionModel:
+    """Upcycle ``unet``; the result computes the same function, for a sample without condition or with ``unet``'s own.
 
     Experts are shards of each feed-forward: value and gate half of the GEGLU projection are cut alike, the down
     projection along its input. Down projections are scaled by N and keep the whole output bias, so the uniform mixture
-    of a fresh router is the pretrained feed-forward. Condition channels of the input convolutions start at zero.
+    of a fresh router is the pretrained feed-forward. Condition channels of the input convolutions start at zero, but
+    for those the pretrained UNet has itself. Tasks of a latent consistency model are guided by the scale it takes.
 
     Args:
         unet: the pretrained UNet; it is not changed.
         tasks: what the multi-task UNet will know.
+        channels: what its input channels hold; the noisy latent alone if not said.
         options: ``num_experts``, ``d_task``, ``router_width``, ``norm_per_expert``, ``top_k``.
 
     Raises:
-        ModelError: the UNet is multi-task already, or not of the Stable Diffusion family.
+        ModelError: the UNet is multi-task already, not of the Stable Diffusion family, or configured in a way that is
+            not carried (key and value are named).
     """
     if isinstance(unet, MTUUNet2DConditionModel):
         raise ModelError("the UNet is multi-task already", hint="upcycle the pretrained UNet it was made from")
-    if unet.config.in_channels != unet.config.out_channels:
-        raise ModelError(
-            f"the UNet takes {unet.config.in_channels} channels, not only the {unet.config.out_channels} of a latent",
-            hint="upcycle a plain text-to-image model; conditions come with the tasks",
-        )
+    channels = channels or input_channels(unet.config)
+    check_tasks(channels, tasks)
     known = inspect.signature(UNet2DConditionModel.__init__).parameters
     base = {key: value for key, value in unet.config.items() if key in known}
+    base["in_channels"] = channels.latent
+    tasks = [fit_task(task, base) for task in tasks]
     upcycled: MTUUNet2DConditionModel = MTUUNet2DConditionModel(
         tasks=[task.to_json() for task in tasks], **options, **base
     )
     upcycled.to(device=unet.device, dtype=unet.dtype)
     state = upcycled.state_dict()
-    state.update(upcycle_state_dict(unet.state_dict(), state))
+    state.update(upcycle_state_dict(unet.state_dict(), state, tasks, channels))
     upcycled.load_state_dict(state)
     return upcycled
 
@@ -95,7 +102,10 @@ def upcycle_folder(
         raise ModelError(
             f"the UNet of {base} is multi-task already", hint="upcycle the pretrained pipeline it came from"
         )
-    unet = upcycle_unet(load_component(UNet2DConditionModel, base / "unet", dtype=dtype), tasks, **options)
+    channels = check_base(base, tasks)
+    unet = upcycle_unet(
+        load_component(UNet2DConditionModel, base / "unet", dtype=dtype), tasks, channels=channels, **options
+    )
     listed["unet"] = (MTUUNet2DConditionModel.__module__, MTUUNet2DConditionModel.__name__)
     index = {"_class_name": "MTUPipeline", "_diffusers_version": diffusers.__version__, **listed}
     with staging(destination, replace=force, marker=INDEX) as folder:
@@ -106,6 +116,25 @@ def upcycle_folder(
         make_portable(folder)
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return unet
+
+
+def check_base(base: Path, tasks: Sequence[Task]) -> InputChannels:
+    """Whether the UNet of a folder that passed ``check_folder`` can be upcycled for ``tasks``; what it takes.
+
+    Raises:
+        ModelError: it has a condition that no task has, or none can be told; or wants labels that tasks do not have.
+    """
+    config, index = read_json(base / "unet" / "config.json"), read_json(base / INDEX)
+    channels = input_channels(
+        config,
+        str(index.get("_class_name")),
+        read_json(base / "vae" / "config.json"),
+        scaled=bool(index.get("is_cosxl_edit")),
+    )
+    check_tasks(channels, tasks)
+    for task in tasks:
+        check_task(fit_task(task, config), config)
+    return channels
 
 
 def _left_out(base: Path, component: str) -> Callable[[str, list[str]], list[str]]:
@@ -124,18 +153,22 @@ def _left_out(base: Path, component: str) -> Callable[[str, list[str]], list[str
     return ignore
 
 
-def upcycle_state_dict(base: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def upcycle_state_dict(
+    base: Mapping[str, Tensor], target: Mapping[str, Tensor], tasks: Sequence[Task], channels: InputChannels
+) -> dict[str, Tensor]:
     """Pretrained weights under the names and in the shapes of the multi-task UNet's state dict ``target``."""
     result: dict[str, Tensor] = {}
     for name, value in base.items():
-        pieces = dict(_pieces(name, value, target))
+        pieces = dict(_pieces(name, value, target, tasks, channels))
         if unknown := pieces.keys() - target.keys():
             raise ModelError(f"weight {name!r} has no place in the multi-task UNet ({sorted(unknown)[0]})")
         result.update(pieces)
     return result
 
 
-def _pieces(name: str, value: Tensor, target: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _pieces(
+    name: str, value: Tensor, target: Mapping[str, Tensor], tasks: Sequence[Task], channels: InputChannels
+) -> Iterator[tuple[str, Tensor]]:
     if match := re.fullmatch(r"(.*)\.norm3\.(weight|bias)", name):
         key = f"{match[1]}.ff.norm.{match[2]}"
         yield key, value.expand_as(target[key]).clone()
@@ -144,11 +177,10 @@ def _pieces(name: str, value: Tensor, target: Mapping[str, Tensor]) -> Iterator[
         experts = [f"{block}.experts.{i}.net.{layer}.{kind}" for i in range(_count(target, f"{block}.experts"))]
         yield from zip(experts, _shards(value, layer, kind, len(experts)), strict=True)
     elif match := re.fullmatch(r"conv_in\.(weight|bias)", name):
-        for task in range(_count(target, "task_conv_in.convs")):
-            key = f"task_conv_in.convs.{task}.{match[1]}"
-            widened = torch.zeros_like(target[key])
-            widened[tuple(slice(size) for size in value.shape)] = value
-            yield key, widened
+        for i, task in enumerate(tasks):
+            key = f"task_conv_in.convs.{i}.{match[1]}"
+            is_weight = match[1] == "weight"
+            yield key, channels.weight_for(task, value, target[key]) if is_weight else value.clone()
     else:
         yield name, value
 

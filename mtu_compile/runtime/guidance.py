@@ -1,6 +1,7 @@
 """Classifier-free guidance: which samples the UNet gets for one picture, and how its answers are combined.
 
 ``text+image`` is InstructPix2Pix (Brooks et al. 2023, equation 3), which the paper takes for editing and inpainting.
+``embedded`` is latent consistency models: one sample, and the scale itself is an input of the UNet.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mtu_compile.core.tasks import Guidance
@@ -28,7 +30,28 @@ ROWS: Mapping[Guidance, tuple[Row, ...]] = {
     "none": (Row(True, True),),
     "text": (Row(False, True), Row(True, True)),
     "text+image": (Row(False, False), Row(False, True), Row(True, True)),
+    "embedded": (Row(True, True),),
 }
+
+#: The input [b, D] of a UNet that takes the guidance scale, by the name diffusers and OpenVINO GenAI know it.
+SCALE_INPUT = "timestep_cond"
+
+
+def embed_scale(scale: float, dim: int, samples: int = 1) -> NDArray[np.float32]:
+    """A guidance scale as the input of a latent consistency model's UNet: [samples, dim], all rows equal.
+
+    The sines and cosines of 1000 · (scale - 1) at ``dim // 2`` frequencies each, in float32 and in the order of
+    operations of diffusers 0.42 (``LatentConsistencyModelPipeline.get_guidance_scale_embedding``), which the model was
+    trained with: arguments go into the thousands, where a float32 is coarse.
+    """
+    half = dim // 2
+    step = np.float32(np.log(np.float32(10000.0))) / np.float32(half - 1)
+    frequencies = np.exp(np.arange(half, dtype=np.float32) * -step)
+    angles = np.float32(scale - 1) * np.float32(1000) * frequencies
+    embedded = np.zeros((samples, dim), np.float32)
+    embedded[:, :half] = np.sin(angles)
+    embedded[:, half : 2 * half] = np.cos(angles)
+    return embedded
 
 
 def combine(guidance: Guidance, outputs: Array, scale: float, image_scale: float) -> Array:
@@ -43,7 +66,7 @@ def combine(guidance: Guidance, outputs: Array, scale: float, image_scale: float
     Returns:
         [1, C, h, w].
     """
-    if guidance == "none":
+    if guidance in ("none", "embedded"):
         return outputs[:1]
     if guidance == "text":
         without, full = outputs[0:1], outputs[1:2]

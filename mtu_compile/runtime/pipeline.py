@@ -190,6 +190,8 @@ class Runtime:
         batch, channels = entry.task.unet_batch, self.manifest.latent_channels
         wanted = (batch, channels + entry.task.condition_channels(channels), *self.manifest.latent_size)
         _expect(engine, entry.engine, "sample", wanted)
+        if entry.task.guidance == "embedded":
+            _expect(engine, entry.engine, guidance.SCALE_INPUT, (batch, None))
         return engine
 
     def close(self) -> None:
@@ -346,6 +348,8 @@ class Runtime:
                 sample[index, channels:] = condition[0]
         timestep = np.zeros(1, np.float32)
         inputs = {"sample": sample, "timestep": timestep, "encoder_hidden_states": embeddings}
+        if (taken := unet.inputs.get(guidance.SCALE_INPUT)) is not None:
+            inputs[guidance.SCALE_INPUT] = guidance.embed_scale(scales[0], int(taken.shape[1] or 0), len(rows))
 
         latents = noise * np.float32(sampler.init_noise_sigma)
         for index in range(sampler.steps):

@@ -23,7 +23,7 @@ def check_request(
     if task.guidance != "none" and not prompt.strip():
         raise ConfigError(f"task {task.name!r} needs a prompt", hint="say what to show with --prompt")
     useless = {
-        "negative-prompt": task.guidance == "none" and negative_prompt != "",
+        "negative-prompt": task.guidance in ("none", "embedded") and negative_prompt != "",
         "guidance": task.guidance == "none" and guidance_scale is not None,
         "image-guidance": task.guidance != "text+image" and image_guidance_scale is not None,
     }

@@ -123,3 +123,24 @@ def test_one_task_only_needs_no_concatenation(parse: Any, run_graph: Any, assert
     bind(graph, PassContext(task_id=0, channels=4))
     assert op_counts(graph) == {"Conv": 1}
     assert_close(run_graph(graph, {"sample": sample}), expected)
+
+
+def test_the_batch_is_the_samples_where_the_exporter_asked_the_task_ids(
+    micro: Path, random_feeds: Any, run_graph: Any, assert_close: Any
+) -> None:
+    """Two inputs have the batch's size, and the exporter may ask either; a bound task has size 1."""
+    graph = graph_io.load(micro)
+    expected = run_graph(micro, random_feeds(micro, 2, 9) | {"task_ids": np.full(2, 1)})
+    task_ids, moved = find_input(graph, "task_ids"), 0
+    for node in graph.graph:
+        if node.op_type == "Shape" and node.inputs[0] is find_input(graph, "sample"):
+            start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+            if start == 0:
+                node.replace_input_with(0, task_ids)
+                moved += 1
+    if not moved:  # the exporter asked the task ids already
+        moved = sum(node.op_type == "Shape" and node.inputs[0] is task_ids for node in graph.graph)
+    assert moved
+    bind(graph, EDIT)
+    feeds = random_feeds(micro, 2, 9)
+    assert_close(run_graph(graph, feeds | {"sample": feeds["sample"][:, :8]}), expected)
