@@ -77,6 +77,8 @@ def command(
         millions = sum(p.numel() for p in unet.parameters()) / 1e6
         listed = ", ".join(task.name for task in tasks)
         click.echo(f"{output}: {millions:.1f}M parameters in the UNet, {experts} experts a block, tasks {listed}")
+        if any(task.guidance == "embedded" for task in unet.tasks):
+            click.echo("the UNet takes the guidance scale as an input: one sample a step, and no negative prompt")
 
 
 def read_tasks(path: Path) -> tuple[Task, ...]:

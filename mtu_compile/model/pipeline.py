@@ -27,7 +27,7 @@ from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model import encode
 from mtu_compile.model.autoencoder import fold_statistics
 from mtu_compile.model.folder import check_folder, load_component, make_portable, silent_libraries
-from mtu_compile.model.plain import require_multi_task
+from mtu_compile.model.plain import SDXL, SDXL_HINT, require_multi_task
 from mtu_compile.model.tokenizer import load_tokenizer
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 from mtu_compile.runtime import guidance, images
@@ -97,10 +97,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         if "unet" not in components:
             require_multi_task(folder)
         if "text_encoder_2" in listed:
-            raise ModelError(
-                f"{folder} is an SDXL pipeline, whose UNet can be compiled but which can not be run whole yet",
-                hint="use a model of the Stable Diffusion 1.5 or 2.x anatomy",
-            )
+            raise ModelError(SDXL.format(folder), hint=SDXL_HINT)
         vocabulary = CLIPTextConfig.from_json_file(folder / "text_encoder" / "config.json").vocab_size
         loaders: dict[str, Callable[[], Any]] = {
             "unet": lambda: load_component(MTUUNet2DConditionModel, folder / "unet", dtype=torch_dtype),
@@ -124,8 +121,10 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """Height and width, in pixels, of the pictures the UNet was made for."""
+        """Height and width, in pixels, of the pictures the UNet was made for; ``ConfigError`` if it does not say."""
         size = self.unet.config.sample_size
+        if size is None:
+            raise ConfigError("the UNet's config has no sample_size", hint="say which size with --size")
         height, width = size if isinstance(size, Sequence) else (size, size)
         return int(height) * self.vae_scale, int(width) * self.vae_scale
 
@@ -219,8 +218,9 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def resolve_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """Height and width in pixels, the UNet's own where not given; ``ConfigError`` for a size it can not make."""
-        default = self.default_size
-        height, width = height or default[0], width or default[1]
+        if height is None or width is None:
+            default = self.default_size
+            height, width = height or default[0], width or default[1]
         # Every down block but the last halves the latent.
         unit = self.vae_scale * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if height % unit or width % unit or height < unit or width < unit:

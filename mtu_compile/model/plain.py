@@ -24,6 +24,10 @@ AS_TASKS: Mapping[str, Task] = {
     "inpaint": Task("inpaint", ("mask", "masked_image"), "text", 7.5),
 }
 
+#: What is said of SDXL, whose UNet upcycles, and its hint.
+SDXL = "{} is an SDXL pipeline, whose UNet can be compiled but which can not be run whole yet"
+SDXL_HINT = "use a model of the Stable Diffusion 1.5 or 2.x anatomy"
+
 #: Task of the pipelines whose UNet has a condition.
 _BY_CLASS = {"StableDiffusionInstructPix2PixPipeline": "edit", "StableDiffusionInpaintPipeline": "inpaint"}
 
@@ -37,15 +41,21 @@ def plain_class(folder: Path) -> str | None:
         return None
 
 
+def _is_sdxl(folder: Path) -> bool:
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    entry = index.get("text_encoder_2")
+    return isinstance(entry, list) and entry[:1] != [None]
+
+
 def require_multi_task(folder: Path) -> None:
     """``ModelError`` for a plain pipeline: what is missing, and the commands that help."""
     if (kind := plain_class(folder)) is None:
         return
-    task = _BY_CLASS.get(kind, "t2i")
+    as_it_is = f"; `--as-task {_BY_CLASS.get(kind, 't2i')}` compiles it as it is, for one task"
     raise ModelError(
         f"the UNet of {folder} is not multi-task: it is a plain {kind}, and mtu-compile is for multi-task upcycled "
         "(MTU) UNets, whose feed-forwards are experts that one network shares between tasks",
-        hint=f"`mtu-compile upcycle {folder} -o DIR` makes one; `--as-task {task}` compiles it as it is, for one task",
+        hint=f"`mtu-compile upcycle {folder} -o DIR` makes one{'' if _is_sdxl(folder) else as_it_is}",
     )
 
 
@@ -54,6 +64,7 @@ def require_plain(folder: Path, name: str) -> Task:
 
     Raises:
         ConfigError: an unknown task; a multi-task model; a pipeline for another task.
+        ModelError: no pipeline folder; an SDXL pipeline.
     """
     if name not in AS_TASKS:
         raise ConfigError(
@@ -67,6 +78,8 @@ def require_plain(folder: Path, name: str) -> Task:
                 hint="leave --as-task away, and choose tasks of a multi-task model with --task",
             )
         raise ModelError(f"{folder} has no model_index.json", hint="give a diffusers pipeline folder")
+    if _is_sdxl(folder):
+        raise ModelError(SDXL.format(folder), hint=SDXL_HINT)
     fits = _BY_CLASS.get(kind, "t2i")
     if fits != name:
         raise ConfigError(f"{folder} is a {kind}, which does not do {name!r}", hint=f"say --as-task {fits}")
@@ -92,4 +105,5 @@ def load_as_task(folder: Path, name: str) -> MTUPipeline:
     plain = load_component(UNet2DConditionModel, folder / "unet", dtype=torch.float32)
     # With one expert there is nothing to route: the router's width does not matter.
     unet = upcycle_unet(plain, [task], channels=channels, num_experts=1, d_task=1, router_width=1).eval()
+    del plain  # as large as the new one
     return MTUPipeline.from_pretrained(folder, unet=unet)
