@@ -15,6 +15,7 @@ from mtu_compile.bundle.kinds import (
     Factor,
     Length,
     Name,
+    Positive,
     Scale,
     Sha256,
     Side,
@@ -141,7 +142,7 @@ class InstructionSetProof:
     level: Text
     cpu: Text
     imitated: bool
-    calls: Count
+    calls: Positive
     worst_sqnr_db: Mapping[str, Decibels]
     failures: tuple[Text, ...] = ()
 

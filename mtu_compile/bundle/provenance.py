@@ -362,4 +362,4 @@ _BOARD = Annotated[
 ]
 
 #: ``Manifest.extra``.
-Extra = Annotated[Object, Entries(known={"plan": _PLAN, "board": _BOARD})]
+Extra = Annotated[Object, Entries(known={"plan": _PLAN, "board": _BOARD, "as_task": Name})]

@@ -13,8 +13,8 @@ from mtu_compile.core.rows import Row
 from mtu_compile.core.tasks import Task
 from mtu_compile.model import data
 from mtu_compile.model.pipeline import MTUPipeline
+from mtu_compile.model.row_notes import note_rows
 from mtu_compile.model.train_config import TrainConfig
-from mtu_compile.runtime.text import cut_by
 
 
 def make_encoder(config: TrainConfig, pipeline: MTUPipeline) -> data.Encoder:
@@ -51,8 +51,10 @@ def open_sources(
             for _, task in tasks
         }
     rows = {task.name: data.training_rows(config.data / task.name, task) for _, task in tasks}
-    for _, task in tasks:
-        _note_long_prompts(task, rows[task.name], pipeline, progress)
+    if accelerator.is_main_process:
+        latent = encoder.height // pipeline.vae_scale, encoder.width // pipeline.vae_scale
+        for _, task in tasks:
+            note_rows(task, rows[task.name], encoder, latent, progress)
     needed = sum(_encoded_bytes(task, rows[task.name], encoder, pipeline) for _, task in tasks)
     if needed > config.cache_gb * 1e9:
         return {
@@ -71,21 +73,6 @@ def open_sources(
                 data.save_cache(cache, tensors)
         sources[task.name] = data.CachedSource(tensors, _task_seed(config, task))
     return sources
-
-
-def _note_long_prompts(task: Task, rows: Sequence[Row], pipeline: MTUPipeline, progress: Progress) -> None:
-    """Say once how many of a task's prompts lose their end, and what the first of them loses."""
-    first: dict[str, Row] = {}
-    for row in rows:
-        first.setdefault(row.prompt, row)
-    # a token takes a byte at least, and lower case may take two for one: most prompts need no look
-    room = pipeline.tokenizer.model_max_length - 2
-    long = [row for row in first.values() if 2 * len(row.prompt.encode()) > room]
-    cuts = [(row, cut) for row in long if (cut := cut_by(pipeline.tokenizer, row.prompt)) is not None]
-    if cuts:
-        row, cut = cuts[0]
-        said = f"{len(cuts)} of {len(first)} prompts of task {task.name!r} are longer than the text encoder's length"
-        progress.note(f"{said}, and their ends have no effect; the first, {row.place}: {cut.notice().message}")
 
 
 def _encoded_bytes(task: Task, rows: Sequence[Row], encoder: data.Encoder, pipeline: MTUPipeline) -> int:

@@ -50,7 +50,7 @@ STRICT = re.compile(
 )
 #: Numbers by their place: least and largest. The first that matches counts.
 LIMITS: tuple[tuple[str, float, float], ...] = (
-    (r".*_db(\[\])?", -400, 400),
+    (r".*_db(\[\]|\.\w+)?", -400, 400),
     (r".*cosine|.*(ssim|vif)", -1.001, 1e6),
     (r".*(share|slowdown|smooth_quant_alpha)|.*criteria\.guidance_ratio", 0, 1),
     (r".*ratio(\[\])?", 0, 1e12),

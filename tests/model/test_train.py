@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from mtu_compile.cli.train import command
 from mtu_compile.core.errors import ConfigError, InputError, ModelError
+from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import PAPER_TASKS, Task
 from mtu_compile.model import data as training_data
 from mtu_compile.model import train as module
@@ -216,6 +217,28 @@ def test_bad_data_is_named(config: TrainConfig, data_dir: Path, tmp_path: Path, 
     with pytest.raises(InputError, match=named) as error:
         train(replace(config, data=tmp_path / "data", tasks=("edit",)))
     assert error.value.exit_code == 5 and not config.output.exists()
+
+
+def test_what_may_not_be_meant_in_the_rows_is_said_once(config: TrainConfig, data_dir: Path, tmp_path: Path) -> None:
+    class Notes(Progress):
+        def note(self, message: str) -> None:
+            said.append(message)
+
+    said: list[str] = []
+    shutil.copytree(data_dir / "inpaint", tmp_path / "data/inpaint")
+    for name, value in (("black.png", 0), ("ones.png", 1), ("dark.png", 100)):
+        Image.new("L", (32, 32), value).save(tmp_path / "data/inpaint" / name)
+    rows = [
+        {"file_name": "0.png", "prompt": "fits", "mask_file_name": "black.png"},
+        {"file_name": "1.png", "prompt": "words that are too many", "mask_file_name": "ones.png"},
+        {"file_name": "2.png", "prompt": "and even more words than those", "mask_file_name": "dark.png"},
+    ]
+    (tmp_path / "data/inpaint/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(replace(config, data=tmp_path / "data", tasks=("inpaint",), steps=1, batch_size=1), progress=Notes())
+    prompts, empty, ones, full = said
+    assert "inpaint: 2 of 3 prompts" in prompts and "line 2: the prompt has 19 tokens" in prompts
+    assert "2 of 3 masks" in empty and "line 1: the mask selects nothing" in empty
+    assert "1 of 3 masks" in ones and "1 is taken for white" in ones and "line 2: the mask selects all" in full
 
 
 def test_missing_task_folder_names_the_task(config: TrainConfig, tmp_path: Path) -> None:
