@@ -105,7 +105,7 @@ def _take(target: Path) -> tuple[Path, int]:
     """A new name beside ``target``, and the open lock of it."""
     while True:
         stem = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(_lock_of(stem), os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        descriptor = os.open(_lock_of(stem), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         _locked(descriptor, wait=True)
         if os.fstat(descriptor).st_nlink:
             return stem, descriptor
