@@ -125,8 +125,8 @@ def _what_to_do(manifest: bundle.Manifest, checked: CheckResult) -> str:
 def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, progress: Progress) -> bundle.Manifest:
     """All stages from the model to the finished engines."""
     with progress.stage("load"):
-        source = bundle.Source(options.model.resolve().name, model_sha256(options.model))
         pipeline = load_model(options.model, options.as_task)
+        source = bundle.Source(options.model.resolve().name, model_sha256(options.model))
         tasks = select_tasks(pipeline, options.tasks)
         size = pipeline.resolve_size(*(options.size or (None, None)))
         samples = [_samples(options, task) for _, task in tasks]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.unet_config import MTU_KEYS
+from mtu_compile.tokenizer_ir import convert_tokenizer
 
 if TYPE_CHECKING:
     from mtu_compile.model.pipeline import MTUPipeline
@@ -27,8 +28,8 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 
-#: File name of an IR, and of the tokenizer OpenVINO GenAI runs.
-IR, TOKENIZER_IR = "openvino_model.xml", "openvino_tokenizer.xml"
+#: File name of an IR.
+IR = "openvino_model.xml"
 
 #: Condition of diffusers' own inpainting models, in its order.
 INPAINTING = ("mask", "masked_image")
@@ -93,51 +94,7 @@ class Layout:
         for name, config in self.configs.items():
             if (folder / name).is_dir():
                 _dump(folder / name / "config.json", config)
-        _convert_tokenizer(folder / "tokenizer")
-
-
-def _convert_tokenizer(folder: Path) -> bool:
-    """Write the tokenizer as an IR, which OpenVINO GenAI needs; ``False`` where ``openvino-tokenizers`` is missing.
-
-    OpenVINO GenAI pads prompts to the text encoder's length itself.
-    """
-    try:
-        import openvino
-        import openvino_tokenizers
-        from transformers import AutoTokenizer
-    except ImportError:
-        return False
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = openvino_tokenizers.convert_tokenizer(tokenizer)
-    _cut_long_prompts(model, int(tokenizer.model_max_length))
-    openvino.save_model(model, str(folder / TOKENIZER_IR), compress_to_fp16=False)
-    return True
-
-
-def _cut_long_prompts(model: Any, length: int) -> None:
-    """Make a tokenizer keep the first ``length`` - 1 tokens and the last, the end token, of longer prompts.
-
-    That is the truncation of ``transformers``. The converter has one too, which OpenVINO GenAI replaces by its own
-    (2026.4); it then drops the end token, and with it the text encoder's answer at the last position changes.
-    """
-    import numpy as np
-    from openvino import opset13 as ops
-
-    def vector(*values: int) -> Any:
-        return ops.constant(np.array(values, dtype=np.int64))
-
-    for result in model.get_results():
-        tokens = result.input(0).get_source_output()
-        names = set(tokens.names)
-        count = ops.gather(ops.shape_of(tokens), vector(1), vector(0))
-        stop = ops.subtract(ops.minimum(count, vector(length)), vector(1))
-        head = ops.slice(tokens, vector(0), stop, vector(1), vector(1))
-        tail = ops.slice(tokens, vector(-1), vector(np.iinfo(np.int64).max), vector(1), vector(1))
-        cut = ops.concat([head, tail], axis=1)
-        tokens.set_names(set())
-        cut.output(0).set_names(names)
-        result.input(0).replace_source_output(cut.output(0))
-    model.validate_nodes_and_infer_types()
+        convert_tokenizer(folder / "tokenizer")
 
 
 def _dump(path: Path, data: Mapping[str, Any]) -> None:

@@ -160,7 +160,9 @@ def conform(kind: Any, value: Any, key: str = "") -> Any:
         try:
             conformed = conform(args[0], value, key)
         except Mismatch as mismatch:
-            raise mismatch if mismatch.key != key else Mismatch(key, show(value), describe(kind)) from mismatch
+            if mismatch.key != key:
+                raise
+            raise Mismatch(key, show(value), describe(kind)) from mismatch
         for rule in args[1:]:
             if isinstance(rule, Entries):
                 rule.check(conformed, key)

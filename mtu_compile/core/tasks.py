@@ -79,7 +79,7 @@ def _are_distinct(tasks: tuple[Task, ...]) -> bool:
 
 
 #: What a UNet's config and a tasks file hold.
-Tasks = Annotated[tuple[Task, ...], Rule(_are_distinct, "tasks with a name each of their own"), Length(1, 64)]
+Tasks = Annotated[tuple[Task, ...], Rule(_are_distinct, "a list of tasks with a name each of their own"), Length(1, 64)]
 
 
 #: The paper's four tasks with its guidance scales (Chavhan et al., ICML 2025, section 4.1).

@@ -94,7 +94,8 @@ def check_configs(folder: Path, listed: Mapping[str, tuple[str, str]]) -> None:
             widths.append(_value(configs[name], "hidden_size"))
     for name, reader in TOKENIZERS.items():
         if name in listed and reader in configs:
-            check_tokenizer(folder / name, _value(configs[reader], "max_position_embeddings"))
+            positions, vocabulary = (_value(configs[reader], key) for key in ("max_position_embeddings", "vocab_size"))
+            check_tokenizer(folder / name, positions, vocabulary)
     if len(widths) == 1:  # the two of SDXL are joined, in a pipeline that is not run whole yet
         with _named(folder / "unet" / "config.json"):
             _check_width(unet, widths[0])

@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.fit import Fit
@@ -98,12 +98,11 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             require_multi_task(folder)
         if "text_encoder_2" in listed:
             raise ModelError(SDXL.format(folder), hint=SDXL_HINT)
-        vocabulary = CLIPTextConfig.from_json_file(folder / "text_encoder" / "config.json").vocab_size
         loaders: dict[str, Callable[[], Any]] = {
             "unet": lambda: load_component(MTUUNet2DConditionModel, folder / "unet", dtype=torch_dtype),
             "vae": lambda: fold_statistics(load_component(AutoencoderKL, folder / "vae", dtype=torch_dtype)),
             "text_encoder": lambda: load_component(CLIPTextModel, folder / "text_encoder", dtype=torch_dtype),
-            "tokenizer": lambda: load_tokenizer(folder / "tokenizer", vocabulary),
+            "tokenizer": lambda: load_tokenizer(folder / "tokenizer"),
             "scheduler": lambda: load_scheduler(listed["scheduler"][1], folder / "scheduler"),
         }
         return cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})

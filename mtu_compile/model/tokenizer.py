@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from transformers import CLIPTokenizer
 
 from mtu_compile.core.errors import ModelError
-from mtu_compile.core.schema import Mismatch, Range, Rule, conform, read_json
+from mtu_compile.core.schema import Mismatch, Range, Rule, conform, read_json, show
 
 CONFIG = "tokenizer_config.json"
 
@@ -28,12 +28,13 @@ _KINDS: Mapping[str, Any] = {
 }
 
 
-def check_tokenizer(folder: Path, positions: int) -> None:
+def check_tokenizer(folder: Path, positions: int, vocabulary: int) -> None:
     """The files are there, and the config asks nothing that the runtime's tokenizer would not do.
 
     Args:
         folder: of the tokenizer.
         positions: ``max_position_embeddings`` of the text encoder that reads the tokens.
+        vocabulary: its ``vocab_size``; it has no embedding for tokens past it.
 
     Raises:
         ModelError: naming file and key.
@@ -57,30 +58,24 @@ def check_tokenizer(folder: Path, positions: int) -> None:
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():
                 raise ModelError(f"{folder / name} is missing, and so is tokenizer.json", hint=_FETCH)
+    known = load_tokenizer(folder).get_vocab()
+    last = max(known, key=known.__getitem__)
+    if known[last] >= vocabulary:
+        raise ModelError(
+            f"{folder} has a token {show(last)} numbered {known[last]}, and the text encoder knows {vocabulary} tokens",
+            hint="the tokenizer and the text encoder do not belong together; fetch the model again",
+        )
 
 
-def load_tokenizer(folder: Path, vocabulary: int | None = None) -> CLIPTokenizer:
-    """The tokenizer in ``folder``.
-
-    Args:
-        vocabulary: ``vocab_size`` of the text encoder, which has no embedding for tokens past it.
-
-    Raises:
-        ModelError: files that are damaged, or a token that the text encoder does not have.
-    """
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in ``folder``; ``ModelError`` if its files are damaged or a special token is missing."""
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
-        known = tokenizer.get_vocab()
     except Exception as error:  # the tokenizers library raises bare Exception
         text = str(error).strip() or type(error).__name__
         raise ModelError(f"{folder} is not a tokenizer: {text.splitlines()[0]}", hint=_FETCH) from error
     for name, number in special.items():
         if number is None:
             raise ModelError(f"{folder} has no {name}_token", hint=_FETCH)
-    if vocabulary is not None and known and (last := max(known, key=known.__getitem__)) and known[last] >= vocabulary:
-        raise ModelError(
-            f"{folder} has a token {last!r} numbered {known[last]}, and the text encoder knows {vocabulary} tokens",
-            hint="the tokenizer and the text encoder do not belong together; fetch the model again",
-        )
     return tokenizer

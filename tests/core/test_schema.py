@@ -123,7 +123,7 @@ def test_a_task_that_is_none_is_refused(change: dict[str, Any], message: str) ->
 def test_tasks_come_back_the_same_and_have_names_of_their_own() -> None:
     data = [task.to_json() for task in PAPER_TASKS]
     assert conform(Tasks, data) == PAPER_TASKS
-    with pytest.raises(Mismatch, match="tasks with a name each of their own"):
+    with pytest.raises(Mismatch, match="a list of tasks with a name each of their own"):
         conform(Tasks, data[:1] * 2)
     with pytest.raises(Mismatch, match=r"tasks\[3\].downscale is 0"):
         conform(Tasks, [*data[:3], {"name": "x", "downscale": 0}], "tasks")

@@ -10,6 +10,9 @@ import pytest
 
 from mtu_compile.core.errors import BundleError
 from mtu_compile.runtime.text import Tokenizer, cut_by
+from tests.prompts import varied_prompts
+
+EMOJI = Path(__file__).parents[2] / "examples" / "emoji" / "model" / "tokenizer"
 
 PROMPTS = [
     "",
@@ -34,6 +37,22 @@ def test_equals_transformers(base_pipeline_dir: Path, max_length: int) -> None:
     got = ours(PROMPTS)
     assert got.dtype == np.int64
     np.testing.assert_array_equal(got, expected.input_ids)
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
+def test_five_hundred_prompts_equal_transformers(tmp_path: Path, pad: str) -> None:
+    """Languages, signs, emoji, control characters, special tokens as text; "!" is what Stable Diffusion 2 pads with."""
+    from transformers import CLIPTokenizer
+
+    theirs = CLIPTokenizer.from_pretrained(EMOJI, pad_token=pad)
+    assert theirs.unk_token_id != theirs.pad_token_id or pad != "!"
+    theirs.save_pretrained(tmp_path)
+    prompts = varied_prompts()
+    assert len(set(prompts)) == 500
+    expected = theirs(prompts, padding="max_length", truncation=True, max_length=32, return_tensors="np").input_ids
+    got = Tokenizer(tmp_path / "tokenizer.json", 32, theirs.pad_token_id)(prompts)
+    np.testing.assert_array_equal(got, expected)
+    assert len(np.unique(expected)) > 300  # not all of them unknown
 
 
 def test_another_pad_token(base_pipeline_dir: Path) -> None:
