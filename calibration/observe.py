@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.samples import Sample
+from mtu_compile.core.finite import require_finite_original
 from mtu_compile.core.tasks import Task
 
 Array = NDArray[np.float32]
@@ -38,13 +39,22 @@ def observe(
         size: height and width in pixels, ``None`` for the model's own.
         steps: denoising steps.
         options: of the pipeline, passed on.
+
+    Raises:
+        ModelError: a network of the float original gave NaN or Inf values; names network and step.
     """
     inputs: list[dict[str, Array]] = []
     outputs: list[Array] = []
 
     def keep(call: dict[str, Any], output: Any, timestep: float) -> None:
-        inputs.append({name: tensor.float().cpu().numpy().copy() for name, tensor in call.items()})
+        seen = {name: tensor.float().cpu().numpy().copy() for name, tensor in call.items()}
+        if not inputs:  # of what goes in only the latent changes
+            require_finite_original(seen["encoder_hidden_states"], "the text encoder")
+            require_finite_original(seen["sample"], f"the VAE encoder, for task {task.name!r},")
+        inputs.append(seen)
         outputs.append(output.float().cpu().numpy().copy())
+        step = f"step {len(inputs)} of {steps} (timestep {timestep:g})"
+        require_finite_original(outputs[-1], f"the UNet of task {task.name!r}, in {step},")
 
     height, width = size or (None, None)
     made = pipeline(

@@ -72,6 +72,24 @@ class AccuracyError(MtuError):
     exit_code = EXIT_ACCURACY
 
 
+class NotFiniteError(AccuracyError):
+    """A network gave NaN or Inf values: what it computes does not fit its float type.
+
+    Attributes:
+        network: ``"unet"``, ``"text_encoder"``, ``"vae_encoder"`` or ``"vae_decoder"``.
+        task: whose UNet; ``None`` for the other networks, which all tasks share.
+        step: of the denoising, from 1; ``None`` for what runs once.
+    """
+
+    def __init__(
+        self, message: str, *, network: str, task: str | None = None, step: int | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.network = network
+        self.task = task
+        self.step = step
+
+
 class BundleError(MtuError):
     """A bundle that is incomplete, tampered with, or of another schema version."""
 

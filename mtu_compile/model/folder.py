@@ -19,6 +19,7 @@ from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.hashing import IGNORED
 from mtu_compile.core.schema import Mismatch, conform, read_json
 from mtu_compile.model.configs import check_configs
+from mtu_compile.model.finite import check_weights
 from mtu_compile.model.networks import check_network, first_line
 from mtu_compile.model.weights import Weights, find_weights
 
@@ -88,7 +89,7 @@ def read_index(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def check_folder(folder: Path) -> dict[str, tuple[str, str]]:
-    """``read_index``, and every component's files are there, whole, inside the folder, and belong together.
+    """``read_index``, and every component's files are there, whole, finite, inside the folder, and belong together.
 
     Raises:
         ModelError: naming the file, and the key where it is one.
@@ -99,6 +100,8 @@ def check_folder(folder: Path) -> dict[str, tuple[str, str]]:
     for name, found in weights.items():
         if found is not None:
             check_network(listed[name][1], folder / name / "config.json", found)
+    for path in dict.fromkeys(file for found in weights.values() if found is not None for file in found.files):
+        check_weights(path)
     return listed
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.finite import require_finite_original
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
@@ -171,6 +172,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Raises:
             ConfigError: an unknown task or seed, a missing picture or mask, or a size the model can not take.
+            ModelError: the decoded picture has NaN or Inf values.
         """
         task_id, spec = find_task(self.unet.tasks, task)
         seed = None if seed is None else check_seed(seed)
@@ -206,6 +208,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         if output_type == "latent":
             return MTUPipelineOutput(images=None, latents=x, notices=notices)
         decoded = self.vae.decode(x.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        require_finite_original(decoded.float().cpu().numpy(), "the VAE decoder")
         if mask is not None and pixels is not None and paste_unmasked:
             keep = mask.to(decoded)
             decoded = decoded * keep + pixels.to(decoded) * (1 - keep)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mtu_compile.core.atomic import atomic_file
-from mtu_compile.core.errors import ConfigError, InputError, MtuError
+from mtu_compile.core.errors import AccuracyError, ConfigError, InputError, MtuError
 
 Array = NDArray[Any]
 
@@ -126,7 +126,9 @@ def to_array(picture: Image.Image) -> Array:
 
 
 def to_picture(array: Array) -> Image.Image:
-    """[1, 3, H, W] in [-1, 1] (values outside are cut off) → RGB picture."""
+    """[1, 3, H, W] in [-1, 1] (values outside are cut off) → RGB picture; ``AccuracyError`` if there are NaN or Inf."""
+    if not np.isfinite(array).all():  # a NaN would become black without a word
+        raise AccuracyError("a decoded picture has NaN or Inf values", hint="the VAE decoder is to blame, or its input")
     pixels = (np.clip(array[0] / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 

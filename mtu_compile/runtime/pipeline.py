@@ -15,13 +15,14 @@ from PIL import Image
 
 from mtu_compile import bundle
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
-from mtu_compile.core.errors import BundleError, ConfigError, MtuError
+from mtu_compile.core.errors import BundleError, ConfigError
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.runtime import built, guidance, images, proven, schedulers
 from mtu_compile.runtime.engine import OUTPUT, Engine, TensorSpec, open_engine
+from mtu_compile.runtime.finite import advice, require_finite
 from mtu_compile.runtime.fitting import Frame
 from mtu_compile.runtime.masks import MaskMode, check_selection, read_mask
 from mtu_compile.runtime.request import check_request
@@ -161,7 +162,7 @@ class Runtime:
                 and was not given, or was given and the task cannot use.
             InputError: ``image`` or ``mask`` is not a picture.
             ToolchainMissing, TargetError: an engine cannot be opened or run.
-            MtuError: the UNet's output is not finite.
+            NotFiniteError: a network's output has NaN or Inf values; names network and step.
         """
         entry = self._entry(task)
         spec = entry.task
@@ -275,15 +276,15 @@ class Runtime:
         engine = self._open(ref)
         _expect(engine, ref, "sample", pixels.shape)
         moments = engine({"sample": pixels})["latent_parameters"]
+        require_finite(moments, "vae_encoder", hint=advice(self.manifest, ref))
         return moments[:, : self.manifest.latent_channels] * np.float32(self.manifest.scaling_factor)
 
     def _decode(self, latents: Array) -> Image.Image:
         ref = self.manifest.vae_decoder
         engine = self._open(ref)
         _expect(engine, ref, "latent_sample", latents.shape)
-        return images.to_picture(
-            engine({"latent_sample": latents / np.float32(self.manifest.scaling_factor)})["sample"]
-        )
+        decoded = engine({"latent_sample": latents / np.float32(self.manifest.scaling_factor)})["sample"]
+        return images.to_picture(require_finite(decoded, "vae_decoder", hint=advice(self.manifest, ref)))
 
     def _embed(self, task: Task, prompt: str, negative_prompt: str) -> Array:
         """Text embeddings [b, L, D] in the order of the guidance batch."""
@@ -324,7 +325,8 @@ class Runtime:
             used = len(part)
             if used < batch:
                 part = np.concatenate([part, np.repeat(part[-1:], batch - used, axis=0)])
-            encoded.extend(engine({"input_ids": part})["last_hidden_state"][:used])
+            states = engine({"input_ids": part})["last_hidden_state"][:used]
+            encoded.extend(require_finite(states, "text_encoder", hint=advice(self.manifest, text.engine)))
         return encoded
 
     def _denoise(
@@ -356,12 +358,15 @@ class Runtime:
             sample[:, :channels] = sampler.scale_model_input(latents, index)
             timestep[0] = sampler.timesteps[index]
             output = unet(inputs)[OUTPUT]
-            if not np.isfinite(output).all():
-                raise MtuError(
-                    f"the UNet of task {task.name!r} gave NaN or Inf in step {index + 1} of {sampler.steps} "
-                    f"(timestep {timestep[0]:g})",
-                    hint="its precision overflows: build the bundle with --bf16 or --fp32",
-                )
+            require_finite(
+                output,
+                "unet",
+                hint=advice(self.manifest, entry.engine),
+                task=task.name,
+                step=index + 1,
+                steps=sampler.steps,
+                timestep=float(timestep[0]),
+            )
             latents = sampler.step(guidance.combine(task.guidance, output, *scales), index, latents)
             if progress is not None:
                 progress(index + 1, sampler.steps)

@@ -86,7 +86,7 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """Read a file written by ``save``; ``BundleError`` if it is not one."""
+        """Read a file written by ``save``; ``BundleError`` if it is not one, or has NaN or Inf values."""
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -97,6 +97,11 @@ class Reference:
             trajectories = tuple(_trajectory(tensors, i, one) for i, one in enumerate(described))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise BundleError(f"reference {path.name} can not be read: {error}") from error
+        for name, array in tensors.items():
+            if not np.isfinite(array).all():
+                raise BundleError(
+                    f"reference {path.name} has NaN or Inf values in {name!r}", hint="build the bundle again"
+                )
         return cls(trajectories=trajectories, **head)
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from mtu_compile import bundle, runtime
 from mtu_compile.bundle.files import _sealed
-from mtu_compile.core.errors import BundleError, ConfigError, InputError, MtuError
+from mtu_compile.core.errors import EXIT_ACCURACY, BundleError, ConfigError, InputError, NotFiniteError
 from mtu_compile.runtime import Runtime
 
 SCHEDULERS = {
@@ -287,9 +287,12 @@ def test_nan_in_the_unet_names_the_step(copied: Path) -> None:
     bundle.write(copied, bundle.read(copied, verify=False))
     broken_bundle = runtime.load(copied)
     broken_bundle.run("t2i", "a", steps=1)
-    with pytest.raises(MtuError, match=r"'t2i' gave NaN or Inf in step 3 of 5 \(timestep 599\)") as caught:
+    found = r"UNet of task 't2i' gave 512 NaN or Inf values of 512 in step 3 of 5 \(timestep 599\)"
+    with pytest.raises(NotFiniteError, match=found) as caught:
         broken_bundle.run("t2i", "a", steps=5)
-    assert "--bf16" in str(caught.value.hint)
+    assert (caught.value.network, caught.value.task, caught.value.step) == ("unet", "t2i", 3)
+    assert caught.value.exit_code == EXIT_ACCURACY
+    assert "a wider type does not help" in str(caught.value.hint)  # the bundle is float32 already
 
 
 def test_an_engine_of_another_task_is_refused(copied: Path) -> None:
