@@ -69,9 +69,18 @@ def _host_opener(target: targets.Target, root: Path, work: Path) -> Callable[[bu
         if used.kind == "onnxruntime":
             # Its CPU kernels run fp16 mostly in float32 and have no bf16: rounding has to be written into the graph.
             graph = write_simulation(graph, work / used.path)
+        elif _rounds(ref, used):
+            from targets.half_ir import HalfEngine
+
+            return HalfEngine(graph, used.config)
         return open_engine(used.kind, graph, used.config)
 
     return open_on_host
+
+
+def _rounds(ref: bundle.EngineRef, used: bundle.EngineRef) -> bool:
+    """Whether a device computes an IR in float16 that this machine runs in float32."""
+    return used.kind == HOST_KIND and ref.config.get("INFERENCE_PRECISION_HINT") == "f16"
 
 
 def _measured_with(target: targets.Target, manifest: bundle.Manifest, on_device: bool) -> str:
@@ -82,7 +91,10 @@ def _measured_with(target: targets.Target, manifest: bundle.Manifest, on_device:
         name, device = f"{used.kind} {version(used.kind)}", used.config.get("device", "CPU")
     if used.kind == HOST_KIND:
         name, device = f"openvino {version('openvino')}", f"{used.config['device']}, INT8 computed in float32"
-    return f"{name} on {device}" + ("" if on_device else f", the same graph; no {target.spec.device} in this machine")
+    if on_device:
+        return f"{name} on {device}"
+    rounding = ", rounding to float16 as it does" if _rounds(engine, used) else ""
+    return f"{name} on {device}, the same graph{rounding}; no {target.spec.device} in this machine"
 
 
 def measure_task(

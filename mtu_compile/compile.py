@@ -34,6 +34,7 @@ from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
+from mtu_compile.half_parts import parts_in_half, unet_in_half
 from mtu_compile.layout import Layout, unet_folders
 from mtu_compile.model.plain import load_as_task, require_multi_task, require_plain
 from mtu_compile.parity import Backend, parity
@@ -140,7 +141,7 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
     graphs = export_graphs(job, pipeline, tasks)
     planned = _plan(job, graphs)
     observed = [_observe(job, pipeline, task, *rows) for (_, task), rows in zip(tasks, samples, strict=True)]
-    manifest = _parts(job, pipeline, graphs)
+    manifest, ranges = _parts(job, pipeline, graphs, observed)
     layout = Layout.of(pipeline, [task for _, task in tasks])
     folders = unet_folders([task for _, task in tasks])
     # The float model is not needed any more, and quantising wants the memory.
@@ -151,7 +152,7 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
         for one, seen in zip(graphs.tasks.values(), observed, strict=True)
     }
     layout.write(staging)
-    extra: dict[str, object] = {"plan": planned.to_json()}
+    extra: dict[str, object] = {"plan": planned.to_json(), "float16_range": ranges}
     if options.as_task is not None:
         extra["as_task"] = options.as_task
     if requirements := target.spec.board_requirements():
@@ -344,12 +345,23 @@ def _observe(
     return Observed(captured, reference)
 
 
-def _parts(job: Job, pipeline: MTUPipeline, graphs: Graphs) -> bundle.Manifest:
-    """Text encoder and autoencoder as engines, tokenizer, scheduler, and a manifest that has no tasks yet."""
+def _parts(
+    job: Job, pipeline: MTUPipeline, graphs: Graphs, observed: Sequence[Observed]
+) -> tuple[bundle.Manifest, dict[str, object]]:
+    """Text encoder and autoencoder as engines, tokenizer, scheduler, and a manifest that has no tasks yet.
+
+    Also by part how far its numbers go, where its float type could be too small for them.
+    """
     with job.progress.stage("text encoder and autoencoder"):
-        precision = job.target.companion_precision(job.options.precision)
+        chosen = parts_in_half(job, pipeline, graphs.parts, [one.reference for one in observed])
+        ranges: dict[str, object] = {
+            name: {"precision": precision, **found.to_json()}
+            for name, (precision, found) in chosen.items()
+            if found is not None
+        }
         engines = {}
         for name, graph in graphs.parts.items():
+            precision, _ = chosen[name]
             lowered, _ = lower(job, graph, precision)
             artifact = job.target.build(lowered, job.staging / name, precision=precision, progress=job.progress)
             engines[name] = _engine_ref(job, artifact)
@@ -357,7 +369,7 @@ def _parts(job: Job, pipeline: MTUPipeline, graphs: Graphs) -> bundle.Manifest:
         pipeline.scheduler.save_pretrained(job.staging / "scheduler")
     scheduler = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
     length, pad = int(pipeline.tokenizer.model_max_length), int(pipeline.tokenizer.pad_token_id)
-    return bundle.Manifest(
+    manifest = bundle.Manifest(
         tools={"mtu-compile": __version__, **_versions()},
         source=job.source,
         target=job.options.target,
@@ -373,6 +385,7 @@ def _parts(job: Job, pipeline: MTUPipeline, graphs: Graphs) -> bundle.Manifest:
         tasks={},
         fit=job.options.fit,
     )
+    return manifest, ranges
 
 
 def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.TaskEntry:
@@ -390,12 +403,14 @@ def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.
         graph, extra["compression"] = compress(job, one)
     with job.progress.stage(f"lower {name}"):
         graph, lowered = lower(job, graph, precision, original=one.graph)
+        reference = Reference.load(seen.reference)
+        if (found := unet_in_half(job, name, graph, reference)) is not None:
+            extra["float16_range"] = found.to_json()
     with job.progress.stage(f"build {name}"):
         began = time.monotonic()
         artifact = job.target.build(graph, folder, precision=precision, progress=job.progress)
         extra["build_seconds"] = round(time.monotonic() - began, 1)
     with job.progress.stage(f"parity {name}"):
-        reference = Reference.load(seen.reference)
         agreement = parity(
             graph,
             reference,
