@@ -35,10 +35,11 @@ from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.half_parts import parts_in_half, unet_in_half
+from mtu_compile.host_plan import host_needs, with_time
 from mtu_compile.layout import Layout, unet_folders
 from mtu_compile.model.plain import load_as_task, require_multi_task, require_plain
 from mtu_compile.parity import Backend, parity
-from mtu_compile.planner import BuildPlan, plan_build, survey
+from mtu_compile.planner import BuildPlan, HostPlan, plan_build, survey
 from mtu_compile.precision import COMPRESSED, QUANTISED, compress, lower, quantise
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
@@ -130,6 +131,8 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
         source = bundle.Source(options.model.resolve().name, model_sha256(options.model))
         tasks = select_tasks(pipeline, options.tasks)
         size = pipeline.resolve_size(*(options.size or (None, None)))
+        host = host_needs(options, pipeline, [task for _, task in tasks], size)
+        host.require()
         samples = [_samples(options, task) for _, task in tasks]
         sets = _given_sets(options, pipeline, tasks, size, source.sha256)
         settings = _given_settings(options, tasks)
@@ -139,7 +142,7 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
     }
     job = Job(options, target, staging, work, source, size, progress, sets, settings, notices)
     graphs = export_graphs(job, pipeline, tasks)
-    planned = _plan(job, graphs)
+    planned = _plan(job, graphs, host)
     observed = [_observe(job, pipeline, task, *rows) for (_, task), rows in zip(tasks, samples, strict=True)]
     manifest, ranges = _parts(job, pipeline, graphs, observed)
     layout = Layout.of(pipeline, [task for _, task in tasks])
@@ -176,11 +179,16 @@ def plan(options: BuildOptions, progress: Progress | None = None) -> BuildPlan:
         with progress.stage("load"):
             pipeline = load_model(options.model, options.as_task)
             size = pipeline.resolve_size(*(options.size or (None, None)))
+            tasks = select_tasks(pipeline, options.tasks)
+            host = host_needs(options, pipeline, [task for _, task in tasks], size)
+            host.require_export()
         job = Job(options, target, work, work, bundle.Source(options.model.name, ""), size, progress)
-        graphs = export_graphs(job, pipeline, select_tasks(pipeline, options.tasks))
+        graphs = export_graphs(job, pipeline, tasks)
         del pipeline
         with progress.stage("plan"):
-            return survey(target, options.precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic)
+            unets, parts = graphs.unets, graphs.parts
+            found = survey(target, options.precision, unets, parts, dynamic=graphs.dynamic, memory=options.memory)
+            return replace(found, host=with_time(host, options, graphs))
 
 
 def load_model(folder: Path, as_task: str | None = None) -> MTUPipeline:
@@ -297,14 +305,14 @@ def _specialise(job: Job, pipeline: MTUPipeline, dynamic: Path, task_id: int, ta
     return Specialised(task_id, task, graph, pass_records(done))
 
 
-def _plan(job: Job, graphs: Graphs) -> BuildPlan:
+def _plan(job: Job, graphs: Graphs, host: HostPlan) -> BuildPlan:
     """Before anything is built: will it fit the device, and does the device's importer take it?"""
     with job.progress.stage("plan"):
-        precision = job.options.precision
-        planned = plan_build(job.target, precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic)
+        precision, memory = job.options.precision, job.options.memory
+        planned = plan_build(job.target, precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic, memory=memory)
         for graph in (*graphs.unets.values(), *graphs.parts.values()):
             job.target.check_graph(graph, precision=precision)
-    return planned
+        return replace(planned, host=with_time(host, job.options, graphs))
 
 
 def _observe(

@@ -47,6 +47,8 @@ class BuildOptions:
         calibration_pictures: trajectories calibrated with, per task.
         check_pictures: trajectories the bundle is checked with, per task.
         gate: what a task below its threshold does: ``"fail"`` raises, ``"warn"`` only records.
+        memory: bytes the device has, or the machine whose memory it shares; asked of the target if not given.
+        build_memory: bytes the build may use of this machine; all there are if not given.
         seed: of everything random.
         fetch_wheels: put the packages a board needs into its bundle, for boards without internet.
         force: replace an existing output.
@@ -68,6 +70,8 @@ class BuildOptions:
     calibration_pictures: int = 12
     check_pictures: int = 4
     gate: Gate = "fail"
+    memory: int | None = None
+    build_memory: int | None = None
     seed: int = 0
     fetch_wheels: bool = True
     force: bool = False

@@ -49,6 +49,9 @@ class TargetSpec:
         opset: newest ONNX opset its importer reads.
         memory_bytes: memory the engine has to fit in, or ``None`` if that depends on the machine (``Plan`` asks it).
         reserved_bytes: of ``memory_bytes``, what the system and the driver keep for themselves.
+        shared: part of its machine's memory the device may use, where the two share it; ``None`` where it has its own.
+        least_memory_bytes: memory of the smallest machines the device is found in, where it shares theirs.
+        scratch: how many times the estimate of activations an engine may take, scratch space of its kernels included.
         rest: float type of what a quantised graph does not quantise.
         unpacks_weights: networks of which only the weights are quantised are unpacked when they are compiled, and take
             at least the memory of the float type.
@@ -64,6 +67,9 @@ class TargetSpec:
     opset: int
     memory_bytes: int | None
     reserved_bytes: int = 0
+    shared: float | None = None
+    least_memory_bytes: int | None = None
+    scratch: float = 1.0
     rest: Precision = "fp16"
     unpacks_weights: bool = False
     pipeline: tuple[str, ...] = STATIC_TASK_PIPELINE

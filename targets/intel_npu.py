@@ -16,7 +16,7 @@ from typing import Any
 from mtu_compile.core.errors import BuildError, ToolchainMissing
 from mtu_compile.core.progress import Progress
 from mtu_compile.runtime.openvino_engine import for_device, reason
-from targets.base import COST_ROUNDS, Availability, LayerCosts, Precision, TargetSpec
+from targets.base import COST_ROUNDS, GIB, Availability, LayerCosts, Precision, TargetSpec
 from targets.npu_compiler import SETUP, compile_blob, find_compiler
 from targets.npu_compiler import Compiled as Blob
 from targets.openvino_costs import IR, scheduled
@@ -27,6 +27,12 @@ from targets.openvino_target import Compiled, OpenVINOTarget
 LAYERS_NAME = "openvino_model.npu.json"
 
 _MEMORY = "system memory, which the NPU shares; how much of it the driver gives is the machine's own"
+_SHARED = (
+    "learn.microsoft.com, Calculating Graphics Memory: half of the system's memory, for compute devices (MCDM) as for "
+    "graphics; taken for Linux as well"
+)
+_COPILOT = "Microsoft's requirements of Copilot+ PCs, of which this NPU is part: 16 GB"
+_LAPTOP = "laptops with these processors are sold from 8 GB on"
 _PLATFORMS = "openvino.intel_npu properties, NPU_PLATFORM (OpenVINO 2026.4.1); each was compiled for by this project"
 
 
@@ -42,7 +48,9 @@ class IntelNpuSpec(TargetSpec):
 # estimates for the SD 1.5-sized UNet on platform 4000: 87.9 ms so, 90.4 ms without).
 
 
-def _spec(name: str, platform: str, processors: str, source: str) -> IntelNpuSpec:
+def _spec(
+    name: str, platform: str, processors: str, source: str, least: int = 16, least_source: str = _COPILOT
+) -> IntelNpuSpec:
     return IntelNpuSpec(
         name=name,
         vendor="Intel (OpenVINO)",
@@ -50,6 +58,8 @@ def _spec(name: str, platform: str, processors: str, source: str) -> IntelNpuSpe
         precisions=("int8", "int8-weights", "fp16"),
         opset=20,
         memory_bytes=None,
+        shared=0.5,
+        least_memory_bytes=least * GIB,
         sources={
             "platform": _PLATFORMS,
             "processors": source,
@@ -57,6 +67,8 @@ def _spec(name: str, platform: str, processors: str, source: str) -> IntelNpuSpe
             "weights: compiled for by this project; INT4 left out, as its blobs came out larger and slower than those",
             "opset": "exported and read with OpenVINO 2026.4.1 by this project; one importer for all devices",
             "memory_bytes": _MEMORY,
+            "shared": _SHARED,
+            "least_memory_bytes": least_source,
         },
         platform=platform,
         processors=processors,
@@ -68,7 +80,7 @@ _LNL = "openvinotoolkit/openvino, src/plugins/intel_npu/README.md: NPU 4000 is L
 _PTL = "openvinotoolkit/openvino#33595: NPU 5010 is Panther Lake's"
 
 SPEC = _spec("intel-npu", "4000", "Core Ultra 200V (Lunar Lake)", _LNL)
-SPEC_3720 = _spec("intel-npu-3720", "3720", "Core Ultra 100 and 200S/H (Meteor Lake, Arrow Lake)", _MTL)
+SPEC_3720 = _spec("intel-npu-3720", "3720", "Core Ultra 100 and 200S/H (Meteor Lake, Arrow Lake)", _MTL, 8, _LAPTOP)
 SPEC_4000 = _spec("intel-npu-4000", "4000", "Core Ultra 200V (Lunar Lake)", _LNL)
 SPEC_5010 = _spec("intel-npu-5010", "5010", "Core Ultra series 3 (Panther Lake)", _PTL)
 

@@ -88,6 +88,16 @@ def estimate_costs(graph: Path, speed: Speed, *, precision: Precision, rest: Pre
     return LayerCosts(costs, math.fsum(costs.values()), source, False)
 
 
+def multiply_adds(graph: Path) -> tuple[int, ...]:
+    """How many products of two numbers each layer of a static graph sums up; raises as ``estimate_costs``."""
+    from mtu_compile import graph_io
+
+    wanted = set(read_layers(graph).names)
+    model = graph_io.load(graph)
+    infer_missing_shapes(model)
+    return tuple(_multiply_adds(node) for node in model.graph if node.name in wanted)
+
+
 def _multiply_adds(node: ir.Node) -> int:
     """How many products of two numbers a layer sums up."""
     weight = node.inputs[1]

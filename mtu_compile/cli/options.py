@@ -66,8 +66,26 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(match[2]), int(match[1])
 
 
+class Memory(click.ParamType[int]):
+    """``16GB`` → bytes; GB are 10⁹ and GiB 2³⁰, MB and MiB likewise."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s?([MGT])(i?)B?", str(value), re.IGNORECASE)
+        if not match or float(match[1]) == 0:
+            self.fail(f"{value!r} is not an amount of memory such as 16GB", param, ctx)
+        power = "MGT".index(match[2].upper()) + 2
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
 def what_to_build(command: _Command) -> _Command:
-    """Give a command ``BuildOptions``' ``model``, ``target``, ``precision``, ``tasks``, ``as_task`` and ``size``."""
+    """Give a command the ``model``, ``target``, ``precision``, ``tasks``, ``as_task``, ``size`` and memories to build.
+
+    They are called as ``BuildOptions`` names them.
+    """
     for parameter in reversed(_WHAT_TO_BUILD):  # as decorators are applied, from the bottom up
         command = parameter(command)
     return command
@@ -97,6 +115,14 @@ _WHAT_TO_BUILD = (
     task_option,
     as_task_option,
     size_option,
+    click.option(
+        "--memory",
+        type=Memory(),
+        help="Memory of the device, or of the machine whose memory it shares, where it is not this one (16GB).",
+    ),
+    click.option(
+        "--build-memory", type=Memory(), help="Memory of this machine that the build may use; all of it by default."
+    ),
 )
 
 

@@ -22,6 +22,8 @@ def command(
     tasks: tuple[str, ...],
     as_task: str | None,
     size: tuple[int, int] | None,
+    memory: int | None,
+    build_memory: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -43,19 +45,25 @@ def command(
         tasks=tasks or None,
         as_task=as_task,
         size=size,
+        memory=memory,
+        build_memory=build_memory,
     )
     planned = plan(options, ConsoleProgress(quiet))
     if as_json:
         click.echo(json.dumps(planned.to_json(), indent=2))
     else:
-        memory = ["memory not known until the device is at hand"]
+        known = ["memory not known: say --memory"]
         if planned.device_bytes is not None:
-            memory = [readable(planned.device_bytes)]
-        if planned.reserved_bytes:
-            memory.append(f"{readable(planned.reserved_bytes)} reserved")
+            known = [readable(planned.device_bytes)]
+        elif planned.least_bytes is not None:
+            known = [f"at least {readable(planned.least_bytes)}; more if you say --memory"]
+        if planned.device_bytes is not None and planned.reserved_bytes:
+            known.append(f"{readable(planned.reserved_bytes)} reserved")
         if planned.workspace_bytes:
-            memory.append(f"workspace {readable(planned.workspace_bytes)}")
-        table(f"{folder} on {target} ({', '.join(memory)})", COLUMNS, planned.rows(), quiet=quiet)
+            known.append(f"workspace {readable(planned.workspace_bytes)}")
+        table(f"{folder} on {target} ({', '.join(known)})", COLUMNS, planned.rows(), quiet=quiet)
         if not quiet:
             click.echo(METHOD, err=True)
+            if planned.host is not None:
+                click.echo(str(planned.host), err=True)
     planned.require()

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mtu_compile.planner.graphs import Survey
-from mtu_compile.planner.plan import COLUMNS, METHOD, BuildPlan, NetworkPlan, Suggestion, size
+from mtu_compile.planner.host import HostPlan, size
+from mtu_compile.planner.plan import COLUMNS, METHOD, BuildPlan, NetworkPlan, Suggestion
 from targets.base import Precision, Target
 
-__all__ = ["COLUMNS", "METHOD", "BuildPlan", "NetworkPlan", "Suggestion", "plan_build", "size", "survey"]
+__all__ = ["COLUMNS", "METHOD", "BuildPlan", "HostPlan", "NetworkPlan", "Suggestion", "plan_build", "size", "survey"]
 
 
 def plan_build(
@@ -24,13 +25,15 @@ def plan_build(
     parts: Mapping[str, Path],
     *,
     dynamic: Path | None = None,
+    memory: int | None = None,
 ) -> BuildPlan:
     """``survey``, and refuse what cannot fit.
 
     Raises:
         BuildError: the estimate alone is larger than the device's memory; the hint says what would fit.
+        ConfigError: nobody knows how much memory the device has, and it matters.
     """
-    plan = survey(target, precision, graphs, parts, dynamic=dynamic)
+    plan = survey(target, precision, graphs, parts, dynamic=dynamic, memory=memory)
     plan.require()
     return plan
 
@@ -42,6 +45,7 @@ def survey(
     parts: Mapping[str, Path],
     *,
     dynamic: Path | None = None,
+    memory: int | None = None,
 ) -> BuildPlan:
     """Estimate the memory a bundle needs on ``target``; needs no toolchain and reads no weights.
 
@@ -52,6 +56,7 @@ def survey(
         parts: the other networks (text encoder, autoencoder), float.
         dynamic: the UNet with the task as an input. Without it nothing is said about other sizes, or one engine for
             all tasks.
+        memory: bytes the device has, or the machine whose memory it shares; asked of the target if not given.
 
     Raises:
         ConfigError: a precision the target does not know.
@@ -59,4 +64,4 @@ def survey(
         ToolchainMissing: the target needs its toolchain to choose the precision of the parts, and it is not here.
     """
     target.spec.check_precision(precision)
-    return Survey(target, precision, graphs, parts, dynamic).plan()
+    return Survey(target, precision, graphs, parts, dynamic, memory).plan()

@@ -38,13 +38,16 @@ class Survey:
         graphs: Mapping[str, Path],
         parts: Mapping[str, Path],
         dynamic: Path | None,
+        memory: int | None = None,
     ) -> None:
         self._target = target
         self._precision: Precision = precision
         self._rest = target.spec.rest
-        self._tasks = {name: _Network(graph, self._rest) for name, graph in graphs.items()}
-        self._parts = {name: _Network(graph, self._rest) for name, graph in parts.items()}
-        self._dynamic = None if dynamic is None else _Dynamic(dynamic, self._rest)
+        scratch = target.spec.scratch
+        self._tasks = {name: _Network(graph, self._rest, scratch) for name, graph in graphs.items()}
+        self._parts = {name: _Network(graph, self._rest, scratch) for name, graph in parts.items()}
+        self._dynamic = None if dynamic is None else _Dynamic(dynamic, self._rest, scratch)
+        self._memory = memory
         self._workspace = int(getattr(target.spec, "workspace_bytes", 0) or 0)
 
     def plan(self) -> BuildPlan:
@@ -58,14 +61,23 @@ class Survey:
             self._precision,
             (*tasks, *parts),
             self._workspace,
-            self._target.spec.reserved_bytes,
-            self._target.memory(),
+            *self._device(),
             self._one_engine(),
         )
+        if plan.device_bytes is None and (least := self._target.spec.least_memory_bytes) is not None:
+            plan = replace(plan, least_bytes=int(least * (self._target.spec.shared or 1)))
         if plan.available_bytes is None or plan.fits:
             return plan
         suggestions = tuple(self._suggest(plan.available_bytes))
         return replace(plan, suggestions=suggestions)
+
+    def _device(self) -> tuple[int, int | None]:
+        """What is reserved of the device's memory, and that memory, which may have been given."""
+        spec = self._target.spec
+        if self._memory is None:
+            return spec.reserved_bytes, self._target.memory()
+        others = 0 if spec.shared is None else int(self._memory * (1 - spec.shared))
+        return spec.reserved_bytes + others, self._memory
 
     def _held(self, precision: Precision) -> Precision:
         """What a network in ``precision`` lies in memory as."""
@@ -187,9 +199,10 @@ class Survey:
 class _Network:
     """One static graph; its shapes are kept, its weights are not."""
 
-    def __init__(self, path: Path, rest: Precision) -> None:
+    def __init__(self, path: Path, rest: Precision, scratch: float) -> None:
         self.path = path
         self._rest: Precision = rest
+        self._scratch = scratch
         self._measured: dict[Precision, Footprint] = {}
 
     @cached_property
@@ -202,7 +215,8 @@ class _Network:
     def at(self, precision: Precision) -> Footprint:
         """Memory of the graph built in ``precision``."""
         if precision not in self._measured:
-            self._measured[precision] = footprint(self._model, precision=precision, rest=self._rest)
+            found = footprint(self._model, precision=precision, rest=self._rest)
+            self._measured[precision] = _with_scratch(found, self._scratch)
         return self._measured[precision]
 
     @cached_property
@@ -232,16 +246,17 @@ class _Network:
 class _Dynamic:
     """The UNet with free sizes and the task as an input, frozen at one size after the other."""
 
-    def __init__(self, path: Path, rest: Precision) -> None:
+    def __init__(self, path: Path, rest: Precision, scratch: float) -> None:
         self._path = path
         self._rest: Precision = rest
+        self._scratch = scratch
         self._activations: dict[tuple[int, int], int] = {}
 
     def at(self, precision: Precision, batch: int, latent: tuple[int, int]) -> Footprint:
         """Memory of one engine for all tasks."""
         model = graph_io.load(self._path)
         _freeze(model, passes.PassContext(batch=batch, height=latent[0], width=latent[1]))
-        return footprint(model, precision=precision, rest=self._rest)
+        return _with_scratch(footprint(model, precision=precision, rest=self._rest), self._scratch)
 
     def scale(self, whole: tuple[int, int], latent: tuple[int, int]) -> float:
         """Activations at ``latent`` as a share of those at ``whole``; the same for every batch and precision."""
@@ -249,6 +264,10 @@ class _Dynamic:
             if one not in self._activations:
                 self._activations[one] = self.at("fp32", 1, one).activation_bytes
         return self._activations[latent] / self._activations[whole] if self._activations[whole] else 1.0
+
+
+def _with_scratch(found: Footprint, scratch: float) -> Footprint:
+    return replace(found, activation_bytes=int(found.activation_bytes * scratch))
 
 
 def _freeze(model: ir.Model, context: passes.PassContext) -> None:

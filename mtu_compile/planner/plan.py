@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mtu_compile.core.errors import BuildError
+from mtu_compile.core.errors import BuildError, ConfigError
+from mtu_compile.planner.host import HostPlan, size
 from targets.base import Precision
 from targets.estimate import Footprint
 
@@ -77,6 +78,8 @@ class BuildPlan:
         one_engine_bytes: what parts and workspace would need beside a single engine that holds all tasks, or ``None``
             if no dynamic graph was given. Nothing builds that engine; it says what sharing weights would be worth.
         suggestions: what would make it fit, or if nothing does, what comes closest; empty where it fits.
+        least_bytes: what the device has at least, where it shares the memory of a machine that is not known.
+        host: what the build itself needs of the machine it runs on; ``None`` if nobody asked.
     """
 
     target: str
@@ -87,6 +90,8 @@ class BuildPlan:
     device_bytes: int | None
     one_engine_bytes: int | None = None
     suggestions: tuple[Suggestion, ...] = ()
+    least_bytes: int | None = None
+    host: HostPlan | None = None
 
     @property
     def available_bytes(self) -> int | None:
@@ -110,12 +115,28 @@ class BuildPlan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether everything is resident at once within the memory available; ``None`` if that is unknown."""
-        return None if self.available_bytes is None else self.together_bytes <= self.available_bytes
+        """Whether everything is resident at once within the memory available; ``None`` if that is unknown.
+
+        What fits the smallest machines with the device fits the one nobody named.
+        """
+        if self.available_bytes is not None:
+            return self.together_bytes <= self.available_bytes
+        return True if self.least_bytes is not None and self.together_bytes <= self.least_bytes else None
 
     def require(self) -> None:
-        """``BuildError`` that says by how much it does not fit, and what would; passes where the memory is unknown."""
+        """Raises unless it fits, as far as that is known.
+
+        Raises:
+            BuildError: it does not fit; says by how much, and what would.
+            ConfigError: whether it fits depends on a machine that is not known.
+        """
         available = self.available_bytes
+        if available is None and self.least_bytes is not None and not self.fits:
+            raise ConfigError(
+                f"this needs {size(self.together_bytes)}, and {self.target} shares its machine's memory, of which the "
+                f"smallest give it {size(self.least_bytes)}: how much has yours?",
+                hint="say what the machine has, as --memory 32GB",
+            )
         if available is None or self.fits:
             return
         task = max(self.tasks, key=self.alone_bytes)
@@ -174,10 +195,12 @@ class BuildPlan:
             "reserved_bytes": self.reserved_bytes,
             "device_bytes": self.device_bytes,
             "available_bytes": self.available_bytes,
+            "least_bytes": self.least_bytes,
             "tasks": {task: self.alone_bytes(task) for task in self.tasks},
             "together_bytes": self.together_bytes,
             "one_engine_bytes": self.one_engine_bytes,
             "fits": self.fits,
+            "build": None if self.host is None else self.host.to_json(),
             "suggestions": [
                 {"options": one.options, "needs_bytes": one.needs_bytes, "fits": one.fits} for one in self.suggestions
             ],
@@ -185,7 +208,9 @@ class BuildPlan:
 
     def _verdict(self, needs: int) -> str:
         if self.available_bytes is None:
-            return "unknown"
+            if self.least_bytes is None:
+                return "unknown: say --memory"
+            return "fits the smallest" if needs <= self.least_bytes else "depends: say --memory"
         left = self.available_bytes - needs
         return f"fits, {size(left)} left" if left >= 0 else f"{size(-left)} too much"
 
@@ -198,8 +223,3 @@ class BuildPlan:
 
 #: Columns of ``BuildPlan.rows``; a task's total is with the parts and the workspace.
 COLUMNS = ("network", "precision", "weights", "activations", "needs", "device")
-
-
-def size(amount: int) -> str:
-    """``12345678`` → ``"12.3 MB"``; from a gigabyte on ``"1.23 GB"`` (decimal)."""
-    return f"{amount / 1e9:.2f} GB" if abs(amount) >= 1e9 else f"{amount / 1e6:.1f} MB"

@@ -148,7 +148,9 @@ def test_whole_timesteps_survive_low_precision(unet_like, feeds, run_reference, 
     model = read_graph(unet_like)
     assert free_batch(model) and keep_angles_precise(model) == 1 and whole_timesteps(model)
     path = write_ir(model, tmp_path, fp16_weights=True)
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if native_bf16 else "f32"})
+    compiled = openvino.Core().compile_model(
+        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if native_bf16 else "f32"}
+    )
     for feed in feeds:
         whole = {**feed, "timestep": feed["timestep"].astype(np.int64)}
         assert sqnr_db(run_reference(unet_like, feed), compiled(whole)[0]) > 30
