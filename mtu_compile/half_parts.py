@@ -10,6 +10,7 @@ import numpy as np
 
 from mtu_compile.half_range import Feed, HalfRange, computes_in_half, half_range, part_precision, require_half
 from mtu_compile.runtime import images
+from mtu_compile.runtime.fitting import fit_picture
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.stages import Job
 from targets.base import Precision
@@ -75,7 +76,7 @@ def _feeds(pipeline: MTUPipeline, references: Sequence[Reference], size: tuple[i
         truncation=True,
         return_tensors="np",
     ).input_ids.astype(np.int64)
-    pictures = [images.to_array(images.fit(one.image, size)) for one in made if one.image is not None]
+    pictures = [images.to_array(fit_picture(one.image, size)) for one in made if one.image is not None]
     return {
         "text_encoder": [{"input_ids": row[None]} for row in tokens],
         "vae_encoder": [{"sample": pixels} for pixels in pictures],

@@ -1,9 +1,9 @@
 """What a build needs of the machine it runs on: memory, known from the configs in a second, and a rough time.
 
 Fitted to peaks that were measured (docs/decisions/0008-planner.md), and rounded up: 1.4 GB for the example, 2.4 GB for
-one task of it at 256x256, 12.0 GB for one task of Stable Diffusion 1.5's size. Three things cost memory: the interpreter with its libraries; the weights,
-which NNCF and the runtimes it compares hold several times; and attention, whose scores ONNX Runtime writes out, growing
-with the fourth power of the picture's side.
+one task of it at 256x256, 12.0 GB for one task of Stable Diffusion 1.5's size. Three things cost memory: the libraries;
+the weights, which NNCF and the runtimes it compares hold several times; and attention, whose scores ONNX Runtime writes
+out, growing with the fourth power of the picture's side.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mtu_compile.core.tasks import Task
 LIBRARIES = 1_400_000_000
 #: How often the weights of one task's UNet, in float32, are held at the worst moment (measured: 3.1).
 WEIGHTS = 3.5
-#: How often the largest attention's scores are: the product, its softmax, and what NNCF keeps of them (measured: 2.2 at 4096 tokens).
+#: How often the largest attention's scores are: the product, its softmax, and what NNCF keeps (measured: 2.2).
 SCORES = 2.5
 #: Feature maps of full size that are alive at once, in UNet and autoencoder: a residual block's, and a copy.
 FEATURES = 6.0
