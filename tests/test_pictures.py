@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,19 +214,17 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory, base_pipeline_dir: Pat
 def test_a_clip_model_compares_pictures_and_prompt(clip_folder: Path) -> None:
     clip = ClipModel(clip_folder)
     same = clip(scene(), scene(), "a cat")
-    assert same.image == pytest.approx(1, abs=1e-5) and same.text == same.reference_text
+    # A CPU may sum up the two rows of a batch in different orders: the eighth digit is its own.
+    assert same.image == pytest.approx(1, abs=1e-5) and same.text == pytest.approx(same.reference_text, abs=1e-5)
     other = clip(scene(), scene(1), "a cat")
     assert other.image < 0.9999 and other.reference_text == pytest.approx(same.text, abs=1e-5)
-    assert other.text is not None and -1 <= other.text <= 1 and other.text != other.reference_text
+    assert other.text is not None and -1 <= other.text <= 1 and abs(other.text - other.reference_text) > 1e-4
     assert clip(scene(), scene(), " ").text is None
     assert clip(scene(), scene(), "a very long prompt " * 20).text is not None
     measured = measure(trajectory(scene()), scene(1), T2I, perceptual(clip_folder))
-    assert measured.clip == other
-    assert TaskMetrics.of((), [measured]).clip == {
-        "image": other.image,
-        "text": other.text,
-        "reference_text": other.reference_text,
-    }
+    assert measured.clip is not None
+    assert asdict(measured.clip) == pytest.approx(asdict(other), abs=1e-5)
+    assert TaskMetrics.of((), [measured]).clip == asdict(measured.clip)
 
 
 def without_weights(folder: Path) -> None:
