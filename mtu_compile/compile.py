@@ -35,6 +35,7 @@ from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.half_parts import parts_in_half, unet_in_half
+from mtu_compile.half_range import more_precise
 from mtu_compile.host_plan import host_needs, with_time
 from mtu_compile.layout import Layout, unet_folders
 from mtu_compile.model.plain import load_as_task, require_multi_task, require_plain
@@ -109,19 +110,24 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
             checked = check_bundle(staging, progress=progress)
             manifest = bundle.write(staging, checked.recorded_in(manifest))
             if checked.failures and options.gate == "fail":
-                raise AccuracyError("; ".join(checked.failures), hint=_what_to_do(manifest, checked))
+                raise AccuracyError("; ".join(checked.failures), hint=_what_to_do(target, manifest, checked))
     return BuildResult(options.output, manifest, checked)
 
 
-def _what_to_do(manifest: bundle.Manifest, checked: CheckResult) -> str:
-    """For the tasks that failed: which layers are to blame, and what helps."""
+def _what_to_do(target: Target, manifest: bundle.Manifest, checked: CheckResult) -> str:
+    """For the tasks that failed: which layers are to blame, and what helps a bundle of this precision."""
     advice = []
     for name, task in checked.tasks.items():
         quantised = manifest.tasks[name].extra.get("quantisation")
         if task.failures and isinstance(quantised, dict) and (blamed := mixed.to_blame(quantised.get("mixed"))):
             advice.append(f"{name} loses most to INT8 in {blamed}: add them to its ignored_scopes in a --quant-config")
-    general = "--accuracy-gate warn keeps the bundle, for `mtu-compile report` to show and --quant-config to start from"
-    return "; ".join([*advice, "--data with more pictures calibrates better", general])
+    kept = "--accuracy-gate warn keeps the bundle, for `mtu-compile report` to show"
+    if manifest.precision in QUANTISED:
+        return "; ".join(
+            [*advice, "--data with more pictures calibrates better", f"{kept} and --quant-config to start from"]
+        )
+    finer = more_precise(target.spec, manifest.precision)
+    return "; ".join([f"build with {finer}" if finer else "the passes or a backend are to blame", kept])
 
 
 def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, progress: Progress) -> bundle.Manifest:

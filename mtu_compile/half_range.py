@@ -156,6 +156,13 @@ def what_holds_more(spec: TargetSpec) -> str:
     return f"target {spec.name!r} computes in float16 only; `mtu-compile targets` lists those with bf16 or fp32"
 
 
+def more_precise(spec: TargetSpec, precision: str) -> str:
+    """The options of ``build`` that are more precise than ``precision`` on a target; empty where there are none."""
+    order = ("int4-weights", "int8-weights", "bf16", "fp16", "fp32")
+    finer = order[order.index(precision) + 1 :] if precision in order else ()
+    return " or ".join(f"--{one}" for one in finer if one in spec.precisions)
+
+
 @dataclass(frozen=True)
 class _Probe:
     """A number that is about to be rounded: who made it, and the output that tells its largest magnitude."""

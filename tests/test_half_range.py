@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import targets
 from mtu_compile.core.errors import EXIT_ACCURACY, NotFiniteError
-from mtu_compile.half_range import HalfRange, computes_in_half, half_range, part_precision, require_half
+from mtu_compile.half_range import HalfRange, computes_in_half, half_range, more_precise, part_precision, require_half
 
 
 def layers(tmp_path: Path, *factors: float, mask: bool = False) -> Path:
@@ -92,6 +92,13 @@ def test_parts_stay_in_a_type_that_holds_them() -> None:
     with pytest.raises(NotFiniteError, match="the VAE decoder overflows float16, first at node 'a'") as caught:
         part_precision("vae_decoder", beyond, npu)
     assert caught.value.network == "vae_decoder"
+
+
+def test_advice_for_a_task_below_its_threshold_fits_the_precision() -> None:
+    rtx, gpu, npu = (targets.get(name).spec for name in ("rtx", "intel-gpu", "intel-npu"))
+    assert more_precise(rtx, "bf16") == "--fp16 or --fp32" and more_precise(gpu, "fp16") == "--fp32"
+    assert more_precise(npu, "int8-weights") == "--fp16"
+    assert more_precise(npu, "fp16") == more_precise(rtx, "fp32") == ""
 
 
 def test_which_builds_compute_in_float16() -> None:
