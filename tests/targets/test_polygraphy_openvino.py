@@ -122,3 +122,16 @@ def test_float32_is_the_default_precision():
     assert OpenVINORunner("x.onnx")._config == {"INFERENCE_PRECISION_HINT": "f32"}
     own = OpenVINORunner("x.onnx", config={"INFERENCE_PRECISION_HINT": "bf16"})
     assert own._config == {"INFERENCE_PRECISION_HINT": "bf16"}
+
+
+def test_the_guides_tolerances_fit_the_precision(unet_like, tmp_path):
+    """docs/guide.md: rounding is no defect, and a threshold that allows for it still sees one."""
+    import passes
+
+    half = tmp_path / "fp16.onnx"
+    passes.run_pipeline(unet_like, half, ("mtu::to-fp16",), passes.PassContext())
+    both, snr = (half, "--onnxrt", "--openvino"), ("--compare", "snr", "--snr-threshold")
+    assert polygraphy(*both).returncode != 0  # 1e-5 is for float32
+    assert polygraphy(*both, *snr, 40).returncode == 0
+    assert polygraphy(*both, *snr, 90).returncode != 0
+    assert polygraphy(unet_like, *both[1:], *snr, 90).returncode == 0
