@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 MODEL := examples/emoji/model
 DEMO := build/demo
 
-.PHONY: help setup npu-compiler demo test test-slow interop lint format types imports check-all bench eval ablation example clean
+.PHONY: help setup npu-compiler demo test test-int8 test-slow interop lint format types imports check-all bench eval ablation example clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ demo: $(READY) ## compile the example model to INT8 for this CPU, check it, and 
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-int8: $(READY) ## run the tests of INT8 layers alone; with ONEDNN_MAX_CPU_ISA=AVX2 as on a lesser CPU
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'int8 and not slow and not gpu and not npu and not jetson'
 
 test-slow: $(READY) ## run the long tests too (SD 1.5-sized graphs: 16 GB of memory)
 	$(BIN)/python -m pytest -m 'slow or not slow' -n 0

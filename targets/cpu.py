@@ -10,7 +10,7 @@ from dataclasses import replace
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import BuildError
 from mtu_compile.runtime import cpu_isa
-from targets.base import Precision, TargetSpec
+from targets.base import Availability, Precision, TargetSpec
 from targets.openvino_target import OpenVINOTarget
 
 SPEC = TargetSpec(
@@ -63,6 +63,11 @@ class CpuTarget(OpenVINOTarget):
 
     def __init__(self, spec: TargetSpec | None = None) -> None:
         super().__init__(spec or spec_for(platform.machine()))
+
+    def probe(self) -> Availability:
+        """As for every device, with the instruction set: layers are timed here, and a manifest says where."""
+        found = super().probe()
+        return replace(found, detail=f"{found.detail} ({cpu_isa.level()})") if found.ok else found
 
     def companion_precision(self, precision: Precision) -> Precision:
         """bf16 beside bf16 and INT8 where the CPU has it natively, else float32."""

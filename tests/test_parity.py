@@ -16,6 +16,8 @@ from mtu_compile.parity import Backend, backends, parity
 from mtu_compile.runtime.engine import open_engine
 from mtu_compile.runtime.reference import Reference, Trajectory
 
+pytestmark = pytest.mark.int8
+
 STEPS = (999.0, 666.0, 333.0, 1.0)
 
 

@@ -15,6 +15,8 @@ from targets.base import Artifact
 from targets.cpu import CpuTarget
 from targets.polygraphy_engine import EngineRunner
 
+pytestmark = pytest.mark.int8
+
 
 def run(artifact: Artifact) -> EngineRunner:
     return EngineRunner(lambda: open_engine(artifact.kind, artifact.path, artifact.config))
@@ -47,6 +49,7 @@ def test_what_is_built_computes_the_graph(unet_like, feeds, run_reference, nativ
 
 def test_bf16_stores_half_the_bytes(unet_like, native_bf16, tmp_path, monkeypatch):
     monkeypatch.setattr(CpuTarget, "_capabilities", lambda self: ("FP32", "BF16"))
+    monkeypatch.setattr(targets.openvino_target, "prove_compiles", lambda *_: None)  # this CPU may have no bf16
     sizes = {}
     for precision in ("fp32", "bf16"):
         artifact = CpuTarget().build(unet_like, tmp_path / precision, precision=precision)
