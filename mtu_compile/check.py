@@ -22,7 +22,9 @@ from passes import write_simulation
 from targets.openvino_target import HOST_KIND
 
 
-def check_bundle(path: Path, *, clip: Path | None = None, progress: Progress | None = None) -> CheckResult:
+def check_bundle(
+    path: Path, *, clip: Path | None = None, everywhere: bool = True, progress: Progress | None = None
+) -> CheckResult:
     """Compare every task's engine and pictures with the float reference recorded in the bundle.
 
     Where the bundle's device is not in this machine, the same graphs run on the CPU instead, and the result says so:
@@ -31,6 +33,7 @@ def check_bundle(path: Path, *, clip: Path | None = None, progress: Progress | N
     Args:
         path: the bundle's folder.
         clip: folder of a CLIP model in transformers' layout, to be asked about the pictures; ``None`` does without.
+        everywhere: where a CPU runs the bundle, also at every lesser instruction set this one can stand in for.
         progress: told of every stage.
 
     Raises:
@@ -56,7 +59,8 @@ def check_bundle(path: Path, *, clip: Path | None = None, progress: Progress | N
                 reference = Reference.load(bundle.resolve(path, entry.reference))
                 with progress.stage(f"check {name}", len(reference.trajectories) + 1) as advance:
                     checks[name] = measure_task(entry, reference, loaded, advance, measures)
-    proofs = instruction_sets.prove(path, progress=progress) if proven.on_cpu(manifest) else ()
+    tried = everywhere and proven.on_cpu(manifest)
+    proofs = instruction_sets.prove(path, progress=progress) if tried else ()
     return CheckResult(checks, _measured_with(target, manifest, on_device), proofs)
 
 

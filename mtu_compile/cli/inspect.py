@@ -44,6 +44,8 @@ def command(bundle: Path, as_config: bool, as_json: bool) -> None:
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
         ("files", f"{len(manifest.files)}, {megabytes(size)}, every hash verified"),
     ]
+    if proven := [one.level for one in manifest.instruction_sets if not one.failures]:
+        facts.append(("proven at", f"instruction sets {', '.join(proven)}"))
     table(str(bundle), ("", ""), facts)
     rows = []
     for name, entry in manifest.tasks.items():

@@ -40,7 +40,7 @@ def gather(path: Path, *, clip: Path | None = None, progress: Progress | None = 
         AccuracyError: an engine cannot be compared at all; a merely inaccurate one is in the report.
     """
     progress = progress or Progress()
-    check = check_bundle(path, clip=clip, progress=progress)
+    check = check_bundle(path, clip=clip, everywhere=False, progress=progress)
     with progress.stage("gather"):
         manifest = bundle.read(path, verify=False)  # the check has verified every byte
         target = targets.get(manifest.target)
@@ -163,6 +163,11 @@ def _facts(manifest: bundle.Manifest, check: CheckResult, device: str) -> Iterat
     yield Fact("UNet outputs, guidance and pictures of every task", f"now, with {check.measured_with}", "measured")
     for (topic, how, kind), names in found.items():
         yield Fact(f"{topic}: {', '.join(names)}", how, kind)
+    for proof in manifest.instruction_sets:
+        worst = ", ".join(f"{name} {value:.1f} dB" for name, value in proof.worst_sqnr_db.items())
+        imitated = f"imitated by {proof.cpu}" if proof.imitated else proof.cpu
+        how = f"at the build, {imitated}: worst UNet call of {worst}" + "".join(f"; {one}" for one in proof.failures)
+        yield Fact(f"UNet outputs at instruction set {proof.level}", how, "measured")
     estimates = [
         str(engine.estimate.get("source", "no source given"))
         for _, engine in manifest.engines()

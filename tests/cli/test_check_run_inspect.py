@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mtu_compile import bundle
+from mtu_compile.runtime import cpu_isa
 
 Run = Callable[..., Any]
 #: Makes the import of everything a board does not have fail.
@@ -50,7 +51,9 @@ def test_the_table_of_a_check_fits_a_terminal(float_bundle: Path, tmp_path: Path
     done = mtu("check", float_bundle)
     assert done.code == 0 and max(map(len, done.out.splitlines())) <= 110
     refused = mtu("check", float_bundle, "--clip", tmp_path / "gone")
-    assert refused.code == 2 and "not a folder" in refused.err and done.out.count("pass") == 2
+    assert refused.code == 2 and "not a folder" in refused.err
+    # Two tasks, and each instruction set that was tried.
+    assert done.out.count("pass") == 2 + len(cpu_isa.up_to(cpu_isa.level()))
 
 
 def test_check_fails_on_an_engine_that_is_wrong(copy: Path, mtu: Run) -> None:
