@@ -47,11 +47,11 @@ def multiply_in_float(model: Any) -> int:
         if source.get_type_name() == "Convert":
             before = source.input(0).get_source_output()
             if before.get_node().get_type_name() == "FakeQuantize" and _levels(before.get_node()) <= 256:
-                _replace(node, before)
+                node.input(0).replace_source_output(before)
                 places += 1
         elif source.get_type_name() == "Constant":
             numbers, last = _dequantised(node, source.data)
-            constant = ops.constant(numbers.astype(np.float32))
+            constant = ops.constant(numbers.astype(last.get_element_type().to_dtype()))
             constant.set_friendly_name(last.get_friendly_name())
             _replace(last, constant.output(0))
             places += 1
