@@ -10,7 +10,7 @@ from mtu_compile.qdq import LAYERS
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["LAYERS", "count_pairs", "sign_activations", "verify"]
+__all__ = ["LAYERS", "count_pairs", "drop_idle", "sign_activations", "verify"]
 
 
 def sign_activations(model: onnx.ModelProto) -> int:
@@ -22,6 +22,17 @@ def sign_activations(model: onnx.ModelProto) -> int:
     if changed:
         model.CopyFrom(ir.to_proto(view))
     return changed
+
+
+def drop_idle(model: onnx.ModelProto) -> int:
+    """``mtu_compile.qdq.drop_idle`` in place; a graph without idle quantisers is not touched."""
+    import onnx_ir as ir
+
+    view: ir.Model = ir.from_proto(model)
+    dropped = qdq.drop_idle(view)
+    if dropped:
+        model.CopyFrom(ir.to_proto(view))
+    return dropped
 
 
 def verify(model: onnx.ModelProto) -> tuple[dict[str, tuple[int, int]], tuple[str, ...]]:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.qdq import LAYERS, count_pairs, sign_activations, verify
+from calibration.qdq import LAYERS, count_pairs, drop_idle, sign_activations, verify
 from mtu_compile.core.errors import CalibrationError, ConfigError, ModelError, PassError
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ def quantize_onnx(
     ignored = resolve_scopes(graph, settings.ignored_scopes)
     quantised = _run_nncf(graph, model, samples, ignored, settings, progress)
     sign_activations(quantised)
+    drop_idle(quantised)
     layers, float_layers = verify(quantised)
     layer_names = {node.name for node in quantised.graph.node if node.op_type in LAYERS}
     if turned := sorted(set(ignored) & layer_names - set(float_layers)):

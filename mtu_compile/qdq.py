@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mtu_compile.core.errors import PassError
 
@@ -136,6 +137,37 @@ def is_dequantised(value: ir.Value | None) -> bool:
         data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
         return all(is_dequantised(source) for source in data)
     return node.op_type == "DequantizeLinear"
+
+
+def drop_idle(model: ir.Model) -> int:
+    """Take out the quantisers of activations that no quantised layer reads, in place; returns how many.
+
+    NNCF leaves one before a Resize whose convolution is to stay float: it costs accuracy, and time, for nothing.
+    """
+    dropped = 0
+    for node in list(model.graph):
+        source = (
+            node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] is not None else None
+        )
+        if source is None or source.op_type != "QuantizeLinear" or node.outputs[0].is_graph_output():
+            continue
+        original = source.inputs[0]
+        if original is not None and constant(original) is None and not _serves(node.outputs[0]):
+            ir.convenience.replace_all_uses_with(node.outputs[0], original)
+            dropped += 1
+    if dropped:
+        RemoveUnusedNodesPass()(model)
+    return dropped
+
+
+def _serves(value: ir.Value) -> bool:
+    """Whether a quantised layer reads ``value``, perhaps moved about."""
+    for user in value.consumers():
+        if user.op_type in LAYERS and all(is_dequantised(source) for source in user.inputs[:2]):
+            return True
+        if user.op_type in TRANSPARENT and any(_serves(output) for output in user.outputs):
+            return True
+    return False
 
 
 def activation_quantisers(value: ir.Value | None) -> list[ir.Node]:

@@ -41,8 +41,9 @@ def multiply_in_float(model: Any) -> int:
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Convert" or str(node.get_element_type().get_type_name()) not in ("f32", "f16"):
             continue
-        source = node.input(0).get_source_output().get_node()
-        if source.get_element_type().get_type_name() not in _BYTES:
+        integers = node.input(0).get_source_output()
+        source = integers.get_node()
+        if integers.get_element_type().get_type_name() not in _BYTES:
             continue
         if source.get_type_name() == "Convert":
             before = source.input(0).get_source_output()
