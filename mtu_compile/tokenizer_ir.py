@@ -25,8 +25,9 @@ from mtu_compile.core.errors import BuildError
 #: File name OpenVINO GenAI looks for.
 TOKENIZER_IR = "openvino_tokenizer.xml"
 
-#: Inputs of a ``BPETokenizer``: the vocabulary's strings and the added tokens' (begins, ends, bytes), and their ids.
-_VOCABULARY, _ADDED, _NUMBERS = (5, 6, 7), (14, 15, 16), 17
+#: Inputs of a ``BPETokenizer``: the vocabulary's strings, and its last four: the added tokens' strings (begins, ends,
+#: bytes) and their ids. Between them are the merges, of which there may be none.
+_VOCABULARY, _LAST = (5, 6, 7), 4
 
 #: What a word of the vocabulary that can not be met becomes: a byte that no text has.
 _NEVER = b"\xff"
@@ -114,14 +115,15 @@ def _end_special_tokens(bpe: Any, tokens: Mapping[int, str]) -> None:
     """
     from openvino_tokenizers.utils import create_string_constant_node
 
-    numbers = bpe.input(_NUMBERS).get_source_output().get_node().data
+    first = bpe.get_input_size() - _LAST
+    added, numbers = (first, first + 1, first + 2), bpe.input(first + 3).get_source_output().get_node().data
     ended = [tokens[int(number)] + str(bpe.get_attributes()["end_suffix"]) for number in numbers]
     begins, ends, characters = (bpe.input(index).get_source_output().get_node().data for index in _VOCABULARY)
     text = characters.tobytes()
     words = [text[begin:end] for begin, end in zip(begins, ends, strict=True)]
     hidden = {token.encode() for token in ended}
     words = [_NEVER if word in hidden else word for word in words]
-    for indices, strings in ((_ADDED, ended), (_VOCABULARY, words)):
+    for indices, strings in ((added, ended), (_VOCABULARY, words)):
         for index, output in zip(indices, create_string_constant_node(strings), strict=True):
             bpe.input(index).replace_source_output(output)
 
