@@ -47,14 +47,16 @@ def _identity(channels: int, vae: AutoencoderKL) -> nn.Conv2d:
 def _scaled_after(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
     """A 1×1 convolution whose output ``y`` becomes ``y * scale + shift``, by channel."""
     weight, bias = conv.weight.float().cpu(), conv.bias.float().cpu()
+    bias = bias * scale + shift
     conv.weight.copy_(weight * scale[:, None, None, None])
-    conv.bias.copy_(bias * scale + shift)
+    conv.bias.copy_(bias)
     return conv
 
 
 def _scaled_before(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
     """A 1×1 convolution that reads ``x * scale + shift`` instead of its input ``x``, by channel."""
     weight, bias = conv.weight.float().cpu(), conv.bias.float().cpu()
+    bias = bias + weight[:, :, 0, 0] @ shift  # before the weight, which may be the same memory, is written
     conv.weight.copy_(weight * scale[None, :, None, None])
-    conv.bias.copy_(bias + weight[:, :, 0, 0] @ shift)
+    conv.bias.copy_(bias)
     return conv
