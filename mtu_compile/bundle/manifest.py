@@ -39,7 +39,7 @@ BUILT = "built"
 SCHEMA_VERSION = 1
 
 #: Whose runtime opens a network; ``mtu_compile.runtime.engine`` has a class for each.
-ENGINE_KINDS = ("openvino", "tensorrt", "tensorrt-rtx", "onnxruntime")
+ENGINE_KINDS = ("openvino", "openvino-float", "tensorrt", "tensorrt-rtx", "onnxruntime")
 EngineKind = Annotated[str, Rule(lambda kind: kind in ENGINE_KINDS, f"one of {', '.join(ENGINE_KINDS)}")]
 
 
