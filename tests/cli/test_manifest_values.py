@@ -234,7 +234,16 @@ def test_a_missing_or_foreign_entry_is_refused_by_name(raw: Any) -> None:
         "accuracy_reason",
         "reference",
     }
-    optional |= {"passes", "condition", "guidance", "guidance_scale", "image_guidance_scale", "downscale"}
+    optional |= {
+        "instruction_sets",
+        "class_label",
+        "passes",
+        "condition",
+        "guidance",
+        "guidance_scale",
+        "image_guidance_scale",
+        "downscale",
+    }
     for holder in ((), ("text",), ("source",), ("vae_decoder",), ("tasks", "inpaint"), ("tasks", "inpaint", "task")):
         place = raw
         for key in holder:
