@@ -56,7 +56,7 @@ def defects(task: Task, others: Mapping[str, ir.Model] = MappingProxyType({}), c
             Defect(f"every other channel's weights × 1.5, {place} layer", rescale_channels(share, 1.5)),
         ]
     found += [Defect(f"weights of task {name}", take_weights(other)) for name, other in others.items()]
-    if task.guidance != "none":
+    if task.guided != "none":
         found += [Defect("prompt dropped", drop_prompt(task)), Defect("text delta halved", shrink_delta(task, 0.5))]
     if task.condition:
         found.append(Defect("condition dropped", overwrite(slice(channels, None), 0)))
@@ -156,7 +156,7 @@ def drop_prompt(task: Task) -> Edit:
     """Every sample of the batch gets the text of the first one, which has no prompt."""
 
     def edit(graph: ir.Model) -> None:
-        nobody = add_constant(graph, "without_prompt", np.zeros(len(guidance.ROWS[task.guidance]), np.int64))
+        nobody = add_constant(graph, "without_prompt", np.zeros(len(guidance.ROWS[task.guided]), np.int64))
         _insert(graph, "encoder_hidden_states", lambda text: [ir.node("Gather", [text, nobody])])
 
     return edit
@@ -164,7 +164,7 @@ def drop_prompt(task: Task) -> Edit:
 
 def shrink_delta(task: Task, factor: float) -> Edit:
     """The sample with the prompt moves towards the one without, as if the text had less to say."""
-    count = len(guidance.ROWS[task.guidance])
+    count = len(guidance.ROWS[task.guided])
     own, taken = np.ones((count, 1, 1, 1), np.float32), np.zeros((count, 1, 1, 1), np.float32)
     own[-1], taken[-1] = factor, 1 - factor
 

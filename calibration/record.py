@@ -10,6 +10,7 @@ import numpy as np
 from calibration.observe import observe
 from calibration.samples import Sample
 from mtu_compile.core.fit import Fit
+from mtu_compile.core.noise import initial_noise
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime.fitting import fit_picture
 from mtu_compile.runtime.reference import Reference, Trajectory
@@ -53,9 +54,11 @@ def _trajectory(
     height, width = size
     scale = pipeline.vae_scale
     shape = (1, pipeline.unet.latent_channels, height // scale, width // scale)
-    noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
+    noise = initial_noise(seed, shape)
     latents = torch.from_numpy(noise.copy())
-    seen = observe(pipeline, task, sample, size=size, steps=steps, latents=latents, fit=fit, paste_unmasked=False)
+    seen = observe(
+        pipeline, task, sample, size=size, steps=steps, seed=seed, latents=latents, fit=fit, paste_unmasked=False
+    )
     return Trajectory(
         prompt=sample.prompt,
         seed=seed,

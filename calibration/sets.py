@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mtu_compile.core import noise
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import CalibrationError
 
@@ -273,9 +274,7 @@ def _implausible(calls: Sequence[Inputs], channels: int, seed: int) -> str | Non
 
 def initial_noise(seed: int, sample: Array, channels: int) -> NDArray[np.float32]:
     """The noise [channels, h, w] that pipeline and on-board runtime start from for ``seed``."""
-    shape = (1, channels, *sample.shape[2:])
-    noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
-    return np.asarray(noise[0], np.float32)
+    return np.asarray(noise.initial_noise(seed, (1, channels, *sample.shape[2:]))[0])
 
 
 def correlation(a: Array, b: Array) -> float:

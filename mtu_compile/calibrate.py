@@ -25,6 +25,7 @@ from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task
+from mtu_compile.model.sampler import check_sampler, use_sampler
 from mtu_compile.precision import INT8
 from mtu_compile.stages import BuildOptions, Job
 
@@ -46,6 +47,7 @@ class CalibrateOptions:
         as_task: take a plain diffusers pipeline as this one task, as ``BuildOptions.as_task``.
         size: height and width of the pictures in pixels, or ``None`` for the model's own.
         pictures: trajectories, per task.
+        sampler: whose trajectories, ``None`` for the model's own.
         steps: denoising steps.
         calls: UNet calls kept of each trajectory.
         fit: what becomes of pictures of other proportions.
@@ -61,6 +63,7 @@ class CalibrateOptions:
     as_task: str | None = None
     size: tuple[int, int] | None = None
     pictures: int = 12
+    sampler: str | None = None
     steps: int = 20
     calls: int = CALLS
     fit: Fit = "crop"
@@ -100,10 +103,12 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
     progress = progress or Progress()
     check_seed(options.seed)
     check_model(options.model, options.as_task)
+    check_sampler(options.model, options.sampler, options.steps)
     with staging(options.output, replace=options.force, marker=INDEX) as folder:
         with progress.stage("load"):
             sha256 = model_sha256(options.model)
             pipeline = load_model(options.model, options.as_task)
+            use_sampler(pipeline, options.sampler)
             tasks = select_tasks(pipeline, options.tasks)
             size = pipeline.resolve_size(*(options.size or (None, None)))
             place = options.data or options.model / SAMPLES

@@ -111,6 +111,6 @@ def measure_task(
     inputs = [step for one in reference.trajectories for step in one.inputs]
     outputs = [{OUTPUT: output} for one in reference.trajectories for output in one.outputs]
     runner = EngineRunner(loaded.unet(task.name), name="bundle")
-    steps = compare_recorded(runner, inputs, outputs, guidance=task.guidance)
+    steps = compare_recorded(runner, inputs, outputs, guidance=task.guided)
     advance(1)
     return check_task(entry, reference, steps, loaded, advance, measures)

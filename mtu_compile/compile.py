@@ -39,6 +39,7 @@ from mtu_compile.half_range import more_precise
 from mtu_compile.host_plan import host_needs, with_time
 from mtu_compile.layout import Layout, unet_folders
 from mtu_compile.model.plain import load_as_task, require_multi_task, require_plain
+from mtu_compile.model.sampler import SCHEDULER, check_sampler, published_config, save_scheduler, use_sampler
 from mtu_compile.parity import Backend, parity
 from mtu_compile.planner import BuildPlan, HostPlan, plan_build, survey
 from mtu_compile.precision import COMPRESSED, QUANTISED, compress, lower, quantise
@@ -100,6 +101,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
             f"{options.precision} is not quantised by a config", hint="leave --quant-config away, or build with --int8"
         )
     check_seed(options.seed)
+    check_sampler(options.model, options.sampler, options.steps)
     target.probe().require(target.spec.name)
     with bundle.staging(options.output, replace=options.force) as staging:
         with tempfile.TemporaryDirectory(dir=staging.parent, prefix=f"{staging.name}.work-") as work:
@@ -135,6 +137,7 @@ def _compile(options: BuildOptions, target: Target, staging: Path, work: Path, p
     with progress.stage("load"):
         pipeline = load_model(options.model, options.as_task)
         source = bundle.Source(options.model.resolve().name, model_sha256(options.model))
+        use_sampler(pipeline, options.sampler)
         tasks = select_tasks(pipeline, options.tasks)
         size = pipeline.resolve_size(*(options.size or (None, None)))
         host = host_needs(options, pipeline, [task for _, task in tasks], size)
@@ -380,8 +383,7 @@ def _parts(
             artifact = job.target.build(lowered, job.staging / name, precision=precision, progress=job.progress)
             engines[name] = _engine_ref(job, artifact)
         pipeline.tokenizer.save_pretrained(job.staging / "tokenizer")
-        pipeline.scheduler.save_pretrained(job.staging / "scheduler")
-    scheduler = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+        save_scheduler(pipeline.scheduler, job.staging / SCHEDULER)
     length, pad = int(pipeline.tokenizer.model_max_length), int(pipeline.tokenizer.pad_token_id)
     manifest = bundle.Manifest(
         tools={"mtu-compile": __version__, **_versions()},
@@ -395,7 +397,7 @@ def _parts(
         text=bundle.TextPart("tokenizer/tokenizer.json", length, pad, engines["text_encoder"]),
         vae_encoder=engines["vae_encoder"],
         vae_decoder=engines["vae_decoder"],
-        scheduler={"_class_name": type(pipeline.scheduler).__name__, **scheduler},
+        scheduler=published_config(pipeline.scheduler),
         tasks={},
         fit=job.options.fit,
     )
@@ -428,7 +430,7 @@ def _engine(job: Job, one: Specialised, seen: Observed, folder: Path) -> bundle.
         agreement = parity(
             graph,
             reference,
-            guidance=one.task.guidance,
+            guidance=one.task.guided,
             calls=PARITY_CALLS,
             extra=_device_backends(job, artifact),
             for_cpu=job.target.spec.device == "CPU",

@@ -108,7 +108,7 @@ def _choose(job: Job, one: Specialised, calibration: CalibrationSet, int8: Path)
     with switched as graph:
         total = len(graph.units) * min(effort.calls, len(calibration.inputs))
         with job.progress.stage(f"measure layers {name}", total) as advance:
-            inputs, guidance = calibration.inputs, one.task.guidance
+            inputs, guidance = calibration.inputs, one.task.guided
             return choose(graph, inputs, guidance=guidance, effort=effort, costs=costs, progress=advance)
 
 

@@ -41,6 +41,7 @@ class BuildOptions:
             the inputs of the model on ``data``.
         quant_config: a bundle or a JSON file that says how each task is quantised, or ``None`` to find out.
         mixed: keep layers float where the device runs INT8 slower, or where accuracy needs it.
+        sampler: of calibration, check, and the bundle's default; ``None`` for the model's own.
         steps: denoising steps of calibration, check, and the bundle's default.
         fit: what becomes of pictures of other proportions in calibration and check, and in the bundle unless its user
             says otherwise.
@@ -65,6 +66,7 @@ class BuildOptions:
     calibration: Path | None = None
     quant_config: Path | None = None
     mixed: bool = True
+    sampler: str | None = None
     steps: int = 20
     fit: Fit = "crop"
     calibration_pictures: int = 12

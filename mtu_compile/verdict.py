@@ -159,6 +159,7 @@ def check_task(
             image=one.image,
             mask=one.mask,
             steps=reference.steps,
+            seed=one.seed,
             latents=one.noise,
             paste_unmasked=False,
         )

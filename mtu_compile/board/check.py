@@ -59,5 +59,5 @@ def _compare_calls(entry: TaskEntry, one: Trajectory, loaded: runtime.Runtime) -
         outputs = engine(inputs)
         if set(outputs) != {OUTPUT}:
             raise AccuracyError(f"the UNet of task {name!r} gives {', '.join(sorted(outputs))}, not {OUTPUT}")
-        measured.append(step_metrics({OUTPUT: output}, outputs, timestep=timestep, guidance=entry.task.guidance))
+        measured.append(step_metrics({OUTPUT: output}, outputs, timestep=timestep, guidance=entry.task.guided))
     return measured

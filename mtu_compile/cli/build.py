@@ -14,6 +14,7 @@ from mtu_compile.cli.options import (
     json_option,
     model_folder,
     quiet_option,
+    sampler_option,
     seed_option,
     steps_option,
     what_to_build,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="INT8: keep layers float where the device runs INT8 slower, or where accuracy needs it.",
 )
+@sampler_option
 @steps_option
 @fit_option
 @click.option("--calibration-pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")
@@ -83,6 +85,7 @@ def command(
     calibration: Path | None,
     quant_config: Path | None,
     mixed: bool,
+    sampler: str | None,
     steps: int,
     fit: Fit,
     calibration_pictures: int,
@@ -118,6 +121,7 @@ def command(
         calibration=calibration,
         quant_config=quant_config,
         mixed=mixed,
+        sampler=sampler,
         steps=steps,
         fit=fit,
         calibration_pictures=calibration_pictures,

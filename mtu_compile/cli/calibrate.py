@@ -16,6 +16,7 @@ from mtu_compile.cli.options import (
     model_argument,
     model_folder,
     quiet_option,
+    sampler_option,
     seed_option,
     size_option,
     steps_option,
@@ -41,6 +42,7 @@ _SHOWN = 10
 @as_task_option
 @size_option
 @click.option("--pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")
+@sampler_option
 @steps_option
 @click.option(
     "--calls", default=10, show_default=True, type=click.IntRange(1), help="UNet calls kept of each picture's steps."
@@ -61,6 +63,7 @@ def command(
     as_task: str | None,
     size: tuple[int, int] | None,
     pictures: int,
+    sampler: str | None,
     steps: int,
     calls: int,
     fit: Fit,
@@ -85,6 +88,7 @@ def command(
         as_task=as_task,
         size=size,
         pictures=pictures,
+        sampler=sampler,
         steps=steps,
         calls=calls,
         fit=fit,

@@ -38,6 +38,24 @@ steps_option = click.option(
 )
 
 
+class Sampler(click.ParamType[str]):
+    """One of ``runtime.schedulers.NAMES``, which are looked up when one is given: commands start without numpy."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from mtu_compile.runtime.schedulers import NAMES
+
+        if value not in NAMES:
+            self.fail(f"{value!r} is not one of {', '.join(NAMES)}", param, ctx)
+        return str(value)
+
+
+sampler_option = click.option(
+    "--sampler", type=Sampler(), help="Such as ddim, euler, dpm++ (docs/guide.md has all); the model's own by default."
+)
+
+
 def seed_option(what: str) -> Callable[[_Command], _Command]:
     """``--seed``, and in its help ``what`` it is of."""
     return click.option("--seed", default=0, show_default="0", type=click.IntRange(0, MAX_SEED), help=what)

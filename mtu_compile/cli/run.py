@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtu_compile.cli.console import ConsoleProgress
-from mtu_compile.cli.options import json_option, quiet_option, seed_option
+from mtu_compile.cli.options import json_option, quiet_option, sampler_option, seed_option
 from mtu_compile.core.fit import FITS, Fit
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="What of the mask is repainted: what is white, what is transparent, or the second if anything is transparent.",
 )
-@seed_option("Of the initial noise.")
+@seed_option("Of all noise.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps; the bundle's default otherwise.")
-@click.option("--guidance", "guidance_scale", type=float, help="Scale of the prompt's direction.")
+@click.option(
+    "--guidance", "guidance_scale", type=float, help="Scale of the prompt's direction; 1 or less is no guidance."
+)
 @click.option("--image-guidance", "image_guidance_scale", type=float, help="Scale of the picture's direction.")
-@click.option("--sampler", type=click.Choice(["ddim", "euler", "dpm++"]), help="The bundle's own by default.")
+@sampler_option
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Picture to write (.png, .jpg).")
 @json_option
 @quiet_option
@@ -74,7 +76,7 @@ def command(
     source = None if image is None else images.open_image(image)
     painted = None if mask is None else images.open_mask(mask)
     began = time.monotonic()
-    with progress.stage(task, loaded.steps(task, steps)) as advance:
+    with progress.stage(task, loaded.calls(task, steps, sampler)) as advance:
         result = loaded.run(
             task,
             prompt,

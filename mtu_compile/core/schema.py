@@ -113,8 +113,13 @@ class Mismatch(ModelError):
         return error(f"{place}{': ' if self.key else ' '}{self.message}", hint=hint)
 
 
-def read_json(path: Path, *, error: type[MtuError] = ModelError, hint: str = "fetch the file again") -> Any:
-    """The JSON in ``path``; ``error`` naming the file if it is missing, damaged, not UTF-8, too deep or not JSON."""
+def read_json(
+    path: Path, *, error: type[MtuError] = ModelError, hint: str = "fetch the file again", infinities: bool = False
+) -> Any:
+    """The JSON in ``path``; ``error`` naming the file if it is missing, damaged, not UTF-8, too deep or not JSON.
+
+    With ``infinities``, ``Infinity`` and ``-Infinity`` are numbers, as diffusers writes them (``lambda_min_clipped``).
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as missing:
@@ -122,15 +127,15 @@ def read_json(path: Path, *, error: type[MtuError] = ModelError, hint: str = "fe
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"{path} can not be read: {problem}", hint=hint) from problem
     try:
-        return parse_json(text)
+        return parse_json(text, infinities=infinities)
     except ValueError as problem:
         raise error(f"{path} is not JSON: {problem}", hint=hint) from problem
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, infinities: bool = False) -> Any:
     """``json.loads`` without what JSON does not have (``NaN``, ``Infinity``) and not too deep; ``ValueError`` else."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_infinity if infinities else _refuse_constant)
     except RecursionError as deep:
         raise ValueError(f"it has more than {DEEPEST} levels") from deep
     level, depth = [value], 1
@@ -139,6 +144,10 @@ def parse_json(text: str) -> Any:
         if depth > DEEPEST:
             raise ValueError(f"it has more than {DEEPEST} levels")
     return value
+
+
+def _infinity(name: str) -> float:
+    return _refuse_constant(name) if name == "NaN" else float(name)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from mtu_compile.core.errors import ConfigError
@@ -21,7 +21,18 @@ def _is_name(name: str) -> bool:
 TaskName = Annotated[str, Rule(_is_name, "letters, digits, '-' and '_', 64 bytes of them at most")]
 
 #: Scales in use go up to 20 or so.
-Scale = Annotated[float, Range(0, 1000)]
+MAX_SCALE = 1000
+Scale = Annotated[float, Range(0, MAX_SCALE)]
+
+
+def active_guidance(guidance: Guidance, scale: float, image_scale: float) -> Guidance:
+    """The guidance that is left at these scales; ``"none"``, the conditional prediction alone, where diffusers has it.
+
+    Classifier-free guidance is off at a scale of 1 or less (``StableDiffusionPipeline``); that by text and image also
+    at an image scale below 1 (``StableDiffusionInstructPix2PixPipeline``).
+    """
+    off = (guidance == "text" and scale <= 1) or (guidance == "text+image" and (scale <= 1 or image_scale < 1))
+    return "none" if off else guidance
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,10 @@ class Task:
         name: how the task is asked for.
         condition: what is channel-concatenated to the noisy latent, in this order: ``"image"`` and
             ``"masked_image"`` are latents (``latent_channels`` channels), ``"mask"`` is one channel at latent size.
-        guidance: the kind of classifier-free guidance, which also fixes how many UNet samples one picture takes.
-            ``"embedded"`` is that of latent consistency models: the UNet takes the scale as an input, and one sample.
-        guidance_scale: default scale of the text direction.
+        guidance: the kind of classifier-free guidance, which with the scales fixes how many UNet samples one picture
+            takes. ``"embedded"`` is that of latent consistency models: the UNet takes the scale as an input, and one
+            sample.
+        guidance_scale: default scale of the text direction; 1 or less is no classifier-free guidance, as in diffusers.
         image_guidance_scale: default scale of the image direction (``"text+image"`` only).
         downscale: for super-resolution, how many times smaller the input picture is than the output.
         class_label: what a UNet with class labels is told in this task; ``None`` for a UNet without.
@@ -59,9 +71,21 @@ class Task:
         return sum(1 if fill == "mask" else latent_channels for fill in self.condition)
 
     @property
+    def guided(self) -> Guidance:
+        """The guidance that the default scales leave active, which compiled graphs are made for."""
+        return active_guidance(self.guidance, self.guidance_scale, self.image_guidance_scale)
+
+    @property
     def unet_batch(self) -> int:
-        """UNet samples a step for one picture: 2 for guidance by text, 3 by text and image, else 1."""
-        return {"none": 1, "text": 2, "text+image": 3, "embedded": 1}[self.guidance]
+        """UNet samples a step for one picture: 2 for active guidance by text, 3 by text and image, else 1."""
+        return {"none": 1, "text": 2, "text+image": 3, "embedded": 1}[self.guided]
+
+    def at(self, guidance_scale: float | None, image_guidance_scale: float | None) -> Task:
+        """The task as it is run at these scales (``None`` for its own): with no more guidance than they leave."""
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        image_scale = self.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
+        left = active_guidance(self.guidance, scale, image_scale)
+        return replace(self, guidance=left, guidance_scale=float(scale), image_guidance_scale=float(image_scale))
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "condition": list(self.condition)}

@@ -112,7 +112,7 @@ def _check_component(folder: Path, component: Path, stem: str | None) -> Weights
         if not _is_inside(folder, path):
             raise ModelError(f"{path} points out of {folder}", hint="copy the file into the folder")
         if path.suffix == ".json":
-            read_json(path, hint="fetch the model again")
+            read_json(path, hint="fetch the model again", infinities=component.name == "scheduler")
     if stem is None:
         return None
     if not (component / "config.json").is_file():

@@ -22,13 +22,15 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.finite import require_finite_original
 from mtu_compile.core.fit import Fit
+from mtu_compile.core.noise import initial_noise
 from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
-from mtu_compile.core.tasks import Task, find_task
+from mtu_compile.core.tasks import MAX_SCALE, Task, find_task
 from mtu_compile.model import encode
 from mtu_compile.model.autoencoder import fold_statistics
 from mtu_compile.model.folder import check_folder, load_component, make_portable, silent_libraries
 from mtu_compile.model.plain import SDXL, SDXL_HINT, require_multi_task
+from mtu_compile.model.sampler import SCHEDULER, save_scheduler, seeded_step, set_timesteps
 from mtu_compile.model.tokenizer import load_tokenizer
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 from mtu_compile.runtime import guidance, images
@@ -113,6 +115,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         with silent_libraries():
             super().save_pretrained(folder, safe_serialization=True, **options)
         make_portable(Path(folder))
+        save_scheduler(self.scheduler, Path(folder) / SCHEDULER)
 
     @property
     def vae_scale(self) -> int:
@@ -160,8 +163,8 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             mask_image: where to repaint, for tasks with a mask condition: see ``mask_mode``.
             negative_prompt: takes the place of the empty prompt in guidance.
             height, width: of the output in pixels; the UNet's own size by default.
-            guidance_scale, image_guidance_scale: the task's own by default.
-            seed: of the initial noise, a ``numpy.random.PCG64`` as in the on-board runtime.
+            guidance_scale, image_guidance_scale: the task's own by default; at 1 or less there is no guidance.
+            seed: of the initial noise and of what the scheduler draws (``core.noise``), as in the on-board runtime.
             generator: draws the initial noise instead, as elsewhere in diffusers.
             latents: [1, C, h, w], initial noise of unit variance instead of a drawn one.
             fit: what becomes of a picture of other proportions than the output's, see ``mtu_compile.runtime.fitting``.
@@ -175,6 +178,10 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             ModelError: the decoded picture has NaN or Inf values.
         """
         task_id, spec = find_task(self.unet.tasks, task)
+        for given in (guidance_scale, image_guidance_scale):
+            if given is not None and not 0 <= given <= MAX_SCALE:
+                raise ConfigError(f"a guidance scale of {given:g} is impossible", hint=f"take 0 to {MAX_SCALE}")
+        spec = spec.at(guidance_scale, image_guidance_scale)
         seed = None if seed is None else check_seed(seed)
         height, width = self.resolve_size(height, width)
         pixels, mask, notices = self._source(spec, image, mask_image, height, width, fit, mask_mode)
@@ -184,15 +191,15 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
                 notices += (cut.notice(what),)
         text = self._text(spec, prompt, negative_prompt)
         task_ids = torch.full((spec.unet_batch,), task_id, dtype=torch.int64, device=self.unet.device)
-        scale = spec.guidance_scale if guidance_scale is None else guidance_scale
-        image_scale = spec.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
+        scale, image_scale = spec.guidance_scale, spec.image_guidance_scale
 
-        self.scheduler.set_timesteps(num_inference_steps, device=self.unet.device)
+        set_timesteps(self.scheduler, num_inference_steps, self.unet.device)
         x = self._noise(seed, generator, latents, height, width) * self.scheduler.init_noise_sigma
-        step_options = self._step_options(seed, generator)
+        step_options = self._step_options(generator)
+        own_seed = seed if generator is None else None
         constant = {"encoder_hidden_states": text, **self._embedded_scale(scale, spec.unet_batch)}
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
-            for t in self.scheduler.timesteps:
+            for call, t in enumerate(self.scheduler.timesteps):
                 noisy = self.scheduler.scale_model_input(x, t)
                 inputs = {
                     "sample": _unet_batch(spec, noisy, condition).to(self.unet.dtype),
@@ -203,7 +210,8 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
                 if on_unet_call is not None:
                     on_unet_call(inputs, output, float(t))
                 guided = _guide(spec, output.to(x.dtype), scale, image_scale)
-                x = self.scheduler.step(guided, t, x, **step_options).prev_sample
+                with seeded_step(own_seed, call):
+                    x = self.scheduler.step(guided, t, x, **step_options).prev_sample
                 bar.update()
         if output_type == "latent":
             return MTUPipelineOutput(images=None, latents=x, notices=notices)
@@ -288,17 +296,13 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         elif generator is not None:
             noise = torch.randn(shape, generator=generator, device=generator.device)
         else:
-            numbers = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
-            noise = torch.from_numpy(numbers)
+            noise = torch.from_numpy(initial_noise(seed, shape))
         return noise.to(self.unet.device, dtype)
 
-    def _step_options(self, seed: int | None, generator: torch.Generator | None) -> dict[str, Any]:
+    def _step_options(self, generator: torch.Generator | None) -> dict[str, Any]:
         """A generator for the schedulers that draw noise at every step."""
-        if "generator" not in inspect.signature(self.scheduler.step).parameters:
-            return {}
-        if generator is None and seed is not None:
-            generator = torch.Generator().manual_seed(seed)
-        return {"generator": generator}
+        takes = "generator" in inspect.signature(self.scheduler.step).parameters
+        return {"generator": generator} if takes else {}
 
 
 def _unet_batch(task: Task, noisy: Tensor, condition: Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Classifier-free guidance: which samples the UNet gets for one picture, and how its answers are combined.
 
+Scales at which there is none (``core.tasks.active_guidance``) are handled by the callers: they ask for ``"none"``.
 ``text+image`` is InstructPix2Pix (Brooks et al. 2023, equation 3), which the paper takes for editing and inpainting.
 ``embedded`` is latent consistency models: one sample, and the scale itself is an input of the UNet.
 """
@@ -8,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtu_compile.core.tasks import Guidance
+from mtu_compile.runtime.engine import OUTPUT, Engine
 
 Array = NDArray[Any]
 
@@ -25,6 +27,8 @@ class Row:
     prompt: bool
     condition: bool
 
+
+Rows = TypeVar("Rows", tuple[Row, ...], Array)
 
 ROWS: Mapping[Guidance, tuple[Row, ...]] = {
     "none": (Row(True, True),),
@@ -52,6 +56,31 @@ def embed_scale(scale: float, dim: int, samples: int = 1) -> NDArray[np.float32]
     embedded[:, :half] = np.sin(angles)
     embedded[:, half : 2 * half] = np.cos(angles)
     return embedded
+
+
+def fill(rows: Rows, batch: int) -> Rows:
+    """``rows`` repeated at the end until graphs of ``batch`` samples take all of them: the graph's batch is fixed."""
+    missing = -len(rows) % batch
+    if isinstance(rows, tuple):
+        return rows + (rows[-1],) * missing
+    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+
+
+def run(unet: Engine, inputs: Mapping[str, Array], batch: int) -> Array:
+    """The UNet's answers [n, C, h, w] for n samples, a multiple of ``batch``, in as many runs as that takes.
+
+    Args:
+        unet: a UNet for ``batch`` samples.
+        inputs: arrays of n samples each; and ``timestep`` [1], which every run gets.
+    """
+    samples = len(inputs["sample"])
+    if samples == batch:
+        return unet(inputs)[OUTPUT]
+    parts = [
+        {name: array if name == "timestep" else array[start : start + batch] for name, array in inputs.items()}
+        for start in range(0, samples, batch)
+    ]
+    return np.concatenate([unet(part)[OUTPUT].copy() for part in parts])  # an engine may write over its last answer
 
 
 def combine(guidance: Guidance, outputs: Array, scale: float, image_scale: float) -> Array:

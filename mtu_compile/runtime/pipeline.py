@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,7 @@ from mtu_compile import bundle
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 from mtu_compile.core.errors import BundleError, ConfigError
 from mtu_compile.core.fit import Fit
+from mtu_compile.core.noise import initial_noise, step_noise
 from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
@@ -117,6 +119,11 @@ class Runtime:
         """Denoising steps of a run: ``steps``, or what the bundle does by default."""
         return self._entry(task).default_steps if steps is None else steps
 
+    def calls(self, task: str, steps: int | None = None, scheduler: str | None = None) -> int:
+        """How often the sampler calls the UNet in a run of ``steps``; ``ConfigError`` for impossible steps."""
+        sampler = schedulers.from_config(self.manifest.scheduler, self.steps(task, steps), scheduler)
+        return len(sampler.timesteps)
+
     def run(
         self,
         task: str,
@@ -145,9 +152,9 @@ class Runtime:
             negative_prompt: takes the place of the empty prompt in guidance.
             image: source picture of a task that has one; any size.
             mask: where to repaint, for tasks with a mask, see ``mask_mode``; it is laid over ``image``.
-            seed: of the initial noise.
-            steps: UNet evaluations; the bundle's default for the task otherwise.
-            guidance_scale, image_guidance_scale: the task's own by default.
+            seed: of the initial noise, and of what samplers with fresh noise draw on the way.
+            steps: UNet evaluations (some samplers have more: ``calls``); the bundle's default for the task otherwise.
+            guidance_scale, image_guidance_scale: the task's own by default; at 1 or less there is no guidance.
             scheduler: one of ``schedulers.NAMES``; the model's own by default.
             latents: [1, C, h, w], initial noise of unit variance instead of the seed's.
             fit: what becomes of a picture of other proportions than the bundle's (``fitting``); the bundle's own way by
@@ -167,10 +174,9 @@ class Runtime:
         entry = self._entry(task)
         spec = entry.task
         check_request(spec, prompt, negative_prompt, image, mask, guidance_scale, image_guidance_scale)
-        noise = self._noise(seed, latents)
+        noise = self._noise(check_seed(seed), latents)
         sampler = schedulers.from_config(self.manifest.scheduler, self.steps(task, steps), scheduler)
-        scale = spec.guidance_scale if guidance_scale is None else guidance_scale
-        image_scale = spec.image_guidance_scale if image_guidance_scale is None else image_guidance_scale
+        spec = spec.at(guidance_scale, image_guidance_scale)
 
         condition = self._condition(spec, image, mask, fit or self.manifest.fit, mask_mode)
         notices = (*self._cut_prompts(spec, prompt, negative_prompt), *condition.notices)
@@ -178,7 +184,8 @@ class Runtime:
             for notice in notices:
                 notify(notice)
         embeddings = self._embed(spec, prompt, negative_prompt)
-        final = self._denoise(entry, sampler, noise, condition.channels, embeddings, (scale, image_scale), progress)
+        draw = partial(step_noise, seed) if sampler.draws_noise else None
+        final = self._denoise(entry, spec, sampler, noise, draw, condition.channels, embeddings, progress)
         picture = self._decode(final)
         if paste_unmasked and condition.mask is not None and condition.picture is not None:
             picture = images.paste(picture, condition.picture, condition.mask)
@@ -234,7 +241,7 @@ class Runtime:
             if latents.shape != shape:
                 raise ConfigError(f"latents have the shape {latents.shape}", hint=f"this bundle takes {shape}")
             return np.asarray(latents, dtype=np.float32)
-        return np.random.Generator(np.random.PCG64(check_seed(seed))).standard_normal(shape, dtype=np.float32)
+        return initial_noise(seed, shape)
 
     def _condition(
         self,
@@ -332,20 +339,23 @@ class Runtime:
     def _denoise(
         self,
         entry: TaskEntry,
+        task: Task,
         sampler: schedulers.Scheduler,
         noise: Array,
+        draw: Callable[[int, Sequence[int]], Array] | None,
         condition: Array | None,
         embeddings: Array,
-        scales: tuple[float, float],
         progress: Progress | None,
     ) -> Array:
-        """Noise [1, C, h, w] → final latent [1, C, h, w]."""
-        task, channels = entry.task, self.manifest.latent_channels
+        """Noise [1, C, h, w] → final latent [1, C, h, w]; ``task`` as it is run, ``draw`` the fresh noise of a call."""
+        channels = self.manifest.latent_channels
         unet = self.unet(task.name)
-        rows = guidance.ROWS[task.guidance]
+        batch, rows = entry.task.unet_batch, guidance.ROWS[task.guidance]
+        padded = guidance.fill(rows, batch)
+        embeddings = guidance.fill(embeddings, batch)
         # One buffer for all steps: the condition stays, and the noisy latent is written over.
-        sample = np.zeros((len(rows), channels + task.condition_channels(channels), *noise.shape[2:]), np.float32)
-        for index, row in enumerate(rows):
+        sample = np.zeros((len(padded), channels + task.condition_channels(channels), *noise.shape[2:]), np.float32)
+        for index, row in enumerate(padded):
             if condition is not None and row.condition:
                 sample[index, channels:] = condition[0]
         timestep = np.zeros(1, np.float32)
@@ -354,22 +364,24 @@ class Runtime:
             inputs[guidance.SCALE_INPUT] = guidance.embed_scale(scales[0], int(taken.shape[1] or 0), len(rows))
 
         latents = noise * np.float32(sampler.init_noise_sigma)
-        for index in range(sampler.steps):
+        calls = len(sampler.timesteps)
+        for index in range(calls):
             sample[:, :channels] = sampler.scale_model_input(latents, index)
             timestep[0] = sampler.timesteps[index]
-            output = unet(inputs)[OUTPUT]
+            output = guidance.run(unet, inputs, batch)[: len(rows)]
             require_finite(
                 output,
                 "unet",
                 hint=advice(self.manifest, entry.engine),
                 task=task.name,
                 step=index + 1,
-                steps=sampler.steps,
+                steps=calls,
                 timestep=float(timestep[0]),
             )
-            latents = sampler.step(guidance.combine(task.guidance, output, *scales), index, latents)
+            guided = guidance.combine(task.guidance, output, task.guidance_scale, task.image_guidance_scale)
+            latents = sampler.step(guided, index, latents, None if draw is None else draw(index, latents.shape))
             if progress is not None:
-                progress(index + 1, sampler.steps)
+                progress(index + 1, calls)
         return latents
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from mtu_compile.core.errors import ConfigError
-from mtu_compile.core.tasks import Task
+from mtu_compile.core.tasks import MAX_SCALE, Task
+from mtu_compile.runtime.guidance import ROWS
 
 
 def check_request(
@@ -34,8 +33,17 @@ def check_request(
                 hint=f"leave --{option} away",
             )
     for value in (guidance_scale, image_guidance_scale):
-        if value is not None and not math.isfinite(value):
-            raise ConfigError(f"a guidance scale of {value} is impossible", hint="give a finite number")
+        if value is not None and not 0 <= value <= MAX_SCALE:
+            raise ConfigError(
+                f"a guidance scale of {value:g} is impossible",
+                hint=f"give a number from 0 to {MAX_SCALE}; 1 or less is no guidance",
+            )
+    unguided = all(row.prompt for row in ROWS[task.at(guidance_scale, image_guidance_scale).guidance])
+    if negative_prompt and unguided:
+        raise ConfigError(
+            f"task {task.name!r} has no guidance at these scales, where --negative-prompt has no effect",
+            hint="leave --negative-prompt away, or give --guidance more than 1",
+        )
 
 
 def _check_condition(task: Task, what: str, option: str, given: object, needed: bool) -> None:

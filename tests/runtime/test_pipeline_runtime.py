@@ -248,7 +248,7 @@ CAT, MASK = picture(), left_half()
         ("t2i", {"prompt": "a", "image_guidance_scale": 2.0}, "--image-guidance has no effect"),
         ("t2i", {"prompt": "a", "guidance_scale": float("nan")}, "guidance scale of nan"),
         ("t2i", {"prompt": "a", "steps": 0}, "0 steps"),
-        ("t2i", {"prompt": "a", "scheduler": "heun"}, "unknown sampler 'heun'"),
+        ("t2i", {"prompt": "a", "scheduler": "plms"}, "unknown sampler 'plms'"),
     ],
 )
 def test_impossible_requests(loaded: Runtime, task: str, arguments: dict[str, Any], words: str) -> None:

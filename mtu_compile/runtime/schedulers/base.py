@@ -60,7 +60,7 @@ class Scheduler(ABC):
         if spacing == "linspace":
             return np.linspace(0, self.train_steps - 1, count)[::-1]
         if spacing == "leading":
-            return np.arange(count)[::-1] * float(self.train_steps // count) + self.options["steps_offset"]
+            return np.arange(count)[::-1] * float(self.train_steps // count) + float(self.options["steps_offset"])
         # diffusers takes one step too many, at timestep -1, where 1000 / steps rounds badly (61, 103, 121, …)
         return np.arange(self.train_steps, 0, -self.train_steps / count)[:count].round() - 1
 
@@ -102,7 +102,7 @@ def drawn(noise: Array | None) -> Array:
 
 
 def denoised(prediction: str, output: Array, sample: Array, alpha: float, sigma: float) -> Array:
-    """The clean latent that ``output`` predicts, where ``sample`` = alpha · clean + sigma · noise, alpha² + sigma² = 1."""
+    """The clean latent, where ``sample`` = alpha · clean + sigma · noise with alpha² + sigma² = 1."""
     if prediction == "epsilon":
         return (sample - sigma * output) / alpha
     if prediction == "v_prediction":

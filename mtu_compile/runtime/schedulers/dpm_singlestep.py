@@ -32,7 +32,7 @@ class DPMSolverSinglestep(Solver):
 
     def _plan(self) -> list[int]:
         """Order of the update at each call; an update of order n starts n calls back."""
-        steps, order = self.steps, self.options["solver_order"]
+        steps, order = self.steps, int(self.options["solver_order"])
         zero = self.options["final_sigmas_type"] == "zero"
         if not self.options["lower_order_final"] and steps % order == 0 and not zero:
             return list(range(1, order + 1)) * (steps // order)

@@ -36,7 +36,7 @@ class KDPM2(VarianceExploding):
         with np.errstate(divide="ignore"):
             logs = np.log(self.sigmas[:-1].astype(np.float32)), np.log(ends.astype(np.float32))
         #: Between the beginning of a step and its end; 0 in the last step, which is Euler's.
-        self._middles = np.exp(logs[1] - (logs[1] - logs[0]) / 2).astype(np.float64)
+        self._middles = np.exp(logs[0] - (logs[0] - logs[1]) / 2).astype(np.float64)
         self._ends_at = ends
         between = interpolate_timesteps(self._middles[:-1], np.log(self._training_sigmas())).astype(np.float32)
         self.timesteps = np.append(np.stack([self.timesteps[:-1], between], axis=1).ravel(), self.timesteps[-1:])

@@ -56,7 +56,7 @@ class LCM(AlphaScheduler):
         timestep = int(self.timesteps[index])
         alpha_bar = float(self.alphas_cumprod[timestep])
         original = denoised(self.prediction_type, output, sample, math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
-        scaled = timestep * self.options["timestep_scaling"]
+        scaled = timestep * float(self.options["timestep_scaling"])
         variance = scaled**2 + SIGMA_DATA**2
         clean = (scaled / math.sqrt(variance)) * self._clip(original) + (SIGMA_DATA**2 / variance) * sample
         if index == self.steps - 1:

@@ -1,4 +1,4 @@
-"""What a ``scheduler_config.json`` may say: every option of a sampler, its default, and the values that are implemented.
+"""What a ``scheduler_config.json`` may say: every option of a sampler, its default, and what is implemented.
 
 A sampler lists all options its namesake in diffusers has, also those it does not implement: for these only the value
 that changes nothing is accepted, so that a configuration diffusers would obey is never quietly ignored.
@@ -162,7 +162,8 @@ def read(sampler: str, options: Options, config: Mapping[str, Any]) -> dict[str,
     Raises:
         ConfigError: naming the option and its value.
     """
-    unset = config.get("_use_default_values", ())
+    listed = config.get("_use_default_values")
+    unset = listed if isinstance(listed, (list, tuple)) else ()
     values: dict[str, Any] = {}
     for name, option in options.items():
         if name not in config or name in unset or (config[name] is None and option.default is None):

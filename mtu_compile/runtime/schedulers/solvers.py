@@ -25,6 +25,7 @@ class Solver(SigmaScheduler):
         super().__init__(config, steps)
         training = self._training_sigmas()
         timesteps = self._whole_timesteps(self._last_timestep(training))
+        sigmas: Array
         if self._spread:
             sigmas = self._spread_sigmas(float(training[-1]), float(training[0]), steps)
             timesteps = self._told(interpolate_timesteps(sigmas, np.log(training))).astype(np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import diffusers
@@ -78,12 +77,19 @@ def theirs(config: dict[str, Any], steps: int, name: str) -> list[np.ndarray]:
     return trajectory
 
 
-def deviation(config: dict[str, Any], steps: int, name: str) -> float:
-    """Largest difference along the trajectory, relative to the largest value of the latent at that step."""
-    expected, got = theirs(config, steps, name), ours(config, steps, name)
+def deviation(
+    config: dict[str, Any], steps: int, name: str, told: dict[str, Any] | None = None, relative_to: str = "step"
+) -> float:
+    """Largest difference along the trajectory, relative to the largest value at that step, or of the trajectory.
+
+    ``told`` is the configuration for diffusers where it has another form there.
+    """
+    expected, got = theirs(told or config, steps, name), ours(config, steps, name)
     assert len(expected) == len(got)
     scales = [float(np.abs(sample).max()) for sample in expected]
-    assert all(map(math.isfinite, scales))
+    assert all(np.isfinite(sample).all() for sample in (*expected, *got))
+    if relative_to == "trajectory":
+        scales = [max(scales)] * len(scales)
     return max(float(np.abs(a - b).max()) / scale for a, b, scale in zip(expected, got, scales, strict=True))
 
 
