@@ -177,6 +177,7 @@ def test_a_build_with_another_sampler_passes_its_gate_and_keeps_it(sd15: Path, t
     [
         ({"_class_name": "EDMEulerScheduler"}, {}, ModelError, "EDMEulerScheduler"),
         ({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}, {}, ModelError, "use_beta_sigmas=True"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, {"sampler": "euler"}, ModelError, "flow matching"),
         ({"beta_end": "0.012"}, {}, ModelError, "beta_end='0.012'"),
         ({"_class_name": "DDIMScheduler"}, {"steps": 1000}, ConfigError, "timestep 1000 of 1000"),
         ({}, {"steps": 1000, "sampler": "dpm++"}, ConfigError, "can not take 1000 steps"),

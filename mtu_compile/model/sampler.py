@@ -33,6 +33,11 @@ def check_sampler(folder: Path, sampler: str | None, steps: int) -> None:
         ConfigError: no such sampler, or impossible steps.
     """
     config = read_config(folder)
+    if str(config["_class_name"]).startswith("FlowMatch"):
+        raise ModelError(
+            f"{folder / SCHEDULER / CONFIG}: {config['_class_name']} is for models of flow matching",
+            hint="models that predict noise, velocity or the picture itself can be compiled",
+        )
     if sampler is not None and sampler not in schedulers.NAMES:
         raise ConfigError(f"unknown sampler {sampler!r}", hint=f"choose one of {', '.join(schedulers.NAMES)}")
     try:

@@ -48,6 +48,13 @@ class Scheduler(ABC):
         self.steps = steps
         self.prediction_type: str = self.options["prediction_type"]
         self.alphas_cumprod = alphas_cumprod(self.options)
+        # the last is 0 with zero terminal SNR, which the samplers that have it are ready for
+        if not (self.alphas_cumprod[: -1 if self.options.get("rescale_betas_zero_snr") else None] > 0).all():
+            raise ConfigError(
+                f"the noise schedule leaves nothing of a picture: beta_end={self.options['beta_end']}, "
+                f"num_train_timesteps={self.train_steps}",
+                hint="fetch the model again",
+            )
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from mtu_compile.runtime.schedulers.noise_schedule import BETA_SCHEDULES
 #: More timesteps than any model is trained with; keeps a damaged file from asking for gigabytes.
 MOST_TRAIN_STEPS = 100_000
 
+#: Noise variances that are neither nothing nor everything in float32.
+BETAS = (1e-7, 0.9999)
+
 
 @dataclass(frozen=True)
 class Option:
@@ -55,7 +58,10 @@ def number(default: float | None, low: float = -math.inf, high: float = math.inf
             value = float(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ValueError
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            raise ValueError from None
 
     bounds = "a number" if math.isinf(high) else f"a number from {low:g} to {high:g}"
     return Option(default, bounds, accept)
@@ -108,17 +114,16 @@ def unused(default: Any) -> Option:
 def _betas(value: Any) -> list[float]:
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MOST_TRAIN_STEPS:
         raise ValueError
-    if any(isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 < one < 1 for one in value):
-        raise ValueError
-    return [float(one) for one in value]
+    one_beta = number(None, *BETAS)
+    return [one_beta.accept(beta) for beta in value]
 
 
 def training(start: float = 0.0001, end: float = 0.02, schedule: str = "linear") -> Options:
     """The options of the noise schedule, with a class's own defaults."""
     return {
-        "num_train_timesteps": count(1000, 1, MOST_TRAIN_STEPS),
-        "beta_start": number(start, 0, 1),
-        "beta_end": number(end, 0, 1),
+        "num_train_timesteps": count(1000, 2, MOST_TRAIN_STEPS),
+        "beta_start": number(start, *BETAS),
+        "beta_end": number(end, *BETAS),
         "beta_schedule": one_of(schedule, *(name for name in BETA_SCHEDULES if name != schedule)),
         "trained_betas": Option(None, "a list of numbers between 0 and 1", _betas),
     }

@@ -20,7 +20,7 @@ RHO = 7.0
 LU = "use_lu_lambdas"
 
 #: ``sigma_min`` and ``sigma_max``, between which sigmas are spread.
-BOUND = options.number(None, 0, 1e6)
+BOUND = options.number(None, 1e-6, 1e6)
 
 
 def interpolate_timesteps(sigmas: Array, log_training: Array) -> Array:

@@ -41,6 +41,7 @@ class Solver(SigmaScheduler):
     def _whole_timesteps(self, last: int) -> Array:
         """int64, descending; without the 0 that ``linspace`` and ``leading`` would end with."""
         spacing, steps = self.options["timestep_spacing"], self.steps
+        spaced: Array
         if spacing == "linspace":
             spaced = np.linspace(0, last - 1, steps + 1)[:0:-1]
         elif spacing == "leading":

@@ -11,6 +11,7 @@ import numpy as np
 from mtu_compile.core.errors import ConfigError
 from mtu_compile.runtime.schedulers import options
 from mtu_compile.runtime.schedulers.base import Array
+from mtu_compile.runtime.schedulers.sigmas import BOUND
 from mtu_compile.runtime.schedulers.solvers import Solver
 
 
@@ -43,8 +44,8 @@ class UniPC(Solver):
         "disable_corrector": options.Option([], "a list of steps", _steps),
         "final_sigmas_type": options.one_of("zero", "sigma_min"),
         "rescale_betas_zero_snr": options.flag(False),
-        "sigma_min": options.number(None, 0, 1e6),
-        "sigma_max": options.number(None, 0, 1e6),
+        "sigma_min": BOUND,
+        "sigma_max": BOUND,
         "shift_terminal": options.neutral(None),
     }
 
