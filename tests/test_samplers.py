@@ -125,8 +125,11 @@ def test_no_guidance_is_the_conditional_prediction(sd15: Path, loaded: Runtime, 
     got = loaded.run("t2i", "disc a", **run).latents
     assert_close(got, float_latents(sd15, "euler", guidance_scale=scale))
     assert np.abs(got - loaded.run("t2i", "fox", **run).latents).max() > 1e-3
-    guided = loaded.run("t2i", "disc a", **{**run, "guidance_scale": 4.0}).latents
-    assert np.abs(got - guided).max() > 1e-3
+    guided = loaded.run("t2i", "disc a", **{**run, "guidance_scale": 4.0})
+    assert np.abs(got - guided.latents).max() > 1e-3
+    assert not guided.notices
+    (notice,) = loaded.run("t2i", "disc a", **run).notices
+    assert notice.to_json()["samples"] == 1 and "2 samples a step all the same" in notice.message
 
 
 def test_a_task_without_guidance_has_a_graph_of_one_sample(
@@ -138,9 +141,10 @@ def test_a_task_without_guidance_has_a_graph_of_one_sample(
     assert_close(loaded.run("turbo", "disc a", **run).latents, float_latents(sd15, "euler", "turbo"))
     engine = Counting(loaded.unet("turbo"))
     monkeypatch.setattr(loaded, "unet", lambda task: engine)
-    got = loaded.run("turbo", "disc a", guidance_scale=4.0, **run).latents  # two samples: one after the other
+    got = loaded.run("turbo", "disc a", guidance_scale=4.0, **run)  # two samples: one after the other
     assert engine.runs == 12
-    assert_close(got, float_latents(sd15, "euler", "turbo", guidance_scale=4.0))
+    assert "2 times a step" in got.notices[0].message
+    assert_close(got.latents, float_latents(sd15, "euler", "turbo", guidance_scale=4.0))
 
 
 def test_image_guidance_below_one_is_no_guidance() -> None:

@@ -178,9 +178,9 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             ModelError: the decoded picture has NaN or Inf values.
         """
         task_id, spec = find_task(self.unet.tasks, task)
-        for given in (guidance_scale, image_guidance_scale):
-            if given is not None and not 0 <= given <= MAX_SCALE:
-                raise ConfigError(f"a guidance scale of {given:g} is impossible", hint=f"take 0 to {MAX_SCALE}")
+        for value in (guidance_scale, image_guidance_scale):
+            if value is not None and not 0 <= value <= MAX_SCALE:
+                raise ConfigError(f"a guidance scale of {value:g} is impossible", hint=f"take 0 to {MAX_SCALE}")
         spec = spec.at(guidance_scale, image_guidance_scale)
         seed = None if seed is None else check_seed(seed)
         height, width = self.resolve_size(height, width)

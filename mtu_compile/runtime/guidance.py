@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mtu_compile.core.notices import Notice
 from mtu_compile.core.tasks import Guidance
 from mtu_compile.runtime.engine import OUTPUT, Engine
 
@@ -81,6 +82,22 @@ def run(unet: Engine, inputs: Mapping[str, Array], batch: int) -> Array:
         for start in range(0, samples, batch)
     ]
     return np.concatenate([unet(part)[OUTPUT].copy() for part in parts])  # an engine may write over its last answer
+
+
+def batch_notice(rows: int, batch: int) -> Notice | None:
+    """What there is to say where a run wants ``rows`` samples a step of a graph for ``batch``."""
+    if rows == batch:
+        return None
+    if rows < batch:
+        message = (
+            f"there is no guidance at these scales, and the graph computes its {batch} samples a step all the same"
+        )
+        hint = "a bundle whose task has a guidance_scale of 1 or less computes one"
+    else:
+        runs = -(-rows // batch)
+        message = f"guidance takes {rows} samples a step, and the graph computes {batch}: it is run {runs} times a step"
+        hint = f"a bundle whose task has a guidance_scale above 1 computes {rows} at once"
+    return Notice("guidance-samples", message, hint, {"samples": rows, "batch": batch})
 
 
 def combine(guidance: Guidance, outputs: Array, scale: float, image_scale: float) -> Array:

@@ -179,7 +179,9 @@ class Runtime:
         spec = spec.at(guidance_scale, image_guidance_scale)
 
         condition = self._condition(spec, image, mask, fit or self.manifest.fit, mask_mode)
-        notices = (*self._cut_prompts(spec, prompt, negative_prompt), *condition.notices)
+        cost = guidance.batch_notice(len(guidance.ROWS[spec.guidance]), entry.task.unet_batch)
+        costs = () if cost is None else (cost,)
+        notices = (*self._cut_prompts(spec, prompt, negative_prompt), *condition.notices, *costs)
         if notify is not None:
             for notice in notices:
                 notify(notice)

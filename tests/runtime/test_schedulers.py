@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mtu_compile.bundle.scheduler_config import SchedulerConfig
 from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.noise import initial_noise, step_noise
+from mtu_compile.core.schema import conform
 from mtu_compile.runtime import schedulers
 from mtu_compile.runtime.schedulers import SAMPLERS, from_config
 from tests.published_schedulers import PUBLISHED
@@ -123,6 +126,7 @@ def test_published_configurations_equal_diffusers(family: str) -> None:
     name = schedulers.default_name(config)
     for steps in (1, 4, 20, 50):
         assert deviation(config, steps, name) <= 1e-5
+    conform(SchedulerConfig, {key: str(value) if value == -math.inf else value for key, value in config.items()})
 
 
 @pytest.mark.parametrize("name", CLASSES)
