@@ -96,7 +96,7 @@ def measure(root: Path, manifest: Manifest) -> dict[str, TaskMetrics]:
         with runtime.Runtime(root, manifest) as loaded:  # one UNet in memory at a time
             unet = loaded.unet(name)
             for inputs, output, timestep in (calls[i] for i in chosen):
-                measured = step_metrics({OUTPUT: output}, unet(inputs), timestep=timestep, guidance=entry.task.guidance)
+                measured = step_metrics({OUTPUT: output}, unet(inputs), timestep=timestep, guidance=entry.task.guided)
                 steps.append(measured)
         found[name] = TaskMetrics(tuple(steps))
     return found

@@ -363,7 +363,9 @@ class Runtime:
         timestep = np.zeros(1, np.float32)
         inputs = {"sample": sample, "timestep": timestep, "encoder_hidden_states": embeddings}
         if (taken := unet.inputs.get(guidance.SCALE_INPUT)) is not None:
-            inputs[guidance.SCALE_INPUT] = guidance.embed_scale(scales[0], int(taken.shape[1] or 0), len(rows))
+            inputs[guidance.SCALE_INPUT] = guidance.embed_scale(
+                task.guidance_scale, int(taken.shape[1] or 0), len(padded)
+            )
 
         latents = noise * np.float32(sampler.init_noise_sigma)
         calls = len(sampler.timesteps)
