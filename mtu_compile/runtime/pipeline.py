@@ -23,7 +23,7 @@ from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.runtime import built, guidance, images, proven, schedulers
-from mtu_compile.runtime.engine import OUTPUT, Engine, TensorSpec, open_engine
+from mtu_compile.runtime.engine import Engine, TensorSpec, open_engine
 from mtu_compile.runtime.finite import advice, require_finite
 from mtu_compile.runtime.fitting import Frame
 from mtu_compile.runtime.masks import MaskMode, check_selection, read_mask
