@@ -152,7 +152,9 @@ def _remove_if_empty(folder: Path) -> None:
 def _is_full_disk(error: BaseException) -> bool:
     """Whether the disk was full; libraries in C++ and Rust say so in words instead of an ``errno``."""
     current: BaseException | None = error
-    while current is not None:
+    seen: set[int] = set()
+    while current is not None and id(current) not in seen:  # a library may raise an error from itself
+        seen.add(id(current))
         if isinstance(current, OSError) and current.errno in _FULL:
             return True
         if isinstance(current, Exception) and "No space left on device" in str(current):

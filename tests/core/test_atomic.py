@@ -42,3 +42,13 @@ def test_without_a_marker_only_an_empty_folder_is_replaced(tmp_path: Path) -> No
             pytest.fail("the block must not run")
     assert (tmp_path / "empty/file").read_text() == "x"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "letter"]
+
+
+def test_an_error_that_is_its_own_cause_ends_the_writing(tmp_path: Path) -> None:
+    """Looking through causes for a full disk must come to an end."""
+    error = ValueError("first")
+    other = RuntimeError("second")
+    error.__cause__, other.__cause__ = other, error
+    with pytest.raises(ValueError, match="first"), staging(tmp_path / "out"):
+        raise error
+    assert not (tmp_path / "out").exists()
