@@ -275,6 +275,20 @@ _NOTICE = Annotated[
 ]
 
 #: ``TaskEntry.extra``.
+#: How far the numbers of a network go that is computed in float16.
+_HALF_RANGE = Annotated[
+    Object,
+    Entries(
+        needed={"peak": Magnitude, "node": Text},
+        known={
+            "precision": Precision,
+            "overflow": Text | None,
+            "overflow_type": Text | None,
+            "overflow_at": Count | None,
+        },
+    ),
+]
+
 TaskExtra = Annotated[
     Object,
     Entries(
@@ -285,7 +299,25 @@ TaskExtra = Annotated[
             "compression": _COMPRESSION,
             "build_seconds": Seconds,
             "parity": _PARITY,
+            "float16_range": _HALF_RANGE,
         }
+    ),
+]
+
+#: What the build needs of the machine it runs on, estimated.
+_HOST = Annotated[
+    Object,
+    Entries(
+        needed={"picture": Text, "method": Text, "memory_bytes": Bytes, "available_bytes": Bytes | None},
+        known={
+            "libraries_bytes": Bytes,
+            "weights_bytes": Bytes,
+            "scores_bytes": Bytes,
+            "features_bytes": Bytes,
+            "smaller": Text | None,
+            "seconds": Seconds | None,
+            "fits": bool | None,
+        },
     ),
 ]
 
@@ -325,6 +357,8 @@ _PLAN = Annotated[
             "reserved_bytes": Bytes,
             "device_bytes": Bytes | None,
             "one_engine_bytes": Bytes | None,
+            "least_bytes": Bytes | None,
+            "build": _HOST | None,
             "suggestions": tuple[
                 Annotated[Object, Entries(known={"options": Text, "needs_bytes": Bytes, "fits": bool})], ...
             ],
@@ -362,4 +396,6 @@ _BOARD = Annotated[
 ]
 
 #: ``Manifest.extra``.
-Extra = Annotated[Object, Entries(known={"plan": _PLAN, "board": _BOARD, "as_task": Name})]
+Extra = Annotated[
+    Object, Entries(known={"plan": _PLAN, "board": _BOARD, "as_task": Name, "float16_range": Mapping[str, _HALF_RANGE]})
+]

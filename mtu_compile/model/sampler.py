@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.noise import step_noise
-from mtu_compile.core.schema import read_json
+from mtu_compile.core.schema import read_json, show
 from mtu_compile.runtime import schedulers
 
 if TYPE_CHECKING:
@@ -53,11 +53,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: a file is missing or damaged, or does not hold what it should.
     """
-    index, path = read_json(folder / "model_index.json"), folder / SCHEDULER / CONFIG
-    config = read_json(path, infinities=True)
-    listed = index.get(SCHEDULER) if isinstance(index, dict) else None
-    if not isinstance(config, dict) or not (isinstance(listed, list) and len(listed) == 2):
-        raise ModelError(f"{path} does not describe a scheduler", hint="fetch the model again")
+    listing, path = folder / "model_index.json", folder / SCHEDULER / CONFIG
+    index, config = read_json(listing), read_json(path, infinities=True)
+    for file, content in ((listing, index), (path, config)):
+        if not isinstance(content, dict):
+            raise ModelError(f"{file} is {show(content)}, expected an object", hint="fetch the model again")
+    listed = index.get(SCHEDULER)
+    if not (isinstance(listed, list) and len(listed) == 2):
+        raise ModelError(
+            f"{listing}: {SCHEDULER} is {show(listed)}, expected a library and a class", hint="fetch the model again"
+        )
     return {**config, "_class_name": listed[1]}
 
 

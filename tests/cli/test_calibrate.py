@@ -245,5 +245,5 @@ def test_what_can_not_be_done_is_said_and_nothing_touched(tiny_model: Path, tmp_
     with pytest.raises(ConfigError, match="unknown task 'paint'"):
         calibrate(CalibrateOptions(tiny_model, tmp_path / "set", tasks=("paint",)))
     done = mtu("calibrate", tiny_model, "-o", tmp_path / "set", "--data", tmp_path / "gone")
-    assert done.code == 5 and "gone is not a folder" in done.err and "hint: give prompts" in done.err
+    assert done.code == 5 and "gone is not a folder" in done.err and "hint: give --data DIR" in done.err
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"keep.txt": "mine"}

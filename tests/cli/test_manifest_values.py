@@ -40,7 +40,8 @@ NULLABLE = re.compile(
     r"|.*\.(region|truth|guidance|guidance_ratio|ssim_reason|subset_size|smooth_quant_alpha|guidance_db|float_ms|int8_ms)"
     r"|.*\.(agreement_db|worst_guidance_ratio|downscale|colour_difference|vif|ssim|reference_ssim|truth_drop_db)"
     r"|.*\.(latent|image|inside|outside|source|reference|reference_source)?_?psnr_db|.*\.accuracy\.thresholds\.\w+"
-    r"|extra\.plan\.(device_bytes|available_bytes|one_engine_bytes|fits)"
+    r"|extra\.plan\.(device_bytes|available_bytes|one_engine_bytes|least_bytes|fits|build)|.*\.class_label"
+    r"|extra\.plan\.build\.(available_bytes|smaller|seconds|fits)"
 )
 #: Texts that are not free: names, versions, hashes and paths.
 STRICT = re.compile(
@@ -61,6 +62,7 @@ LIMITS: tuple[tuple[str, float, float], ...] = (
     (r"scaling_factor", 1e-6, 1e6),
     (r".*timesteps\[\]", -1, 1e6),
     (r".*(ranges\..*|colour_difference)", 0, 3.5e38),
+    (r".*\.class_label", 0, 2**20),
     (r".*(seconds|_ms)", 0, 1e9),
     (r".*(bytes.*|plan\.tasks\..*)", 0, 2**53),
     (r".*(pictures|calls|samples|steps|size\[\]|channels|vae_scale|max_length)", 1, 2**31),
