@@ -72,8 +72,8 @@ ablation: $(READY) ## what each part of the quantisation is worth; writes docs/a
 	@[ -d build/emoji/held-out ] || $(BIN)/python -m examples.emoji.make_tasks
 	$(BIN)/python -m bench.ablation
 
-example: $(READY) ## train the example model anew, from data to checkpoint (hours on two cores; resumes)
-	BIN=$(BIN) sh examples/emoji/reproduce.sh
+example: $(READY) ## train the example model anew, from data to checkpoint (hours on two cores, GPU=1: minutes; resumes)
+	BIN=$(BIN) GPU=$(GPU) sh examples/emoji/reproduce.sh
 
 clean: ## remove what was built, keep .venv
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

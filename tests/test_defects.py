@@ -96,14 +96,16 @@ def test_a_seeded_defect_is_seen_by_name(name: str, spoilt: Callable[[str], Task
     assert CAUGHT[name] <= found, task.failures
 
 
-def test_a_saturated_mask_is_seen_by_the_image_guidance_alone(spoilt: Callable[[str], TaskCheck]) -> None:
-    """The known failure of INT8 inpainting: outputs and pictures agree, the image direction of guidance is noise."""
+def test_a_saturated_mask_is_seen_by_the_image_guidance(spoilt: Callable[[str], TaskCheck]) -> None:
+    """The known failure of INT8 inpainting: the image direction of guidance is noise.
+
+    A network that follows its mask closely, as the example's does, shows it in its pictures, too; one that does not
+    shows it nowhere else.
+    """
     task = spoilt("mask saturated at half")
     failed = {failure.split()[0] for failure in task.failures}
-    assert "image_guidance_sqnr_db" in failed and all(
-        metric.startswith("image_guidance") or metric == "image_pooled_guidance_ratio" for metric in failed
-    )
-    assert seen(task)["guidance_sqnr_db"].beyond and not seen(task)["sqnr_db"].beyond
+    assert {"image_guidance_sqnr_db", "image_pooled_guidance_ratio"} <= failed
+    assert seen(task)["guidance_sqnr_db"].beyond
 
 
 def test_defects_change_what_they_say_and_nothing_else(built: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
     python -m examples.emoji.publish --work build/emoji
 
 The results compare the float pipeline with the truth on the held-out tenth: super-resolution against bicubic
-upsampling, editing against the source picture left as it is, inpainting against the truth inside the mask.
+upsampling, editing against the source picture left as it is, inpainting inside the mask against a plain fill.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from statistics import fmean
 
 import numpy as np
 from PIL import Image, ImageDraw
+from skimage.restoration import inpaint_biharmonic
 
 from examples.emoji.make_tasks import seeded_mask
 from mtu_compile.metrics import image_metrics, psnr_db
@@ -26,15 +27,13 @@ HERE = Path(__file__).resolve().parent
 STEPS = 20
 PAD, LABEL = 4, 12
 
-#: Rows of the grid; every source picture is held out.
+#: What the grid asks for in words: six that people type for what the model has learnt, and then two held-out names.
 PROMPTS = (
-    "red apple",
-    "grinning face",
+    "a red apple",
+    "a happy face with sunglasses",
     "thumbs up, dark skin tone",
     "pig face",
-    "smiling face with sunglasses",
     "slice of pizza",
-    "red heart",
     "tulip",
 )
 
@@ -67,7 +66,7 @@ def evaluate(pipeline: MTUPipeline, held_out: Path, limit: int) -> dict[str, dic
             f"{baseline} psnr_db": fmean(p for p, _ in theirs),
             f"{baseline} ssim": fmean(s for _, s in theirs),
         }
-    inside = []
+    inside, filled = [], []
     rng = random.Random(0)
     for seed, row in enumerate(rng.sample(rows_of(held_out / "inpaint"), limit)):
         truth = Image.open(held_out / "inpaint" / row["file_name"]).convert("RGB")
@@ -76,17 +75,25 @@ def evaluate(pipeline: MTUPipeline, held_out: Path, limit: int) -> dict[str, dic
             row["prompt"], task="inpaint", image=truth, mask_image=mask, seed=seed, num_inference_steps=STEPS
         )
         where = np.asarray(mask) > 0
+        plain = (255 * inpaint_biharmonic(np.asarray(truth), where, channel_axis=-1)).clip(0, 255)
         inside.append(psnr_db(np.asarray(truth)[where], np.asarray(made.images[0])[where], peak=255.0))
-    results["inpaint"] = {"pictures": limit, "psnr_db inside the mask": fmean(inside)}
+        filled.append(psnr_db(np.asarray(truth)[where], plain[where], peak=255.0))
+    results["inpaint"] = {
+        "pictures": limit,
+        "psnr_db inside the mask": fmean(inside),
+        "biharmonic fill psnr_db": fmean(filled),
+    }
     return results
 
 
 def grid(pipeline: MTUPipeline, held_out: Path) -> Image.Image:
     """One band per task: text-to-image; then source and result above each other."""
-    columns = len(PROMPTS)
+    unknown = [row["prompt"] for row in spread(rows_of(held_out / "t2i"), 2, offset=11)]
+    prompts = [*PROMPTS, *unknown]
+    columns = len(prompts)
     bands: list[tuple[str, list[list[Image.Image]]]] = []
-    made = [pipeline(p, task="t2i", seed=i, num_inference_steps=STEPS).images[0] for i, p in enumerate(PROMPTS)]
-    bands.append(("text-to-image: " + "; ".join(PROMPTS), [made]))
+    made = [pipeline(p, task="t2i", seed=i, num_inference_steps=STEPS).images[0] for i, p in enumerate(prompts)]
+    bands.append(("text-to-image: " + "; ".join(PROMPTS) + "; never seen: " + "; ".join(unknown), [made]))
 
     rows = spread(rows_of(held_out / "edit"), columns)
     sources = [Image.open(held_out / "edit" / row["image_file_name"]).convert("RGB") for row in rows]
