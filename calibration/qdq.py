@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mtu_compile import qdq
@@ -9,30 +10,30 @@ from mtu_compile.qdq import LAYERS
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 __all__ = ["LAYERS", "count_pairs", "drop_idle", "sign_activations", "verify"]
 
 
 def sign_activations(model: onnx.ModelProto) -> int:
     """``mtu_compile.qdq.sign_activations`` in place; a graph without uint8 quantisers is not touched."""
-    import onnx_ir as ir
-
-    view: ir.Model = ir.from_proto(model)
-    changed = qdq.sign_activations(view)
-    if changed:
-        model.CopyFrom(ir.to_proto(view))
-    return changed
+    return _in_place(model, qdq.sign_activations)
 
 
 def drop_idle(model: onnx.ModelProto) -> int:
     """``mtu_compile.qdq.drop_idle`` in place; a graph without idle quantisers is not touched."""
+    return _in_place(model, qdq.drop_idle)
+
+
+def _in_place(model: onnx.ModelProto, edit: Callable[[ir.Model], int]) -> int:
+    """Let ``edit`` change a view of ``model``, which is written back if anything did change."""
     import onnx_ir as ir
 
     view: ir.Model = ir.from_proto(model)
-    dropped = qdq.drop_idle(view)
-    if dropped:
+    changed = edit(view)
+    if changed:
         model.CopyFrom(ir.to_proto(view))
-    return dropped
+    return changed
 
 
 def verify(model: onnx.ModelProto) -> tuple[dict[str, tuple[int, int]], tuple[str, ...]]:
