@@ -20,8 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mtu_compile import bundle, runtime
 from mtu_compile.bundle import InstructionSetProof, Manifest
 from mtu_compile.core.errors import BundleError, MtuError
@@ -88,14 +86,10 @@ def measure(root: Path, manifest: Manifest) -> dict[str, TaskMetrics]:
         if entry.reference is None:
             raise BundleError(f"the bundle carries no reference for task {name!r}", hint="build it again")
         reference = Reference.load(bundle.resolve(root, entry.reference))
-        calls = [
-            call for one in reference.trajectories for call in zip(one.inputs, one.outputs, one.timesteps, strict=True)
-        ]
-        chosen = sorted({round(i) for i in np.linspace(0, len(calls) - 1, min(CALLS, len(calls)))})
         steps = []
         with runtime.Runtime(root, manifest) as loaded:  # one UNet in memory at a time
             unet = loaded.unet(name)
-            for inputs, output, timestep in (calls[i] for i in chosen):
+            for inputs, output, timestep in reference.calls(CALLS):
                 measured = step_metrics({OUTPUT: output}, unet(inputs), timestep=timestep, guidance=entry.task.guided)
                 steps.append(measured)
         found[name] = TaskMetrics(tuple(steps))

@@ -15,8 +15,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from mtu_compile.compare import compare_recorded
 from mtu_compile.core.errors import AccuracyError, TargetError
 from mtu_compile.core.tasks import Guidance
@@ -148,10 +146,8 @@ def parity(
     """
     if calls < 1:
         raise AccuracyError(f"{calls} calls compare nothing")
-    inputs = [step for one in reference.trajectories for step in one.inputs]
-    wanted = [{OUTPUT: output} for one in reference.trajectories for output in one.outputs]
-    chosen = sorted({round(i) for i in np.linspace(0, len(inputs) - 1, min(calls, len(inputs)))})
-    inputs, wanted = [inputs[i] for i in chosen], [wanted[i] for i in chosen]
+    recorded = reference.calls(calls)
+    inputs, wanted = [call[0] for call in recorded], [{OUTPUT: call[1]} for call in recorded]
 
     rows: list[Row] = []
     first: list[dict[str, Array]] = []

@@ -68,6 +68,12 @@ class Reference:
     producer: str
     trajectories: tuple[Trajectory, ...]
 
+    def calls(self, most: int) -> list[tuple[Mapping[str, NDArray[np.float32]], NDArray[np.float32], float]]:
+        """(inputs, output, timestep) of up to ``most`` UNet calls, spread evenly over all trajectories."""
+        every = [call for one in self.trajectories for call in zip(one.inputs, one.outputs, one.timesteps, strict=True)]
+        chosen = sorted({round(i) for i in np.linspace(0, len(every) - 1, min(most, len(every)))})
+        return [every[i] for i in chosen]
+
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
         tensors: dict[str, NDArray[np.generic]] = {}
