@@ -68,7 +68,8 @@ class Thresholds:
 #: worst call, close to bf16, and is held to the same; int4-weights: 24 dB at its worst call, and in its worst task
 #: 16 dB of guidance, pictures of 30 dB, 29 dB outside a mask and a VIF of 0.61. bf16: 8 bits of mantissa give 38 to
 #: 40 dB a step; fp32: rounding order only.
-#: A mask cut off at half of its range, which in some networks no other metric sees, leaves 12.4 dB of guidance (``bench.defects``).
+#: A mask cut off at half of its range, which in some networks no other metric sees, leaves 12.4 dB of guidance
+#: (``bench.defects``).
 PRECISION_THRESHOLDS: Mapping[str, Thresholds] = {
     # One UNet call: sqnr, cosine, guidance ratio, guidance cosine; final: latent, image, ssim;
     # pooled guidance: ratio, sqnr; pictures: inside, outside, truth drop, vif.
