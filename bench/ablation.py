@@ -21,18 +21,19 @@ import passes
 import targets
 from bench import eval as evaluation
 from bench import held_out, timing
+from calibration import quant_config
 from calibration.baselines import prompts_only, random_set
 from calibration.capture import capture
 from calibration.quantize import QuantSettings, quantize_onnx
 from calibration.samples import split_samples
 from calibration.sets import CalibrationSet
-from mtu_compile import bundle, quant_config
+from mtu_compile import bundle
 from mtu_compile.compile import BuildOptions, Job, export_graphs
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.model.pipeline import MTUPipeline
-from mtu_compile.precision import INT8
-from mtu_compile.stages import Specialised
+from mtu_compile.stages.job import Specialised
+from mtu_compile.stages.precision import INT8
 
 BUILT = next(iter(evaluation.BUILDS))
 NNCF_DEFAULT = replace(INT8, range_estimator="mean-minmax", weight_bits_fix=True)

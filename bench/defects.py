@@ -19,11 +19,12 @@ import numpy as np
 
 from bench import held_out, timing
 from bench.seeding import defects, spoil
-from mtu_compile import bundle, graph_io
+from mtu_compile import bundle
+from mtu_compile.accuracy.thresholds import judge
+from mtu_compile.accuracy.verdict import TaskCheck
+from mtu_compile.graph import io as graph_io
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.thresholds import judge
-from mtu_compile.verdict import TaskCheck
-from targets.openvino_target import HOST_CONFIG
+from targets.openvino.target import HOST_CONFIG
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any
 
 from bench import held_out, timing
 from mtu_compile import bundle
+from mtu_compile.accuracy.verdict import TaskCheck
 from mtu_compile.compile import BuildOptions, build
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.verdict import TaskCheck
 
 WORK = Path("build/bench/eval")
 PAGE = Path("docs/accuracy.md")

@@ -11,12 +11,12 @@ from pathlib import Path
 from calibration.record import record_reference
 from calibration.samples import load_samples
 from mtu_compile import bundle, runtime
-from mtu_compile.check import measure_task
+from mtu_compile.accuracy.host.check import measure_task
+from mtu_compile.accuracy.host.perceptual import perceptual
+from mtu_compile.accuracy.verdict import TaskCheck
 from mtu_compile.core.progress import ignore
-from mtu_compile.perceptual import perceptual
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.verdict import TaskCheck
 
 MODEL = Path("examples/emoji/model")
 DATA = Path("build/emoji/held-out")

@@ -29,11 +29,12 @@ from calibration.fp8 import GEMMS, to_fp8
 from calibration.quantize import quantize_onnx
 from calibration.record import record_reference
 from calibration.samples import load_samples
-from mtu_compile import export, graph_io
+from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.core.tasks import find_task
-from mtu_compile.metrics import sqnr_db
-from mtu_compile.precision import INT8
+from mtu_compile.graph import io as graph_io
+from mtu_compile.model import export
 from mtu_compile.runtime.reference import Reference
+from mtu_compile.stages.precision import INT8
 from passes.keep_float import KEEP, Rule, angles, first_layer, last_layer, of_type
 from passes.simulate_half import simulate_half
 from passes.to_half import ToHalf
@@ -141,7 +142,7 @@ class Scale:
     def openvino(self, path: Path, hint: str) -> dict[str, float]:
         import openvino
 
-        from targets.openvino_ir import keep_angles_precise, read_graph
+        from targets.openvino.ir import keep_angles_precise, read_graph
 
         graph = read_graph(path)
         keep_angles_precise(graph)
@@ -164,7 +165,7 @@ def kernels(graph: ir.Model) -> dict[str, int] | str:
         import tensorrt_rtx  # noqa: F401
     except ImportError:
         return "tensorrt_rtx is not installed"
-    from mtu_compile.runtime.tensorrt_builder import Recipe, build_engine
+    from targets.nvidia.builder import Recipe, build_engine
 
     with tempfile.TemporaryDirectory() as folder:
         path = graph_io.save(graph, Path(folder) / "model.onnx")

@@ -12,10 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mtu_compile import graph_io, qdq
 from mtu_compile.core.tasks import Task
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph import qdq
+from mtu_compile.graph.edit import SAMPLE, add_constant, find_input, replace_value
 from mtu_compile.runtime import guidance
-from passes.graph import SAMPLE, add_constant, find_input, replace_value
 
 Array = NDArray[Any]
 

@@ -43,9 +43,9 @@ def graphs(which: str, folder: Path) -> None:
     from calibration.quantize import quantize_onnx
     from calibration.samples import load_samples
     from mtu_compile.core.hashing import model_sha256
-    from mtu_compile.export import export_unet
+    from mtu_compile.model.export import export_unet
     from mtu_compile.model.pipeline import MTUPipeline
-    from mtu_compile.precision import INT8
+    from mtu_compile.stages.precision import INT8
     from passes import specialise
 
     model, size, steps = Path("examples/emoji/model"), (64, 64), 20

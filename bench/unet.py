@@ -21,9 +21,9 @@ import passes
 import targets
 from bench import timing
 from calibration.quantize import quantize_onnx
-from mtu_compile import export
 from mtu_compile.core.tasks import PAPER_TASKS
-from mtu_compile.precision import INT8
+from mtu_compile.model import export
+from mtu_compile.stages.precision import INT8
 
 BATCH = 2
 
@@ -32,8 +32,8 @@ def example_models() -> tuple[Any, Any, int, int]:
     """(plain UNet, multi-task UNet, latent size, tokens) of the emoji example; the plain one has the same shape."""
     from diffusers import UNet2DConditionModel
 
-    from mtu_compile.layout import MULTI_TASK_KEYS
     from mtu_compile.model.pipeline import MTUPipeline
+    from mtu_compile.stages.layout import MULTI_TASK_KEYS
 
     pipeline = MTUPipeline.from_pretrained("examples/emoji/model")
     config = {k: v for k, v in pipeline.unet.config.items() if k not in MULTI_TASK_KEYS and not k.startswith("_")}

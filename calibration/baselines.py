@@ -114,7 +114,7 @@ def _zero_condition(pipeline: Any) -> Iterator[None]:
 
 
 def _input_shapes(graph: Path) -> dict[str, tuple[int, ...]]:
-    from mtu_compile import graph_io
+    from mtu_compile.graph import io as graph_io
 
     proto = graph_io.load_proto(graph).graph
     constants = {tensor.name for tensor in proto.initializer}

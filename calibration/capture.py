@@ -12,10 +12,10 @@ import numpy as np
 from calibration.observe import Array, observe
 from calibration.samples import Sample
 from calibration.sets import SEED_OFFSET, CalibrationSet
-from mtu_compile import __version__
 from mtu_compile.core.errors import CalibrationError
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.tasks import Task
+from mtu_compile.core.version import __version__
 
 #: Which calls of a trajectory are kept: one of each stratum of the schedule, another one in each trajectory; the same
 #: evenly spaced ones in each; or random ones. All keep the first, in which the latent is the noise of its seed.

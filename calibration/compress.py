@@ -9,7 +9,8 @@ then put right, because no target takes it as it is:
 * blocks of a transposed Gemm are said to lie along the wrong axis;
 * where the largest weight of a group is positive its **scale is negative**, which TensorRT refuses: the group is
   rounded again with a positive one, 127 or 7 steps to either side instead of 128 or 8;
-* zero points are left away, from whose type TensorRT and ``mtu_compile.qdq`` know the weight's: they are written down.
+* zero points are left away, from whose type TensorRT and ``mtu_compile.graph.qdq`` know the weight's: they are
+  written down.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.quantize import load_float, quiet_nncf, resolve_scopes
-from mtu_compile import graph_io, qdq
 from mtu_compile.core.errors import ConfigError, PassError
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph import qdq
 
 if TYPE_CHECKING:
     import onnx

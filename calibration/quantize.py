@@ -173,7 +173,7 @@ def quantize_onnx(
         ConfigError: an ignored scope matches nothing.
         PassError: NNCF failed, or its result is not what every target takes (see ``verify``).
     """
-    from mtu_compile import graph_io
+    from mtu_compile.graph import io as graph_io
 
     settings = settings or QuantSettings()
     graph = load_float(model)
@@ -218,7 +218,7 @@ def resolve_scopes(model: onnx.ModelProto, scopes: Sequence[str]) -> tuple[str, 
 
 def load_float(path: Path) -> onnx.ModelProto:
     """The graph without its external weights; ``ModelError`` for everything that cannot be quantised."""
-    from mtu_compile import graph_io
+    from mtu_compile.graph import io as graph_io
 
     model = graph_io.load_proto(path)
     for location in graph_io.weight_files(model):
@@ -362,7 +362,7 @@ def quiet_nncf() -> Iterator[None]:
 def _save(proto: onnx.ModelProto, out: Path) -> None:
     import onnx_ir as ir
 
-    from mtu_compile import graph_io
+    from mtu_compile.graph import io as graph_io
 
     model: ir.Model = ir.from_proto(proto)
     graph_io.check(model, "nncf")

@@ -94,7 +94,8 @@ def graph_ranges(int8_graph: Path) -> dict[str, float]:
     Raises:
         ModelError: the graph is unreadable.
     """
-    from mtu_compile import graph_io, qdq
+    from mtu_compile.graph import io as graph_io
+    from mtu_compile.graph import qdq
 
     found = {}
     for node in graph_io.load(int8_graph).graph:
@@ -132,7 +133,7 @@ def measure_ranges(
         ModelError: the graph is unreadable.
     """
     from calibration.quantize import resolve_scopes
-    from mtu_compile import graph_io
+    from mtu_compile.graph import io as graph_io
 
     if not inputs:
         raise CalibrationError("there are no inputs to measure activation ranges on")
@@ -240,7 +241,8 @@ def _digits(value: float) -> float:
 
 def _layer_inputs(graph: Path, ignored: Collection[str]) -> dict[str, tuple[str, ...]]:
     """By name of the layer, the tensors that go into it and are no weights."""
-    from mtu_compile import graph_io, qdq
+    from mtu_compile.graph import io as graph_io
+    from mtu_compile.graph import qdq
 
     found = {}
     for node in graph_io.load(graph).graph:
@@ -254,7 +256,7 @@ def _layer_inputs(graph: Path, ignored: Collection[str]) -> dict[str, tuple[str,
 
 
 def _is_weight(value: ir.Value) -> bool:
-    from mtu_compile import qdq
+    from mtu_compile.graph import qdq
 
     node = value.producer()
     if node is None:
@@ -263,7 +265,7 @@ def _is_weight(value: ir.Value) -> bool:
 
 
 def _behind_softmax(value: ir.Value) -> bool:
-    from mtu_compile import qdq
+    from mtu_compile.graph import qdq
 
     node = value.producer()
     if node is None or node.op_type == "Softmax":

@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.parts import Part, split
-from mtu_compile import graph_io, qdq
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph import qdq
 
 if TYPE_CHECKING:
     import onnx_ir as ir

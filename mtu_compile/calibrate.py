@@ -26,8 +26,8 @@ from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.sampler import check_sampler, use_sampler
-from mtu_compile.precision import INT8
-from mtu_compile.stages import BuildOptions, Job
+from mtu_compile.stages.job import BuildOptions, Job
+from mtu_compile.stages.precision import INT8
 
 if TYPE_CHECKING:
     from mtu_compile.model.pipeline import MTUPipeline

@@ -1,7 +1,7 @@
 """The compiler: a multi-task pipeline folder goes in, a checked bundle comes out.
 
 This file is the table of contents. Each stage is a function below; the work is done by the modules they call, and what
-passes between them is in ``mtu_compile.stages``.
+passes between them is in ``mtu_compile.stages.job``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import passes
 import targets
+from calibration import mixed, quant_config
 from calibration.capture import capture
 from calibration.notices import RowNotice, row_notices
 from calibration.quantize import QuantSettings
@@ -25,8 +26,11 @@ from calibration.record import record_reference
 from calibration.samples import Sample, split_samples
 from calibration.set_folder import load_folder
 from calibration.sets import CalibrationSet
-from mtu_compile import __version__, bundle, mixed, quant_config, wheels
-from mtu_compile.check import check_bundle
+from mtu_compile import bundle
+from mtu_compile.accuracy.host.check import check_bundle
+from mtu_compile.accuracy.host.half_range import more_precise
+from mtu_compile.accuracy.host.parity import Backend, parity
+from mtu_compile.accuracy.verdict import CheckResult
 from mtu_compile.core.atomic import scratch
 from mtu_compile.core.errors import AccuracyError, CalibrationError, ConfigError
 from mtu_compile.core.fit import Fit
@@ -34,18 +38,16 @@ from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
-from mtu_compile.half_parts import parts_in_half, unet_in_half
-from mtu_compile.half_range import more_precise
-from mtu_compile.host_plan import host_needs, with_time
-from mtu_compile.layout import Layout, unet_folders
+from mtu_compile.core.version import __version__
 from mtu_compile.model.plain import load_as_task, require_multi_task, require_plain
 from mtu_compile.model.sampler import SCHEDULER, check_sampler, published_config, save_scheduler, use_sampler
-from mtu_compile.parity import Backend, parity
 from mtu_compile.planner import BuildPlan, HostPlan, plan_build, survey
-from mtu_compile.precision import COMPRESSED, QUANTISED, compress, lower, quantise
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.stages import (
+from mtu_compile.stages import wheels
+from mtu_compile.stages.half_parts import parts_in_half, unet_in_half
+from mtu_compile.stages.host_needs import host_needs, with_time
+from mtu_compile.stages.job import (
     CAPTURED,
     BuildOptions,
     BuildResult,
@@ -55,7 +57,8 @@ from mtu_compile.stages import (
     Specialised,
     pass_records,
 )
-from mtu_compile.verdict import CheckResult
+from mtu_compile.stages.layout import Layout, unet_folders
+from mtu_compile.stages.precision import COMPRESSED, QUANTISED, compress, lower, quantise
 from targets.base import Artifact, Target
 
 if TYPE_CHECKING:
@@ -276,7 +279,7 @@ def _given_settings(options: BuildOptions, tasks: Sequence[tuple[int, Task]]) ->
 
 def export_graphs(job: Job, pipeline: MTUPipeline, tasks: Sequence[tuple[int, Task]]) -> Graphs:
     """Export the model once, and specialise the UNet to each of ``tasks`` by the target's passes."""
-    from mtu_compile import export
+    from mtu_compile.model import export
 
     length, work = int(pipeline.tokenizer.model_max_length), job.work
     with job.progress.stage("export"):

@@ -8,9 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mtu_compile.core.errors import PassError
-from passes.base import PassContext, PassResult, Skipped
-from passes.constants import Evaluator
-from passes.graph import (
+from mtu_compile.graph.edit import (
     BOUND_TASK,
     SAMPLE,
     TASK_IDS,
@@ -27,6 +25,8 @@ from passes.graph import (
     replace_value,
     users,
 )
+from passes.base import PassContext, PassResult, Skipped
+from passes.constants import Evaluator
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _find_routed_conv(graph: ir.Model, sample: ir.Value, evaluator: Evaluator) -
             return _RoutedConv(node, tuple(slot for slot in slots if slot is not None))
     raise PassError(
         f"no routed input convolution reads {SAMPLE!r}",
-        hint="the graph has to be exported by mtu_compile.export.export_unet",
+        hint="the graph has to be exported by mtu_compile.model.export.export_unet",
     )
 
 

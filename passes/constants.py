@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from mtu_compile.core.errors import PassError
-from passes.graph import Array, constant, constant_tensor
+from mtu_compile.graph.edit import Array, constant, constant_tensor
 
 #: Operators that give another answer each time, whatever their inputs.
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph.edit import constant, only_user, other_input, replace_value
 from passes.base import PassContext, PassResult
 from passes.experts import Expert, Mixture, find_mixtures, require_bound_task, rewrite_mixtures
-from passes.graph import constant, only_user, other_input, replace_value
 
 
 class DropExperts:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from mtu_compile.core.errors import PassError
-from passes.base import PassResult, Skipped
-from passes.graph import (
+from mtu_compile.graph.edit import (
     TASK_IDS,
     constant_tensor,
     find_input,
@@ -20,6 +19,7 @@ from passes.graph import (
     remove_unused,
     scope,
 )
+from passes.base import PassResult, Skipped
 
 
 @dataclass(frozen=True, eq=False)

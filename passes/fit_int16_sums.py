@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mtu_compile import graph_io, qdq
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph import qdq
+from mtu_compile.graph.edit import Array, constant_tensor
 from passes.base import PassContext, PassResult, Skipped
-from passes.graph import Array, constant_tensor
 
 #: Two weights of one sign that are added up may be this large together: 255 · 128 = 32,640 is the most that fits into
 #: 16 bits when the activation is an unsigned byte.

@@ -5,10 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mtu_compile.core.errors import PassError
-from passes.base import PassContext, PassResult, Skipped
-from passes.constants import Evaluator
-from passes.experts import find_mixtures
-from passes.graph import (
+from mtu_compile.graph.edit import (
     BOUND_TASK,
     TASK_IDS,
     add_constant,
@@ -20,6 +17,9 @@ from passes.graph import (
     replace_value,
     scope,
 )
+from passes.base import PassContext, PassResult, Skipped
+from passes.constants import Evaluator
+from passes.experts import find_mixtures
 
 _HINT = "only routers fed by the task alone can be specialised"
 

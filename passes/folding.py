@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from passes.graph import constant_tensor
+from mtu_compile.graph.edit import constant_tensor
 
 #: Constants of up to this many numbers are folded: shapes, indices, a timestep's frequencies. Weights are left alone.
 SMALL = 4096

@@ -6,9 +6,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph.edit import remove_unused
 from passes.base import PassContext, PassResult
 from passes.folding import fold_small_constants
-from passes.graph import remove_unused
 
 #: Name of a dynamic dimension in an exported graph, and where its size is in the context.
 DIMENSIONS = {"batch": "batch", "height": "height", "width": "width", "length": "text_length"}

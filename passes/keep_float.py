@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from passes.graph import ancestors, constant_tensor, users
+from mtu_compile.graph.edit import ancestors, constant_tensor, users
 
 #: Finds the nodes that have to stay in float32.
 Rule: TypeAlias = Callable[[ir.Model], set[ir.Node]]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mtu_compile import qdq
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph import qdq
+from mtu_compile.graph.edit import constant_tensor, produced_by, remove_unused, users
 from passes.base import TASK_PIPELINE, PassContext, PassResult, Skipped
-from passes.graph import constant_tensor, produced_by, remove_unused, users
 
 #: Between the query·key product and the softmax: scale and mask.
 _SCORES = ("Add", "Div", "Mul", "Where")

@@ -9,9 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mtu_compile.core.errors import PassError
-from passes.base import PassContext, PassResult
-from passes.experts import Expert, Mixture, find_mixtures, require_bound_task, rewrite_mixtures
-from passes.graph import (
+from mtu_compile.graph.edit import (
     Array,
     add_lazy_constant,
     constant,
@@ -20,6 +18,8 @@ from passes.graph import (
     read_float64,
     replace_value,
 )
+from passes.base import PassContext, PassResult
+from passes.experts import Expert, Mixture, find_mixtures, require_bound_task, rewrite_mixtures
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from mtu_compile import graph_io
+from mtu_compile.graph import io as graph_io
 from passes.base import Pass, PassContext, PassResult
 from passes.registry import TASK_PIPELINE, Registry, builtin
 
@@ -78,7 +78,7 @@ def specialise(
     """Turn the exported multi-task UNet into the static graph of one task, from file to file.
 
     Args:
-        model_path: what ``mtu_compile.export.export_unet`` wrote.
+        model_path: what ``mtu_compile.model.export.export_unet`` wrote.
         out: ONNX file to write.
         task_id: index of the task in the model's ``tasks``.
         channels: channels of the noisy latent and of the task's condition.

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from mtu_compile import graph_io
-from passes.graph import remove_unused
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.edit import remove_unused
 from passes.keep_float import FLOAT, MOVES
 
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)

@@ -10,9 +10,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph.edit import Array, constant_tensor, produced_by, remove_unused, users
 from passes.base import TASK_PIPELINE, PassContext, PassResult, Skipped
 from passes.folding import SMALL
-from passes.graph import Array, constant_tensor, produced_by, remove_unused, users
 from passes.keep_float import FIXED_INPUTS, FLOAT, KEEP, QUANTISERS, Rule, float_inputs, float_outputs, stays_float
 
 #: First opset whose Conv and InstanceNormalization take bfloat16; what changed from 20 to 22 are types only, but for

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from mtu_compile import qdq
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph import qdq
+from mtu_compile.graph.edit import add_constant, constant, constant_tensor, users
 from passes.base import PassContext, PassResult, Skipped
-from passes.graph import add_constant, constant, constant_tensor, users
 
 #: What int8's zero is in uint8: the whole range moves by it, and no number changes.
 OFFSET = 128

@@ -170,7 +170,7 @@ class LayerCosts:
 
     Attributes:
         milliseconds: by name of an ONNX Conv, Gemm or MatMul node, in graph order: its own kernel and what stands in
-            front of it (see ``targets.layer_costs.charge``).
+            front of it (see ``targets.costs.layers.charge``).
         total_ms: of everything, what belongs to no layer included.
         source: how the figures were come by, in words.
         measured: they were taken on the target's device, in this machine; else they are a cost model's.

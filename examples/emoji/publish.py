@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from skimage.restoration import inpaint_biharmonic
 
 from examples.emoji.make_tasks import seeded_mask
-from mtu_compile.metrics import image_metrics, psnr_db
+from mtu_compile.accuracy.metrics import image_metrics, psnr_db
 from mtu_compile.model.pipeline import MTUPipeline
 
 HERE = Path(__file__).resolve().parent

@@ -23,7 +23,7 @@ from mtu_compile.core.hashing import file_sha256
 from mtu_compile.core.progress import Advance, Progress
 from mtu_compile.runtime import built
 from mtu_compile.runtime.built import BuiltEngine
-from mtu_compile.runtime.tensorrt_builder import Recipe, build_engine
+from targets.nvidia.builder import Recipe, build_engine
 
 #: Peak memory of a build, as a multiple of the graph's size: 3.4 GB for an SD 1.5-sized INT8 graph of 0.86 GB
 #: (TensorRT-RTX 1.7, no GPU). Not measured on a Jetson.

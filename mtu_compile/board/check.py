@@ -1,7 +1,7 @@
 """Are a bundle's engines, on the device they run on, as good as the float original?
 
-The comparison of ``mtu_compile.check`` without what a board does not have: no torch, no Polygraphy. Inputs and outputs
-of the float original are in the bundle.
+The comparison of ``mtu_compile.accuracy.host.check`` without what a board does not have: no torch, no Polygraphy.
+Inputs and outputs of the float original are in the bundle.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtu_compile import bundle, instruction_sets, runtime
+from mtu_compile import bundle, runtime
+from mtu_compile.accuracy import instruction_sets
+from mtu_compile.accuracy.metrics import StepMetrics, step_metrics
+from mtu_compile.accuracy.verdict import CheckResult, check_task
 from mtu_compile.bundle import TaskEntry
 from mtu_compile.core.errors import AccuracyError, BundleError
 from mtu_compile.core.progress import Progress
-from mtu_compile.metrics import StepMetrics, step_metrics
 from mtu_compile.runtime import proven
 from mtu_compile.runtime.engine import OUTPUT
 from mtu_compile.runtime.reference import Reference, Trajectory
-from mtu_compile.verdict import CheckResult, check_task
 
 
 def check_bundle(path: Path, *, progress: Progress | None = None) -> CheckResult:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mtu_compile.core.errors import TargetError
-from mtu_compile.runtime import cuda, tensorrt_builder
 from mtu_compile.runtime.built import BUILDABLE, Fingerprint
+from targets.nvidia import builder as tensorrt_builder
+from targets.nvidia import cuda
 
 #: Written by Jetson Linux, its release in the first line.
 _JETSON_RELEASE = Path("/etc/nv_tegra_release")

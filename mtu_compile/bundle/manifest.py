@@ -25,6 +25,7 @@ from mtu_compile.bundle.kinds import (
 )
 from mtu_compile.bundle.provenance import Accuracy, Estimate, Extra, TaskExtra
 from mtu_compile.bundle.scheduler_config import SchedulerConfig
+from mtu_compile.core import vendors
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.precision import Precision
@@ -39,8 +40,7 @@ BUILT = "built"
 SCHEMA_VERSION = 1
 
 #: Whose runtime opens a network; ``mtu_compile.runtime.engine`` has a class for each.
-ENGINE_KINDS = ("openvino", "openvino-float", "tensorrt", "tensorrt-rtx", "onnxruntime")
-EngineKind = Annotated[str, Rule(lambda kind: kind in ENGINE_KINDS, f"one of {', '.join(ENGINE_KINDS)}")]
+EngineKind = Annotated[str, Rule(lambda kind: kind in vendors.engines(), f"one of {', '.join(vendors.engines())}")]
 
 
 @dataclass(frozen=True)

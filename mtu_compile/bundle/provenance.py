@@ -94,7 +94,7 @@ _THRESHOLDS = Annotated[
     ),
 ]
 
-#: What a check measured of a task: ``mtu_compile.verdict.TaskCheck.summary``.
+#: What a check measured of a task: ``mtu_compile.accuracy.verdict.TaskCheck.summary``.
 Accuracy = Annotated[
     Object,
     Entries(

@@ -8,9 +8,9 @@ from importlib import import_module
 
 import click
 
-from mtu_compile import __version__
 from mtu_compile.cli.signals import Stopped, catch_signals
 from mtu_compile.core.errors import EXIT_OTHER, MtuError
+from mtu_compile.core.version import __version__
 
 #: Command name → module under ``mtu_compile.cli`` whose ``command`` it is, in the order ``--help`` lists them.
 COMMANDS = {

@@ -13,7 +13,7 @@ from mtu_compile.cli.options import clip_option, json_option, quiet_option
 from mtu_compile.core.errors import AccuracyError
 
 if TYPE_CHECKING:
-    from mtu_compile.verdict import CheckResult, TaskCheck
+    from mtu_compile.accuracy.verdict import CheckResult, TaskCheck
 
 
 @click.command("check")
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @quiet_option
 def command(bundle: Path, clip: Path | None, as_json: bool, quiet: bool) -> None:
     """Compare every task's engine in BUNDLE with the recorded float original; below a threshold, exit 3."""
-    from mtu_compile.check import check_bundle
+    from mtu_compile.accuracy.host.check import check_bundle
     from mtu_compile.runtime import proven
 
     result = check_bundle(bundle, clip=clip, progress=ConsoleProgress(quiet or as_json))

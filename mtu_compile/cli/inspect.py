@@ -27,7 +27,7 @@ def command(bundle: Path, as_config: bool, as_json: bool) -> None:
 
     manifest = bundles.read(bundle, verify=True)
     if as_config:
-        from mtu_compile.quant_config import of_bundle
+        from calibration.quant_config import of_bundle
 
         click.echo(json.dumps(of_bundle(manifest), indent=2))
         return

@@ -13,7 +13,7 @@ import diffusers
 import numpy as np
 import torch
 
-from mtu_compile import __version__
+from mtu_compile.core.version import __version__
 from mtu_compile.model.train_config import TrainConfig
 
 

@@ -1,8 +1,8 @@
 """Whether a model will fit a device, before anything is built.
 
 Weights, activations and workspace of every network a bundle carries are estimated from the float graphs (see
-``targets.estimate``) and held against the device's memory: for each task beside the text encoder and the autoencoder,
-and for all tasks together, because the runtime keeps every engine it has opened.
+``targets.costs.estimate``) and held against the device's memory: for each task beside the text encoder and the
+autoencoder, and for all tasks together, because the runtime keeps every engine it has opened.
 """
 
 from __future__ import annotations

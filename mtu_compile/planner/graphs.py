@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import passes
-from mtu_compile import graph_io
 from mtu_compile.core.errors import ModelError, ToolchainMissing
+from mtu_compile.graph import io as graph_io
 from mtu_compile.planner.plan import BuildPlan, NetworkPlan, Suggestion
 from targets.base import WEIGHTS_ONLY, Precision, Target
-from targets.estimate import Footprint, footprint
+from targets.costs.estimate import Footprint, footprint
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -8,7 +8,7 @@ from typing import Any
 from mtu_compile.core.errors import BuildError, ConfigError
 from mtu_compile.planner.host import HostPlan, size
 from targets.base import Precision
-from targets.estimate import Footprint
+from targets.costs.estimate import Footprint
 
 #: Said wherever the figures are shown.
 METHOD = (

@@ -10,11 +10,11 @@ from typing import Any
 
 from PIL import Image
 
+from calibration.mixed import MixedPrecision
 from calibration.ranges import Shared
+from mtu_compile.accuracy.metrics import StepMetrics
+from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
-from mtu_compile.metrics import StepMetrics
-from mtu_compile.mixed import MixedPrecision
-from mtu_compile.thresholds import Thresholds
 
 #: A threshold: least and largest value that pass, ``None`` where there is no such end.
 Bounds = tuple[float | None, float | None]

@@ -10,18 +10,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import targets
+from calibration.mixed import MixedPrecision
 from calibration.ranges import bundle_ranges, spread
-from mtu_compile import __version__, bundle
-from mtu_compile.check import check_bundle
+from mtu_compile import bundle
+from mtu_compile.accuracy.host.check import check_bundle
+from mtu_compile.accuracy.task_metrics import PictureMetrics
+from mtu_compile.accuracy.verdict import CheckResult, TaskCheck
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Progress
-from mtu_compile.mixed import MixedPrecision
+from mtu_compile.core.version import __version__
 from mtu_compile.report.data import Fact, Network, PicturePair, Report, TaskReport
 from mtu_compile.report.metrics import label, metric_rows
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.stages import CAPTURED
-from mtu_compile.task_metrics import PictureMetrics
-from mtu_compile.verdict import CheckResult, TaskCheck
+from mtu_compile.stages.job import CAPTURED
 
 _CPUINFO = Path("/proc/cpuinfo")
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.report.data import Bounds, Metric, Value
-from mtu_compile.thresholds import Thresholds
 
 #: Names of the summary's keys; one that is not here is shown by its key.
 LABELS = {

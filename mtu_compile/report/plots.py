@@ -7,7 +7,7 @@ from math import isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from mtu_compile.mixed import LayerChoice, MixedPrecision
+from calibration.mixed import LayerChoice, MixedPrecision
 from mtu_compile.report.data import PicturePair, TaskReport
 from mtu_compile.report.svg import LIMIT, MUTED, SERIES_A, SERIES_B, SERIES_C, figure, inline
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from calibration.mixed import MixedPrecision
 from calibration.ranges import LIMIT_DB
 from mtu_compile.core.errors import ToolchainMissing
-from mtu_compile.mixed import MixedPrecision
 from mtu_compile.planner import size
 from mtu_compile.report import plots
 from mtu_compile.report.data import Bounds, Metric, Network, PicturePair, Report, TaskReport, Value

@@ -21,7 +21,8 @@ from mtu_compile.bundle import BUILT, EngineRef, Manifest
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import BundleError, TargetError
 from mtu_compile.core.hashing import file_sha256
-from mtu_compile.runtime import cuda, tensorrt_builder
+from targets.nvidia import builder as tensorrt_builder
+from targets.nvidia import cuda
 
 INDEX = f"{BUILT}/index.json"
 FORMAT = "mtu-built-1"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtu_compile.core import vendors
 from mtu_compile.core.errors import TargetError
 
 Array = NDArray[Any]
@@ -99,16 +99,6 @@ class EngineBase(ABC):
         """Let go of the network."""
 
 
-#: Class of each kind of engine, as ``module:class`` under ``mtu_compile.runtime``; imported when one is opened.
-_KINDS = {
-    "openvino": "openvino_engine:OpenVINOEngine",
-    "openvino-float": "openvino_float:OpenVINOFloatEngine",
-    "tensorrt": "tensorrt_engine:TensorRTEngine",
-    "tensorrt-rtx": "tensorrt_engine:TensorRTRTXEngine",
-    "onnxruntime": "onnxruntime_engine:OnnxRuntimeEngine",
-}
-
-
 def open_engine(
     kind: str, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, *, cache: Path | None = None
 ) -> Engine:
@@ -127,11 +117,10 @@ def open_engine(
         TargetError: an unknown kind, a device that is not there, or a file its runtime refuses.
         ConfigError: a device or an option that is not allowed.
     """
-    if kind not in _KINDS:
-        raise TargetError(f"engines of kind {kind!r} are not known", hint=f"this mtu-compile runs {', '.join(_KINDS)}")
-    module, _, name = _KINDS[kind].partition(":")
-    opener: Callable[[Path, Mapping[str, str], Path | None, Path | None], Engine]
-    opener = getattr(import_module(f"mtu_compile.runtime.{module}"), name)
+    known = vendors.engines()
+    if kind not in known:
+        raise TargetError(f"engines of kind {kind!r} are not known", hint=f"this mtu-compile runs {', '.join(known)}")
+    opener: Callable[[Path, Mapping[str, str], Path | None, Path | None], Engine] = vendors.load(known[kind])
     return opener(path, config, prebuilt, cache)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from mtu_compile import wheels
 from mtu_compile.core.hashing import file_sha256
+from mtu_compile.stages import wheels
 
 #: What ``pip install mtu-compile`` brings that is imported on a board, and TensorRT-RTX in the place of JetPack's
 #: TensorRT. cuda-python is left out: building for GPUs that are named has to do without.

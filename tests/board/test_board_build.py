@@ -17,8 +17,8 @@ from mtu_compile.board import build as module
 from mtu_compile.core.errors import BundleError, MtuError, TargetError, ToolchainMissing
 from mtu_compile.core.progress import Advance, Progress
 from mtu_compile.runtime import built
-from mtu_compile.runtime.cuda import Device
-from mtu_compile.runtime.tensorrt_builder import Built
+from targets.nvidia.builder import Built
+from targets.nvidia.cuda import Device
 
 GPU = Device("Orin", "8.7", 64 << 30, 50 << 30, "12.6")
 ORIN = Board("NVIDIA Jetson AGX Orin", "R36 (release)", "3.10", GPU, {"tensorrt": "10.3.0"}, 50 << 30, {})

@@ -15,7 +15,7 @@ from mtu_compile.board import machine as module
 from mtu_compile.board.machine import Board
 from mtu_compile.cli.board import command
 from mtu_compile.core.errors import TargetError
-from mtu_compile.runtime.cuda import Device
+from targets.nvidia.cuda import Device
 
 NANO = Board(
     model="NVIDIA Jetson Orin Nano Developer Kit",

@@ -10,7 +10,7 @@ import pytest
 from mtu_compile import bundle, runtime
 from mtu_compile.board import build_bundle, check_bundle
 from mtu_compile.bundle import EngineRef, Manifest
-from mtu_compile.runtime import cuda
+from targets.nvidia import cuda
 
 
 def as_kind(manifest: Manifest, kind: str, config: dict[str, str]) -> Manifest:

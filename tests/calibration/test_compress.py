@@ -14,11 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import passes
 from calibration.compress import CompressSettings, compress_onnx
-from mtu_compile import graph_io, qdq
+from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.core.errors import ConfigError, ModelError, PassError
-from mtu_compile.metrics import sqnr_db
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph import qdq
 from mtu_compile.runtime.engine import open_engine
-from targets.openvino_target import HOST_CONFIG
+from targets.openvino.target import HOST_CONFIG
 
 C, TOKENS = 128, 16
 RNG = np.random.default_rng(0)

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import passes
 from calibration.fp8 import FP8_MAX, GEMMS, Fp8Report, to_fp8
-from mtu_compile import graph_io
+from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.core.errors import PassError
-from mtu_compile.metrics import sqnr_db
+from mtu_compile.graph import io as graph_io
 
 C, TOKENS = 16, 16
 RNG = np.random.default_rng(0)
@@ -179,7 +179,7 @@ def test_it_lowers_to_half_without_losing(pair: tuple[Path, Path], tmp_path: Pat
 @pytest.mark.parametrize("capability", ["8.9", "12.0"])
 def test_tensorrt_rtx_builds_it(capability: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from mtu_compile.runtime.tensorrt_builder import Recipe, build_engine
+    from targets.nvidia.builder import Recipe, build_engine
 
     fp8, half = tmp_path / "fp8.onnx", tmp_path / "half.onnx"
     to_fp8(*pair, fp8)

@@ -17,8 +17,8 @@ import passes
 import targets
 from calibration.qdq import sign_activations, verify
 from calibration.quantize import QuantSettings, quantize_onnx, resolve_scopes
-from mtu_compile import graph_io
 from mtu_compile.core.errors import CalibrationError, ConfigError, ModelError, PassError
+from mtu_compile.graph import io as graph_io
 
 pytestmark = pytest.mark.int8
 

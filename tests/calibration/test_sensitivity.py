@@ -16,9 +16,9 @@ from calibration.parts import split
 from calibration.quantize import QuantSettings, quantize_onnx
 from calibration.sensitivity import answers, compare, measure, spread
 from calibration.switches import SwitchedGraph, join
-from mtu_compile import graph_io
+from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.core.errors import CalibrationError, PassError
-from mtu_compile.metrics import sqnr_db
+from mtu_compile.graph import io as graph_io
 
 C, H = 16, 4
 QUIET = QuantSettings(smooth_quant_alpha=None)

@@ -72,7 +72,7 @@ def test_an_existing_output_is_kept_unless_forced(
 
 def test_a_task_below_its_threshold_fails_the_build(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
     stricter = (
-        "import dataclasses, mtu_compile.thresholds as c\n"
+        "import dataclasses, mtu_compile.accuracy.thresholds as c\n"
         "c.PRECISION_THRESHOLDS = {'int8': dataclasses.replace(c.PRECISION_THRESHOLDS['int8'], ssim=1.1)}\n"
         "c.TASK_THRESHOLDS = {}"
     )

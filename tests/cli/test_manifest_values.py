@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 import targets
+from calibration.quant_config import of_bundle
 from calibration.quantize import QuantSettings
 from calibration.ranges import bundle_ranges, spread
 from mtu_compile.board.build import _check_versions
 from mtu_compile.board.machine import Board
 from mtu_compile.bundle import Manifest, read
 from mtu_compile.bundle.files import _sealed
-from mtu_compile.bundle.manifest import ENGINE_KINDS
+from mtu_compile.core import vendors
 from mtu_compile.core.errors import EXIT_INPUT, BundleError, ConfigError, TargetError
-from mtu_compile.quant_config import of_bundle
 from mtu_compile.report.gather import _build_facts, _commands
-from mtu_compile.runtime import engine, schedulers
+from mtu_compile.runtime import schedulers
 
 #: What takes the place of every value.
 WRONG: tuple[Any, ...] = (
@@ -289,4 +289,6 @@ def test_manifests_that_say_nothing_of_fit_are_read(raw: Any) -> None:
 
 
 def test_every_kind_of_engine_has_a_class() -> None:
-    assert set(ENGINE_KINDS) == set(engine._KINDS)
+    kinds = {"openvino", "openvino-float", "tensorrt", "tensorrt-rtx", "onnxruntime"}
+    assert kinds <= set(vendors.engines())
+    assert all(isinstance(vendors.load(place), type) for place in vendors.engines().values())

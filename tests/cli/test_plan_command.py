@@ -10,7 +10,7 @@ Run = Callable[..., Any]
 #: A device of 100 kB under the name of another, made in the process that runs the command.
 SMALL = """
 import targets
-from targets.cpu import CpuTarget, SPEC
+from targets.openvino.cpu import CpuTarget, SPEC
 class Small(CpuTarget):
     def memory(self):
         return 100_000

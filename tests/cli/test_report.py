@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mtu_compile import bundle
+from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.report.pictures import difference as difference_of
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.thresholds import Thresholds
 from tests.report_checks import Page, decode, markup_problems
 
 Run = Callable[..., Any]
@@ -56,7 +56,7 @@ def test_a_bundle_below_its_thresholds_is_reported_and_is_no_error(
     from mtu_compile.cli.report import command
 
     strict = replace(Thresholds.default("int8"), sqnr_db=150.0)
-    monkeypatch.setattr("mtu_compile.thresholds.TASK_THRESHOLDS", {("int8", "inpaint"): strict})
+    monkeypatch.setattr("mtu_compile.accuracy.thresholds.TASK_THRESHOLDS", {("int8", "inpaint"): strict})
     page = tmp_path / "page.html"
     done = CliRunner().invoke(command, [str(tiny_bundle), "-o", str(page)])
     assert done.exit_code == 0, done.output

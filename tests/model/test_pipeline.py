@@ -16,6 +16,7 @@ from PIL import Image
 
 from calibration.record import record_reference
 from calibration.samples import Sample
+from mtu_compile.accuracy.pictures import changed_region
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.rows import Row
 from mtu_compile.core.tasks import PAPER_TASKS, Task
@@ -23,7 +24,6 @@ from mtu_compile.model import encode
 from mtu_compile.model.data import Encoder
 from mtu_compile.model.pipeline import MTUPipeline
 from mtu_compile.model.upcycle import upcycle_folder
-from mtu_compile.pictures import changed_region
 from mtu_compile.runtime import images
 from mtu_compile.runtime.fitting import Frame
 

@@ -17,9 +17,9 @@ from diffusers import UNet2DConditionModel
 
 import passes
 import targets
-from mtu_compile import export
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.tasks import PAPER_TASKS, Task
+from mtu_compile.model import export
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 from mtu_compile.model.unet_support import CARRIED, RULES, check_unet
 from mtu_compile.model.upcycle import upcycle_folder, upcycle_unet

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from mtu_compile import graph_io
+from mtu_compile.graph import io as graph_io
 
 TEXT = 5
 HEIGHT, WIDTH = 8, 4
@@ -87,7 +87,7 @@ def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mtu_model: Any, tiny_unet: Any
 ) -> Callable[[str], Path]:
     """``exported("sd15")`` is the multi-task graph, ``exported("plain-sd15")`` the pretrained UNet's."""
-    from mtu_compile import export
+    from mtu_compile.model import export
 
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if hasattr(request.config, "workerinput") else base) / "exports"  # workers share them

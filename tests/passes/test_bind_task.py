@@ -7,12 +7,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from mtu_compile import graph_io
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.edit import find_input, op_counts
 from passes import run_passes
 from passes.base import PassContext, PassResult
 from passes.bind_task import BindTask
-from passes.graph import find_input, op_counts
 
 INPAINT = PassContext(task_id=3, channels=9)
 EDIT = PassContext(task_id=1, channels=8)

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from mtu_compile.graph.edit import op_counts
 from passes import run_passes
 from passes.base import PassContext
 from passes.cleanup import Cleanup
-from passes.graph import op_counts
 
 
 def test_what_does_nothing_goes(parse: Any, run_graph: Any, assert_close: Any) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_compile import graph_io
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.edit import op_counts
 from passes import run_passes
 from passes.base import PassContext
 from passes.drop_experts import DropExperts
-from passes.graph import op_counts
 
 FEEDS = {
     "x": np.random.default_rng(1).standard_normal((2, 5, 4)).astype(np.float32),

@@ -8,13 +8,13 @@ import onnx_ir as ir
 import pytest
 
 import passes
-from mtu_compile import graph_io
+from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.core.errors import PassError
-from mtu_compile.metrics import sqnr_db
-from mtu_compile.runtime.openvino_engine import OpenVINOEngine
+from mtu_compile.graph import io as graph_io
 from passes import run_passes
 from passes.base import PassContext
 from passes.fit_int16_sums import LIMIT, FitInt16Sums, largest_pairs
+from targets.openvino.engine import OpenVINOEngine
 
 RNG = np.random.default_rng(0)
 SHAPES = {"Conv": (16, 32, 3, 3), "MatMul": (32, 16), "Gemm": (16, 32)}

@@ -7,13 +7,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from mtu_compile import graph_io
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.edit import find_input, op_counts, scope
 from passes import run_passes
 from passes.base import PassContext, PassResult
 from passes.bind_task import BindTask
 from passes.fold_routing import FoldRouting
-from passes.graph import find_input, op_counts, scope
 
 EDIT = PassContext(task_id=1, channels=8)
 

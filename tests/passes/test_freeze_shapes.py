@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_compile import graph_io
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.edit import op_counts
 from passes import run_passes
 from passes.base import PassContext
 from passes.freeze_shapes import FreezeShapes
-from passes.graph import op_counts
 
 SIZES = PassContext(batch=2, height=8, width=4, text_length=5)
 FLATTEN = """agraph (float[batch, 3, height, width] sample) => (float[batch, N] y) {

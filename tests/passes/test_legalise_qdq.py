@@ -7,11 +7,11 @@ import onnx_ir as ir
 import pytest
 
 import passes
+from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.core.errors import PassError
-from mtu_compile.metrics import sqnr_db
+from mtu_compile.graph.edit import op_counts
 from passes import run_passes
 from passes.base import PassContext
-from passes.graph import op_counts
 from passes.legalise_qdq import LegaliseQdq
 
 RNG = np.random.default_rng(0)

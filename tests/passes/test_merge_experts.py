@@ -7,11 +7,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from mtu_compile import graph_io
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.edit import op_counts, remove_unused
 from passes import run_passes
 from passes.base import PassContext, PassResult
-from passes.graph import op_counts, remove_unused
 from passes.merge_experts import MergeExperts
 
 FEEDS = {

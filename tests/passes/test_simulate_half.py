@@ -7,9 +7,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from mtu_compile.graph.edit import op_counts
 from passes import run_passes
 from passes.base import PassContext
-from passes.graph import op_counts
 from passes.simulate_half import simulate_half
 from passes.to_half import ToHalf
 

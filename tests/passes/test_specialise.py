@@ -12,11 +12,11 @@ import onnx_ir as ir
 import pytest
 
 import passes
-from mtu_compile import graph_io
 from mtu_compile.core.errors import PassError
 from mtu_compile.core.tasks import PAPER_TASKS
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.edit import op_counts
 from passes import folding
-from passes.graph import op_counts
 
 LATENT, TEXT, HEIGHT, WIDTH = 4, 5, 8, 4
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("full-sd2", "full-sdxl")]

@@ -9,12 +9,12 @@ import onnx_ir as ir
 import pytest
 
 import passes
-from mtu_compile import graph_io
+from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.core.errors import PassError
-from mtu_compile.metrics import sqnr_db
+from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.edit import op_counts
 from passes import run_passes
 from passes.base import PassContext
-from passes.graph import op_counts
 from passes.keep_float import KEEP, last_layer
 from passes.simulate_half import simulate_half
 from passes.to_half import ToHalf, to_bf16, to_fp16
@@ -422,7 +422,7 @@ def test_weights_in_files_are_read_one_at_a_time(static_unet: Path, tmp_path: Pa
 @pytest.mark.parametrize("half", ["mtu::to-fp16", "mtu::to-bf16"])
 def test_tensorrt_rtx_builds_a_half_unet(half: str, static_unet: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from mtu_compile.runtime.tensorrt_builder import Recipe, build_engine
+    from targets.nvidia.builder import Recipe, build_engine
 
     passes.run_pipeline(static_unet, tmp_path / "half.onnx", [half], PassContext())
     recipe = Recipe(compute_capabilities=("8.9",))

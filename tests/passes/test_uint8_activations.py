@@ -8,13 +8,13 @@ import onnx_ir as ir
 import pytest
 
 import passes
-from mtu_compile import graph_io
 from mtu_compile.core.errors import ConfigError, PassError
-from mtu_compile.runtime.openvino_engine import OpenVINOEngine
+from mtu_compile.graph import io as graph_io
 from passes import run_passes
 from passes.base import PassContext
 from passes.registry import builtin
 from passes.uint8_activations import Uint8Activations
+from targets.openvino.engine import OpenVINOEngine
 
 RNG = np.random.default_rng(0)
 

@@ -12,7 +12,7 @@ from openvino import opset13 as ops
 
 from mtu_compile.core.errors import EXIT_TOOLCHAIN, ConfigError, TargetError, ToolchainMissing
 from mtu_compile.runtime.engine import Engine, open_engine
-from mtu_compile.runtime.openvino_engine import reason
+from targets.openvino.engine import reason
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 

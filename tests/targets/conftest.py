@@ -87,7 +87,7 @@ def feeds() -> list[dict[str, Any]]:
 @pytest.fixture
 def native_bf16() -> bool:
     """Whether this machine's CPU computes in bf16; what is asked of it differs."""
-    from targets.cpu import CpuTarget
+    from targets.openvino.cpu import CpuTarget
 
     return "BF16" in CpuTarget()._capabilities()
 

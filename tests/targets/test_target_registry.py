@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import targets
+from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.core.errors import ConfigError, ToolchainMissing
-from mtu_compile.thresholds import Thresholds
 from targets.base import Availability, Plan
 
 
@@ -77,7 +77,7 @@ def test_a_plan_says_whether_it_fits_only_when_it_knows():
 
 def test_importing_the_packages_loads_no_toolchain():
     code = (
-        "import sys, targets, calibration, targets.base, targets.cpu, mtu_compile.compare\n"
+        "import sys, targets, calibration, targets.base, targets.openvino.cpu, mtu_compile.accuracy.host.compare\n"
         "heavy = {'openvino', 'onnx', 'nncf', 'torch', 'polygraphy', 'skimage'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

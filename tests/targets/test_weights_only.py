@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 import passes
 import targets
 from calibration.compress import CompressSettings, compress_onnx
+from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import ConfigError
-from mtu_compile.metrics import sqnr_db
 from mtu_compile.runtime.engine import open_engine
 from targets.base import WEIGHTS_ONLY, Artifact
-from targets.openvino_target import FLOAT_ACTIVATIONS
+from targets.openvino.target import FLOAT_ACTIVATIONS
 
 C, TOKENS = 512, 64
 #: What weights take of their bytes in float32; INT4 leaves the convolution and the last linear layer in INT8.

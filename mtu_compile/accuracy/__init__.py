@@ -1,0 +1,1 @@
+"""What is measured and judged, on boards too: numpy alone."""

@@ -1,0 +1,1 @@
+"""Accuracy that needs Polygraphy, ONNX Runtime or torch: on the machine that compiles."""

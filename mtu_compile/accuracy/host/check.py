@@ -1,0 +1,117 @@
+"""Is a bundle as good as the float original? Engines are compared with the reference the bundle carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import targets
+from mtu_compile import bundle, runtime
+from mtu_compile.accuracy import instruction_sets
+from mtu_compile.accuracy.host.compare import compare_recorded
+from mtu_compile.accuracy.host.perceptual import perceptual
+from mtu_compile.accuracy.pictures import Perceptual
+from mtu_compile.accuracy.verdict import CheckResult, TaskCheck, check_task
+from mtu_compile.core.atomic import scratch
+from mtu_compile.core.errors import BundleError
+from mtu_compile.core.progress import Advance, Progress
+from mtu_compile.runtime import proven
+from mtu_compile.runtime.engine import OUTPUT, Engine, open_engine
+from mtu_compile.runtime.reference import Reference
+from passes import write_simulation
+from targets.openvino.target import HOST_KIND
+
+
+def check_bundle(
+    path: Path, *, clip: Path | None = None, everywhere: bool = True, progress: Progress | None = None
+) -> CheckResult:
+    """Compare every task's engine and pictures with the float reference recorded in the bundle.
+
+    Where the bundle's device is not in this machine, the same graphs run on the CPU instead, and the result says so:
+    that measures what precision and passes cost, not what the device's own kernels do.
+
+    Args:
+        path: the bundle's folder.
+        clip: folder of a CLIP model in transformers' layout, to be asked about the pictures; ``None`` does without.
+        everywhere: where a CPU runs the bundle, also at every lesser instruction set this one can stand in for.
+        progress: told of every stage.
+
+    Raises:
+        ConfigError, ModelError: ``clip`` is no CLIP model that can be read.
+        BundleError: the bundle is damaged, or carries no reference for a task.
+        AccuracyError: an engine cannot be compared at all (outputs missing, NaN); a merely inaccurate one is a
+            failure in the result.
+    """
+    progress = progress or Progress()
+    measures = perceptual(clip)
+    with scratch("mtu-check") as work:
+        with progress.stage("verify"):
+            manifest = bundle.read(path)
+            target = targets.get(manifest.target)
+            on_device = target.device_here()
+            opener = None if on_device else _host_opener(target, path, work)
+            loaded = runtime.load(path, verify=False, opener=opener, warn=False)
+        checks = {}
+        with loaded:
+            for name, entry in manifest.tasks.items():
+                if entry.reference is None:
+                    raise BundleError(f"the bundle carries no reference for task {name!r}", hint="build it again")
+                reference = Reference.load(bundle.resolve(path, entry.reference))
+                with progress.stage(f"check {name}", len(reference.trajectories) + 1) as advance:
+                    checks[name] = measure_task(entry, reference, loaded, advance, measures)
+    tried = everywhere and proven.on_cpu(manifest)
+    proofs = instruction_sets.prove(path, progress=progress) if tried else ()
+    return CheckResult(checks, _measured_with(target, manifest, on_device), proofs)
+
+
+def _host_opener(target: targets.Target, root: Path, work: Path) -> Callable[[bundle.EngineRef], Engine]:
+    """Opens the bundle's graphs on this machine's CPU, rounding where the device would."""
+
+    def open_on_host(ref: bundle.EngineRef) -> Engine:
+        used = target.host_engine(ref)
+        graph = bundle.resolve(root, used.path)
+        if used.kind == "onnxruntime":
+            # Its CPU kernels run fp16 mostly in float32 and have no bf16: rounding has to be written into the graph.
+            graph = write_simulation(graph, work / used.path)
+        elif _rounds(ref, used):
+            from targets.openvino.half_ir import HalfEngine
+
+            return HalfEngine(graph, used.config)
+        return open_engine(used.kind, graph, used.config)
+
+    return open_on_host
+
+
+def _rounds(ref: bundle.EngineRef, used: bundle.EngineRef) -> bool:
+    """Whether a device computes an IR in float16 that this machine runs in float32."""
+    return used.kind == HOST_KIND and ref.config.get("INFERENCE_PRECISION_HINT") == "f16"
+
+
+def _measured_with(target: targets.Target, manifest: bundle.Manifest, on_device: bool) -> str:
+    engine = next(iter(manifest.tasks.values())).engine
+    used = engine if on_device else target.host_engine(engine)
+    name, device = used.kind, target.spec.device
+    if used.kind in ("onnxruntime", "openvino"):  # kinds that are called as their package is
+        name, device = f"{used.kind} {version(used.kind)}", used.config.get("device", "CPU")
+    if used.kind == HOST_KIND:
+        name, device = f"openvino {version('openvino')}", f"{used.config['device']}, INT8 computed in float32"
+    if on_device:
+        return f"{name} on {device}"
+    rounding = ", rounding to float16 as it does" if _rounds(engine, used) else ""
+    return f"{name} on {device}, the same graph{rounding}; no {target.spec.device} in this machine"
+
+
+def measure_task(
+    entry: bundle.TaskEntry, reference: Reference, loaded: runtime.Runtime, advance: Advance, measures: Perceptual
+) -> TaskCheck:
+    """One task of an opened bundle against ``reference``, which need not be the bundle's own; see ``check_bundle``."""
+    from mtu_compile.accuracy.host.engine_runner import EngineRunner
+
+    task = entry.task
+    inputs = [step for one in reference.trajectories for step in one.inputs]
+    outputs = [{OUTPUT: output} for one in reference.trajectories for output in one.outputs]
+    runner = EngineRunner(loaded.unet(task.name), name="bundle")
+    steps = compare_recorded(runner, inputs, outputs, guidance=task.guided)
+    advance(1)
+    return check_task(entry, reference, steps, loaded, advance, measures)

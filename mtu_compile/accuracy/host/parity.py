@@ -1,0 +1,252 @@
+"""Cross-backend parity: does one graph compute the same wherever it runs?
+
+The same file runs over the same recorded inputs on ONNX Runtime, OpenVINO and whatever device is here, each behind
+Polygraphy's comparator with the guards of ``mtu_compile.accuracy.host.compare``. Each is compared with the float
+original, which says what the graph's precision costs, and with the first backend, which says whether a backend computes
+something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mtu_compile.accuracy.host.compare import compare_recorded
+from mtu_compile.accuracy.metrics import StepMetrics, step_metrics
+from mtu_compile.core.errors import AccuracyError, TargetError
+from mtu_compile.core.tasks import Guidance
+from mtu_compile.runtime.engine import OUTPUT, Array, Engine, TensorSpec, open_engine
+from mtu_compile.runtime.reference import Reference
+from targets.openvino.target import HOST_CONFIG, HOST_KIND
+
+#: Agreement that is always enough, decibels: in float32 only the order of sums differs, which leaves 90 dB and more.
+ENOUGH_DB = 60.0
+#: By how much two backends may differ more than the first one differs from the original, decibels: two independent
+#: rounding errors of the same size add up to 3 dB more.
+SLACK_DB = 3.0
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Something that can run the graph.
+
+    Attributes:
+        name: what it is, with device and float type (``"OpenVINO CPU, f32"``).
+        version: of the package that runs it.
+        open: opens it; ``TargetError`` where this machine cannot run the graph with it.
+        judged: whether it has to agree with the first backend. An engine of lower precision than the graph's own types
+            need not; the accuracy gate judges it.
+    """
+
+    name: str
+    version: str
+    open: Callable[[], Engine]
+    judged: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backend over all calls.
+
+    Attributes:
+        backend, version: what ran.
+        worst_sqnr_db, mean_sqnr_db: UNet output against the float original, decibels.
+        worst_cosine: against the float original.
+        worst_guidance_ratio: of a guidance delta's norm to the original's, the one furthest from 1; ``None`` without
+            guidance.
+        agreement_db: lowest SQNR of its output against the first backend's, decibels; ``None`` for the first.
+        judged: whether it has to agree with the first.
+    """
+
+    backend: str
+    version: str
+    worst_sqnr_db: float
+    mean_sqnr_db: float
+    worst_cosine: float
+    worst_guidance_ratio: float | None
+    agreement_db: float | None
+    judged: bool
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The table of one graph.
+
+    Attributes:
+        task: which task's graph it is.
+        graph: the file's name.
+        reference: what recorded the inputs and the float outputs.
+        calls: how many recorded UNet calls each backend ran.
+        rows: the backends that ran it, the first of which the others are compared with.
+        not_run: backend → why this machine cannot run the graph with it.
+    """
+
+    task: str
+    graph: str
+    reference: str
+    calls: int
+    rows: tuple[Row, ...]
+    not_run: Mapping[str, str]
+
+    @property
+    def required_db(self) -> float:
+        """Least agreement: backends differ from each other by no more than the first differs from the original."""
+        return min(ENOUGH_DB, self.rows[0].worst_sqnr_db - SLACK_DB)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Every backend that computes something else than the first."""
+        first = self.rows[0].backend
+        return tuple(
+            f"{row.backend} differs from {first} on {self.graph} of task {self.task!r}: {row.agreement_db:.1f} dB, "
+            f"and {self.required_db:.1f} dB were to be expected"
+            for row in self.rows[1:]
+            if row.judged and not (row.agreement_db is not None and row.agreement_db >= self.required_db)
+        )
+
+    def require(self) -> None:
+        """``AccuracyError`` (exit code 3) listing ``failures``."""
+        if self.failures:
+            raise AccuracyError(
+                "; ".join(self.failures), hint="one of the backends is wrong; compare their versions with the notes"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest and the report; all numbers are finite."""
+        return {**asdict(self), "required_db": self.required_db, "failures": list(self.failures)}
+
+
+def parity(
+    graph: Path,
+    reference: Reference,
+    *,
+    guidance: Guidance = "none",
+    calls: int = 8,
+    extra: Sequence[Backend] = (),
+    for_cpu: bool = False,
+) -> Parity:
+    """Run one graph on every backend and compare.
+
+    Args:
+        graph: static ONNX file of one task, float, fp16 or Q/DQ, or an IR (``.xml``), which only OpenVINO runs.
+        reference: recorded inputs and float outputs of the task.
+        guidance: the task's kind of guidance.
+        calls: UNet calls compared, spread evenly over the recording.
+        extra: more backends, e.g. the engine on the device itself.
+        for_cpu: the graph is built for this CPU, so that OpenVINO's INT8 kernels have to agree, too; else it multiplies
+            the quantised numbers in float32, as they are.
+
+    Raises:
+        AccuracyError: the graph cannot be compared with the reference (other inputs, outputs or shapes, NaN), nothing
+            was recorded, or no backend here runs it. Backends that disagree are in ``Parity.failures``.
+    """
+    if calls < 1:
+        raise AccuracyError(f"{calls} calls compare nothing")
+    recorded = reference.calls(calls)
+    inputs, wanted = [call[0] for call in recorded], [{OUTPUT: call[1]} for call in recorded]
+
+    rows: list[Row] = []
+    first: list[dict[str, Array]] = []
+    not_run: dict[str, str] = {}
+    for backend in (*backends(graph, for_cpu=for_cpu), *extra):
+        try:
+            engine = backend.open()
+        except TargetError as error:
+            not_run[backend.name] = error.message
+            continue
+        with _kept(engine) as kept:
+            steps = compare_recorded(_runner(kept, backend.name), inputs, wanted, guidance=guidance)
+        row = _row(backend, steps)
+        if rows:
+            row = replace(row, agreement_db=min(_sqnr(*pair) for pair in zip(first, kept.outputs_kept, strict=True)))
+        else:
+            first = kept.outputs_kept
+        rows.append(row)
+    if not rows:
+        why = "; ".join(f"{name}: {reason}" for name, reason in not_run.items())
+        raise AccuracyError(f"no backend on this machine runs {graph.name} ({why})")
+    return Parity(reference.task, graph.name, reference.producer, len(inputs), tuple(rows), not_run)
+
+
+def backends(graph: Path, *, for_cpu: bool = False) -> tuple[Backend, ...]:
+    """What every build machine runs a graph with: ONNX Runtime (not an IR) and OpenVINO, both on the CPU in float32.
+
+    Layers in INT8 run in OpenVINO's INT8 kernels only where the graph is built ``for_cpu``.
+    """
+    found = []
+    if graph.suffix == ".onnx":
+        found.append(
+            Backend("ONNX Runtime CPU", _version("onnxruntime"), lambda: open_engine("onnxruntime", graph, {}))
+        )
+    kind = "openvino" if for_cpu else HOST_KIND
+    found.append(Backend("OpenVINO CPU, f32", _version("openvino"), lambda: open_engine(kind, graph, HOST_CONFIG)))
+    return tuple(found)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _runner(engine: Engine, name: str) -> Any:
+    from mtu_compile.accuracy.host.engine_runner import EngineRunner
+
+    return EngineRunner(engine, name=name)
+
+
+def _row(backend: Backend, steps: Sequence[StepMetrics]) -> Row:
+    ratios = [delta.ratio for step in steps for delta in step.guidance]
+    return Row(
+        backend=backend.name,
+        version=backend.version,
+        worst_sqnr_db=min(step.sqnr_db for step in steps),
+        mean_sqnr_db=fmean(step.sqnr_db for step in steps),
+        worst_cosine=min(step.cosine for step in steps),
+        worst_guidance_ratio=max(ratios, key=lambda ratio: abs(ratio - 1)) if ratios else None,
+        agreement_db=None,
+        judged=backend.judged,
+    )
+
+
+def _sqnr(reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> float:
+    return step_metrics(reference, candidate, timestep=None).sqnr_db
+
+
+class _Kept:
+    """An engine whose outputs are kept, as Polygraphy's results are gone when the comparison ends."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.outputs_kept: list[dict[str, Array]] = []
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._engine.outputs
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        outputs = self._engine(inputs)
+        self.outputs_kept.append(outputs)
+        return outputs
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+@contextmanager
+def _kept(engine: Engine) -> Iterator[_Kept]:
+    kept = _Kept(engine)
+    try:
+        yield kept
+    finally:
+        kept.close()

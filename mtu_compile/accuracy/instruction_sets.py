@@ -1,0 +1,149 @@
+"""Is a bundle for CPUs right on other CPUs, too? Its UNets run at every instruction set this one can stand in for.
+
+Each level runs in a process of its own (``python -m mtu_compile.accuracy.instruction_sets BUNDLE``), as oneDNN reads
+its limit once. A level passes if each UNet call keeps its task's thresholds, and none is more than ``SLACK_DB`` worse
+than the worst one at this CPU's own level: kernels that compute what the graph says differ by rounding alone.
+
+What is measured is accuracy. Times at an imitated level are not those of a CPU that has no other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtu_compile import bundle, runtime
+from mtu_compile.accuracy.metrics import step_metrics
+from mtu_compile.accuracy.task_metrics import TaskMetrics
+from mtu_compile.accuracy.thresholds import Thresholds, in_words, judge
+from mtu_compile.bundle import InstructionSetProof, Manifest
+from mtu_compile.core.errors import BundleError, MtuError
+from mtu_compile.core.progress import Progress
+from mtu_compile.runtime import cpu_isa
+from mtu_compile.runtime.engine import OUTPUT
+from mtu_compile.runtime.reference import Reference
+
+#: UNet calls of each task, spread evenly over what was recorded.
+CALLS = 6
+
+#: By how much the worst call at one level may be worse than at another, decibels (as ``parity.SLACK_DB``).
+SLACK_DB = 3.0
+
+#: Bundles up to this size are run at several levels at a time; a larger one keeps memory and cores busy by itself.
+SMALL = 256 << 20
+
+#: What is said of outputs without any noise, decibels; float32 ends at about 150.
+MOST_DB = 300.0
+
+#: Differences above this are the order of sums, decibels (as ``parity.ENOUGH_DB``).
+ENOUGH_DB = 60.0
+
+#: Thresholds of single UNet calls; all others are about pictures, which are made at the CPU's own level.
+_OF_CALLS = ("sqnr_db", "cosine", "guidance_ratio", "guidance_cosine")
+
+
+def prove(
+    root: Path, *, levels: Sequence[str] | None = None, progress: Progress | None = None
+) -> tuple[InstructionSetProof, ...]:
+    """Run the bundle at each of ``levels``, by default all that this process's CPU can stand in for, lowest first.
+
+    Raises:
+        BundleError: the bundle is damaged, or carries no reference for a task.
+        MtuError: a process could not be started, or ended without an answer.
+    """
+    own = cpu_isa.level()
+    if levels is None:
+        levels = cpu_isa.up_to(own)
+    progress = progress or Progress()
+    small = sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) < SMALL
+    with (
+        progress.stage("instruction sets", len(levels)) as advance,
+        ThreadPoolExecutor((os.cpu_count() or 1) if small else 1) as pool,
+    ):
+
+        def run(level: str) -> InstructionSetProof:
+            proof = _in_process(root, level, imitated=level != own)
+            advance(1)
+            return proof
+
+        proofs = tuple(pool.map(run, levels))
+    at_home = next((one for one in proofs if one.level == own), None)
+    return proofs if at_home is None else tuple(_compared(one, at_home) for one in proofs)
+
+
+def measure(root: Path, manifest: Manifest) -> dict[str, TaskMetrics]:
+    """By task, some recorded UNet calls at this process's own level."""
+    found = {}
+    for name, entry in manifest.tasks.items():
+        if entry.reference is None:
+            raise BundleError(f"the bundle carries no reference for task {name!r}", hint="build it again")
+        reference = Reference.load(bundle.resolve(root, entry.reference))
+        steps = []
+        with runtime.Runtime(root, manifest) as loaded:  # one UNet in memory at a time
+            unet = loaded.unet(name)
+            for inputs, output, timestep in reference.calls(CALLS):
+                measured = step_metrics({OUTPUT: output}, unet(inputs), timestep=timestep, guidance=entry.task.guided)
+                steps.append(measured)
+        found[name] = TaskMetrics(tuple(steps))
+    return found
+
+
+def _in_process(root: Path, level: str, *, imitated: bool) -> InstructionSetProof:
+    command = [sys.executable, "-m", "mtu_compile.accuracy.instruction_sets", str(root)]
+    environment = {**os.environ, cpu_isa.LIMIT: level} if imitated else dict(os.environ)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+        if "error" not in answer:
+            return replace(InstructionSetProof.from_json(answer), imitated=imitated)
+        return InstructionSetProof(level, cpu_isa.name(), imitated, CALLS, {}, (str(answer["error"]),))
+    except (ValueError, MtuError) as error:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise MtuError(
+            f"{' '.join(command)} with {cpu_isa.LIMIT}={level} ended with exit code {done.returncode}: {last}"
+        ) from error
+
+
+def _compared(one: InstructionSetProof, at_home: InstructionSetProof) -> InstructionSetProof:
+    """``one`` with a failure for each task that is worse than at the CPU's own level by more than rounding."""
+    failures = list(one.failures)
+    for name, worst in one.worst_sqnr_db.items():
+        expected = at_home.worst_sqnr_db.get(name)
+        if expected is not None and worst < min(expected, ENOUGH_DB) - SLACK_DB:
+            failures.append(f"{name}: {worst:.1f} dB, and {expected:.1f} dB at {at_home.level}")
+    return replace(one, failures=tuple(failures))
+
+
+def _proof(root: Path) -> InstructionSetProof:
+    manifest = bundle.read(root, verify=False)
+    measured = measure(root, manifest)
+    failures: list[str] = []
+    for name, metrics in measured.items():
+        every = Thresholds.default(manifest.precision, name)
+        thresholds = every.without([field for field in vars(every) if field not in _OF_CALLS])
+        failures += (f"{name}: {failure}" for failure in in_words(judge(metrics, thresholds), len(metrics.steps)))
+    # NaN has failed its threshold already, and outputs that are equal bit by bit have no noise.
+    values = {name: min(step.sqnr_db for step in metrics.steps) for name, metrics in measured.items()}
+    worst = {name: min(value, MOST_DB) for name, value in values.items() if not math.isnan(value)}
+    return InstructionSetProof(cpu_isa.level(), cpu_isa.name(), False, CALLS, worst, tuple(failures))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the proof of one bundle at this process's level as JSON."""
+    try:
+        print(json.dumps(_proof(Path(arguments[0])).to_json()))
+    except MtuError as error:
+        print(json.dumps({"error": error.message}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

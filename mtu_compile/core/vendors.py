@@ -1,0 +1,56 @@
+"""Who makes targets and engines: one package a vendor, each of which says in its ``VENDOR`` what it has.
+
+A vendor is a line in ``VENDORS``, or an entry point of the group ``mtu_compile.vendors`` in a package of its own. What
+it has is named by place, and imported when it is asked for: on a board the compilers of other vendors are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+#: Packages of the vendors that come with this one, in the order their targets are shown.
+VENDORS = ("targets.openvino", "targets.npu", "targets.nvidia", "targets.onnxruntime")
+
+GROUP = "mtu_compile.vendors"
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """What a vendor's package has, each by its place (``"module:attribute"``).
+
+    Attributes:
+        targets: by name, a ``targets.base.Target``.
+        engines: by kind, a class that opens a network (``mtu_compile.runtime.engine``).
+    """
+
+    targets: Mapping[str, str] = field(default_factory=dict)
+    engines: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def vendors() -> tuple[Vendor, ...]:
+    """All vendors: our own first, then those of other packages, by name."""
+    others = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    own = (import_module(package).VENDOR for package in VENDORS)
+    return (*own, *(entry.load() for entry in others))
+
+
+def targets() -> dict[str, str]:
+    """By name, the place of every target."""
+    return {name: place for vendor in vendors() for name, place in vendor.targets.items()}
+
+
+def engines() -> dict[str, str]:
+    """By kind, the place of every engine's class."""
+    return {kind: place for vendor in vendors() for kind, place in vendor.engines.items()}
+
+
+def load(place: str) -> Any:
+    """What is at ``"module:attribute"``."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)

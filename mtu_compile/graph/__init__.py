@@ -1,0 +1,1 @@
+"""ONNX graphs as such: reading and writing, quantisers, edits."""

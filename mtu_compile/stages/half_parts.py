@@ -1,0 +1,91 @@
+"""Which parts of a pipeline float16 holds: text encoder and autoencoder, on what the float original gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mtu_compile.accuracy.host.half_range import (
+    Feed,
+    HalfRange,
+    computes_in_half,
+    half_range,
+    part_precision,
+    require_half,
+)
+from mtu_compile.runtime import images
+from mtu_compile.runtime.fitting import fit_picture
+from mtu_compile.runtime.reference import Reference
+from mtu_compile.stages.job import Job
+from targets.base import Precision
+
+if TYPE_CHECKING:
+    from mtu_compile.model.pipeline import MTUPipeline
+
+#: Inputs each part is tried on; pictures and prompts of all tasks in turn.
+FEEDS = 4
+
+#: UNet calls each task is tried on: an early, a middle and a late one.
+CALLS = 3
+
+
+def parts_in_half(
+    job: Job, pipeline: MTUPipeline, graphs: Mapping[str, Path], references: Sequence[Path]
+) -> dict[str, tuple[Precision, HalfRange | None]]:
+    """By part, the precision it is built in, and how far its numbers go where that was asked.
+
+    Raises:
+        NotFiniteError: a part overflows float16, and the target has no wider type.
+    """
+    spec, wanted = job.target.spec, job.target.companion_precision(job.options.precision)
+    if wanted != "fp16":
+        return dict.fromkeys(graphs, (wanted, None))
+    chosen: dict[str, tuple[Precision, HalfRange | None]] = {}
+    feeds = _feeds(pipeline, [Reference.load(path) for path in references], job.size)
+    for name, graph in graphs.items():
+        if not feeds[name]:  # no task has a picture to encode
+            chosen[name] = (wanted, None)
+            continue
+        found = half_range(graph, feeds[name], job.work)
+        chosen[name] = (part_precision(name, found, spec), found)
+    return chosen
+
+
+def unet_in_half(job: Job, task: str, graph: Path, reference: Reference) -> HalfRange | None:
+    """How far the numbers of a task's lowered graph go; ``None`` where the device does not compute in float16.
+
+    Raises:
+        NotFiniteError: further than float16.
+    """
+    if not computes_in_half(job.target.spec, job.options.precision):
+        return None
+    calls = [(number, step) for one in reference.trajectories[:1] for number, step in enumerate(one.inputs, start=1)]
+    picked = [calls[i] for i in sorted({round(i) for i in np.linspace(0, len(calls) - 1, CALLS)})]
+    found = half_range(graph, [step for _, step in picked], job.work)
+    where = [(number, float(step["timestep"][0])) for number, step in picked]
+    if job.options.gate != "off":
+        require_half(found, task, job.target.spec, where, len(calls))
+    return found
+
+
+def _feeds(pipeline: MTUPipeline, references: Sequence[Reference], size: tuple[int, int]) -> dict[str, list[Feed]]:
+    """Inputs of each part, by the part's name."""
+    made = [one for group in zip(*(reference.trajectories for reference in references), strict=False) for one in group]
+    made = made[:FEEDS]
+    scale = np.float32(pipeline.vae.config.scaling_factor)
+    tokens = pipeline.tokenizer(
+        ["", *(one.prompt for one in made)],
+        padding="max_length",
+        max_length=pipeline.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="np",
+    ).input_ids.astype(np.int64)
+    pictures = [images.to_array(fit_picture(one.image, size)) for one in made if one.image is not None]
+    return {
+        "text_encoder": [{"input_ids": row[None]} for row in tokens],
+        "vae_encoder": [{"sample": pixels} for pixels in pictures],
+        "vae_decoder": [{"latent_sample": one.latents / scale} for one in made],
+    }

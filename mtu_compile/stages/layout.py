@@ -1,0 +1,101 @@
+"""The folder layout of diffusers exports, which OpenVINO GenAI and optimum-intel read (docs/interop.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtu_compile.core.tasks import Task
+from mtu_compile.model.unet_config import MTU_KEYS
+from targets.openvino.tokenizer_ir import convert_tokenizer
+
+if TYPE_CHECKING:
+    from mtu_compile.model.pipeline import MTUPipeline
+
+#: ``model_index.json`` as optimum-intel's exporter leaves it: the classes of diffusers, which is what OpenVINO GenAI
+#: looks for; both tools find ``vae_encoder`` and ``vae_decoder`` by ``vae``.
+MODEL_INDEX = {
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+#: File name of an IR.
+IR = "openvino_model.xml"
+
+#: Condition of diffusers' own inpainting models, in its order.
+INPAINTING = ("mask", "masked_image")
+
+
+def unet_folders(tasks: Sequence[Task]) -> Mapping[str, str]:
+    """Folder of each task's UNet by task name.
+
+    ``unet``, the one that pipelines of diffusers' kind open by themselves, is the first text-to-image task's; without
+    one, that of the first inpainting task of diffusers' anatomy.
+    """
+    plain = [task for task in tasks if task.guidance in ("text", "embedded") and not task.condition]
+    chosen = next(iter(plain or [task for task in tasks if task.condition == INPAINTING]), None)
+    return {task.name: "unet" if task is chosen else f"unet_{task.name}" for task in tasks}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the other tools want to know of the float model, and all that is kept of it.
+
+    Attributes:
+        index: ``model_index.json``.
+        configs: ``config.json`` by folder.
+    """
+
+    index: Mapping[str, Any]
+    configs: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, pipeline: MTUPipeline, tasks: Sequence[Task] | None = None) -> Layout:
+        """The layout of a bundle with ``tasks`` of ``pipeline``, all by default."""
+        built = tuple(pipeline.unet.tasks) if tasks is None else tuple(tasks)
+        latent = int(pipeline.unet.latent_channels)
+        unet = {key: value for key, value in pipeline.unet.config.items() if key not in MTU_KEYS}
+        configs: dict[str, dict[str, Any]] = {
+            "text_encoder": pipeline.text_encoder.config.to_dict(),
+            "vae_encoder": dict(pipeline.vae.config),
+            "vae_decoder": dict(pipeline.vae.config),
+        }
+        folders = unet_folders(built)
+        for task in built:
+            channels = {"in_channels": latent + task.condition_channels(latent)}
+            configs[folders[task.name]] = {**unet, **channels, "_class_name": "UNet2DConditionModel"}
+        # "_name_or_path" is where the model lay on the machine it was built on.
+        tidy = {name: {k: v for k, v in one.items() if k != "_name_or_path"} for name, one in configs.items()}
+        opened = next((task for task in built if folders[task.name] == "unet"), None)
+        inpaints = opened is not None and bool(opened.condition)
+        name = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
+        if opened is not None and opened.guidance == "embedded" and not inpaints:
+            name = "LatentConsistencyModelPipeline"
+        scheduler = ["diffusers", type(pipeline.scheduler).__name__]
+        return cls({"_class_name": name, **MODEL_INDEX, "scheduler": scheduler}, tidy)
+
+    def write(self, folder: Path) -> None:
+        """Write the files beside the engines in ``folder``; a part whose folder is not there is left out.
+
+        A bundle whose networks are no OpenVINO IR is left as it is: those tools could not open it.
+        """
+        if not (folder / "text_encoder" / IR).is_file():
+            return
+        _dump(folder / "model_index.json", self.index)
+        for name, config in self.configs.items():
+            if (folder / name).is_dir():
+                _dump(folder / name / "config.json", config)
+        convert_tokenizer(folder / "tokenizer")
+
+
+def _dump(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")

@@ -1,0 +1,285 @@
+"""NVIDIA GPUs: TensorRT-RTX for desktop ones, whose engines are built here without a GPU, and TensorRT itself.
+
+TensorRT only builds for the GPU it runs on. Where that is this machine's the engine is built here; a board (its spec
+says ``built="board"``) gets the lowered graph and the recipe, and builds with the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mtu_compile.bundle import EngineRef
+from mtu_compile.core.atomic import staging
+from mtu_compile.core.errors import MtuError, TargetError, ToolchainMissing
+from mtu_compile.core.progress import Progress
+from targets.base import (
+    COST_ROUNDS,
+    WEIGHTS_ONLY,
+    Artifact,
+    Availability,
+    LayerCosts,
+    Plan,
+    Precision,
+    TargetSpec,
+    require_graph,
+)
+from targets.costs.estimate import estimate
+from targets.costs.roofline import Speed, estimate_costs
+from targets.nvidia import builder as tensorrt_builder
+from targets.nvidia.builder import Kind, Recipe
+from targets.nvidia.cuda import Device, device_info
+from targets.nvidia.library import install_hint
+
+GRAPH_NAME = "model.onnx"
+ENGINE_NAME = "model.engine"
+
+#: What makes a (quantised) static graph strongly typed; types and Q/DQ nodes are all that TensorRT looks at.
+LOWERING: Mapping[Precision, tuple[str, ...]] = {
+    "int8": ("mtu::legalise-qdq", "mtu::to-fp16"),
+    "fp8": ("mtu::legalise-qdq", "mtu::to-fp16"),
+    "int8-weights": ("mtu::to-fp16",),
+    "int4-weights": ("mtu::to-fp16",),
+    "fp16": ("mtu::to-fp16",),
+    "bf16": ("mtu::to-bf16",),
+    "fp32": (),
+}
+
+#: GPUs that TensorRT-RTX's portable engines run on (its support matrix 1.5: "by default portable across devices with
+#: compute capabilities 8.6, 8.9, and 12.0").
+PORTABLE = ("8.6", "8.9", "12.0")
+
+
+@dataclass(frozen=True)
+class TensorRTSpec(TargetSpec):
+    """A GPU or a family of them.
+
+    Attributes:
+        kind: the library that builds and runs the engines.
+        built: where: on this machine, or on the board.
+        compute_capabilities: what the engines are for (see ``Recipe``); none for TensorRT-RTX's portable engine, or
+            the GPU of this machine.
+        workspace_bytes: scratch memory a layer may use; ``None`` for all there is.
+        optimization_level: TensorRT's, 0 to 5; ``None`` for its own.
+        speed: what layers are estimated by; of a typical card where there are many; ``None`` if nothing is known.
+    """
+
+    kind: Kind = "tensorrt-rtx"
+    built: Literal["here", "board"] = "here"
+    compute_capabilities: tuple[str, ...] = ()
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    speed: Speed | None = None
+
+    def recipe(self) -> Recipe:
+        """How an engine of a static graph is built."""
+        return Recipe(self.workspace_bytes, self.compute_capabilities, self.optimization_level)
+
+
+class TensorRTTarget:
+    """A GPU that TensorRT or TensorRT-RTX builds for.
+
+    Quantised layers run between fp16 ones. TensorRT-RTX lists INT8 for weights only (support matrix 1.0 to 1.5), so an
+    INT8 graph that builds is no proof of an INT8 run; no engine was run yet.
+    """
+
+    def __init__(self, spec: TensorRTSpec) -> None:
+        self._spec = spec
+
+    @property
+    def spec(self) -> TensorRTSpec:
+        return self._spec
+
+    def probe(self) -> Availability:
+        if self._spec.built == "board":
+            return Availability(
+                True, "tensorrt", None, "", "engines are built on the board, by mtu-compile board build"
+            )
+        try:
+            trt = tensorrt_builder.load_tensorrt(self._spec.kind)
+        except ToolchainMissing as error:
+            return Availability(False, self._spec.kind, None, error.hint or "", error.message)
+        name, version, hint = str(trt.__name__), str(trt.__version__), install_hint(self._spec.kind)
+        try:
+            device = device_info()
+        except TargetError as error:
+            if self._spec.kind == "tensorrt-rtx":  # needs no GPU to build for one
+                return Availability(True, name, version, hint, f"engines are built and not run: {error.message}")
+            return Availability(False, name, version, error.hint or hint, error.message)
+        return Availability(True, name, version, hint, f"{device.name}, compute capability {device.compute_capability}")
+
+    def memory(self) -> int | None:
+        if self._spec.memory_bytes is not None:
+            return self._spec.memory_bytes
+        device = self._device()
+        return None if device is None else device.total_bytes
+
+    def plan(self, graph: Path, *, precision: Precision) -> Plan:
+        self._spec.check_precision(precision)
+        return estimate(graph, precision=precision, device_bytes=self.memory(), rest=self._spec.rest)
+
+    def check_graph(self, graph: Path, *, precision: Precision) -> None:
+        """Ask the ONNX parser; a board's TensorRT is asked through the one that is here, of another version."""
+        self._spec.check_precision(precision)
+        require_graph(graph)
+        for kind in dict.fromkeys((self._spec.kind, "tensorrt-rtx")):
+            try:
+                tensorrt_builder.load_tensorrt(kind)
+            except ToolchainMissing:
+                continue
+            tensorrt_builder.check_graph(graph, kind)
+            return
+
+    def build(self, graph: Path, out: Path, *, precision: Precision, progress: Progress | None = None) -> Artifact:
+        """Copy ``graph`` to ``out/model.onnx`` and build ``out/model.engine`` from it (see ``Target.build``)."""
+        from mtu_compile.graph import io as graph_io
+
+        self._spec.check_precision(precision)
+        self.probe().require(self._spec.name)
+        require_graph(graph)
+        recipe = self._spec.recipe()
+        toolchain = f"{self._spec.kind}, on the board"
+        with staging(out, replace=True) as folder:
+            copy = graph_io.save(graph_io.load(graph), folder / GRAPH_NAME)
+            if self._spec.built == "here":
+                with (progress or Progress()).stage(f"{self._spec.kind} engine") as advance:
+                    built = tensorrt_builder.build_engine(
+                        copy, folder / ENGINE_NAME, recipe, kind=self._spec.kind, advance=advance
+                    )
+                toolchain = built.toolchain
+            files = tuple(sorted(file.name for file in folder.iterdir()))
+        return Artifact(
+            kind=self._spec.kind,
+            path=out / GRAPH_NAME,
+            config=recipe.to_config(),
+            files=tuple(out / name for name in files),
+            precision=precision,
+            toolchain=toolchain,
+            prebuilt=out / ENGINE_NAME if ENGINE_NAME in files else None,
+            status=self._status(),
+        )
+
+    def layer_costs(self, graph: Path, *, precision: Precision, rounds: int = COST_ROUNDS) -> LayerCosts | None:
+        """Estimated by the GPU's data sheet, whether it is here or not."""
+        self._spec.check_precision(precision)
+        require_graph(graph)
+        if self._spec.speed is None:
+            return None
+        return estimate_costs(graph, self._spec.speed, precision=precision, rest=self._spec.rest)
+
+    def layer_costs_in_turn(
+        self, graphs: Sequence[tuple[Path, Precision]], *, rounds: int = COST_ROUNDS
+    ) -> tuple[LayerCosts, ...] | None:
+        found = [self.layer_costs(graph, precision=precision) for graph, precision in graphs]
+        return tuple(costs for costs in found if costs is not None) if None not in found else None
+
+    def companion_precision(self, precision: Precision) -> Precision:
+        """The type of the UNet, or of what is not quantised in it."""
+        return precision if precision in ("fp32", "bf16") else "fp16"
+
+    def device_here(self) -> bool:
+        return self._device() is not None
+
+    def host_engine(self, engine: EngineRef) -> EngineRef:
+        """ONNX Runtime on the lowered graph: the same types and the same Q/DQ nodes, on the CPU."""
+        return replace(engine, kind="onnxruntime", config={}, prebuilt=None)
+
+    def _device(self) -> Device | None:
+        """This machine's GPU if it is one the engines run on, and the library is here."""
+        gpus = self._spec.compute_capabilities or (PORTABLE if self._spec.kind == "tensorrt-rtx" else ())
+        try:
+            tensorrt_builder.load_tensorrt(self._spec.kind)
+            device = device_info()
+        except MtuError:
+            return None
+        return device if not gpus or device.compute_capability in gpus else None
+
+    def _status(self) -> str:
+        if self._spec.built == "board":
+            return "to be built on the board"
+        if self.device_here():
+            return "built here, and this machine's GPU can run it"
+        try:
+            return f"built, not run: {device_info().name} is none of its GPUs"
+        except TargetError as error:
+            return f"built, not run: {error.message}"
+
+
+_MATRIX = "docs.nvidia.com/deeplearning/tensorrt-rtx, support matrix 1.5"
+_RTX_SOURCES = {
+    "opset": "exported at 20 and parsed with TensorRT-RTX 1.7.1 by this project; TensorRT 11 reads 9 to 25 (NVIDIA's "
+    "ONNX opset guide)",
+    "memory_bytes": "depends on the card; asked of the GPU where one is here",
+    "compute_capabilities": f"{_MATRIX}, supported hardware; each was built for by this project with 1.7.1",
+}
+
+
+#: Cards a generation's layers are estimated by. Of fp16's two rates it is the one with sums in fp16, the higher.
+RTX_3080 = Speed(
+    "GeForce RTX 3080", 119, 238, 760, "NVIDIA Ampere GA102 GPU Architecture whitepaper, GeForce RTX 3080 (dense)"
+)
+RTX_4090 = Speed(
+    "GeForce RTX 4090", 330.3, 660.6, 1008, "NVIDIA Ada GPU Architecture whitepaper, GeForce RTX 4090 (dense)"
+)
+RTX_5090 = Speed(
+    "GeForce RTX 5090",
+    419,
+    838,
+    1792,
+    "GeForce RTX 5090 product page: 3352 AI TOPS (FP4, sparse), 1792 GB/s; dense INT8 is a quarter, fp16 an eighth",
+)
+
+
+def _rtx(
+    name: str, device: str, capabilities: tuple[str, ...], speed: Speed = RTX_3080, *, fp8: bool = False
+) -> TensorRTSpec:
+    precisions: tuple[Precision, ...] = ("int8", *(("fp8",) if fp8 else ()), *WEIGHTS_ONLY, "fp16", "bf16", "fp32")
+    precision_source = f"{_MATRIX}: fp32, fp16, bf16 and (weights of matrix products) int8, int4 on 8.6, 8.9 and 12.0"
+    return TensorRTSpec(
+        name=name,
+        vendor="NVIDIA (TensorRT-RTX)",
+        device=device,
+        precisions=precisions,
+        opset=20,
+        memory_bytes=None,
+        lowering=LOWERING,
+        sources={
+            **_RTX_SOURCES,
+            "precisions": precision_source + ("; fp8 on 8.9 and 12.0" if fp8 else ""),
+            "speed": speed.source,
+        },
+        compute_capabilities=capabilities,
+        speed=speed,
+    )
+
+
+RTX_SPEC = _rtx("rtx", "GeForce RTX 30 series and later, one engine for all", ())
+RTX_AMPERE_SPEC = _rtx("rtx-ampere", "GeForce RTX 30 series (Ampere)", ("8.6",))
+RTX_ADA_SPEC = _rtx("rtx-ada", "GeForce RTX 40 series (Ada Lovelace)", ("8.9",), RTX_4090, fp8=True)
+RTX_BLACKWELL_SPEC = _rtx("rtx-blackwell", "GeForce RTX 50 series (Blackwell)", ("12.0",), RTX_5090, fp8=True)
+
+TENSORRT_SPEC = TensorRTSpec(
+    name="tensorrt",
+    vendor="NVIDIA (TensorRT)",
+    device="the NVIDIA GPU of this machine",
+    precisions=("int8", *WEIGHTS_ONLY, "fp16", "bf16", "fp32"),
+    opset=20,
+    memory_bytes=None,
+    lowering=LOWERING,
+    sources={
+        "opset": "what this project exports; TensorRT 11 reads 9 to 25 (NVIDIA's ONNX opset guide)",
+        "memory_bytes": _RTX_SOURCES["memory_bytes"],
+        "compute_capabilities": "the GPU at hand: TensorRT builds for no other",
+        "precisions": "TensorRT 10 support matrix, hardware and precision: fp32, fp16, bf16 and int8 from compute "
+        "capability 8.0 on; older GPUs have no bf16. INT4 weights of matrix products: TensorRT 10.0 release notes",
+    },
+    kind="tensorrt",
+)
+
+RTX = TensorRTTarget(RTX_SPEC)
+RTX_AMPERE = TensorRTTarget(RTX_AMPERE_SPEC)
+RTX_ADA = TensorRTTarget(RTX_ADA_SPEC)
+RTX_BLACKWELL = TensorRTTarget(RTX_BLACKWELL_SPEC)
+TENSORRT = TensorRTTarget(TENSORRT_SPEC)

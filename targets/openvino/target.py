@@ -1,0 +1,176 @@
+"""What every OpenVINO device has in common: one IR, written once, that the device's plugin compiles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtu_compile.bundle import EngineRef
+from mtu_compile.core.atomic import scratch, staging
+from mtu_compile.core.progress import Progress
+from targets.base import COST_ROUNDS, WEIGHTS_ONLY, Artifact, Availability, LayerCosts, Plan, Precision, TargetSpec
+from targets.costs.estimate import estimate
+from targets.costs.layers import read_layers
+from targets.openvino.costs import IR, measure
+from targets.openvino.ir import (
+    any_number_of_prompts,
+    free_batch,
+    keep_angles_precise,
+    probe_openvino,
+    prove_compiles,
+    read_graph,
+    whole_timesteps,
+    write_ir,
+)
+
+if TYPE_CHECKING:
+    import openvino
+
+#: Unless told so, the CPU plugin rounds the activations of a linear layer with INT8 or INT4 weights to INT8 where it
+#: computes in f32: 2 dB of the emoji example's SQNR with INT8 weights (OpenVINO 2026.4.1).
+FLOAT_ACTIVATIONS: Mapping[str, str] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+
+#: How any machine with OpenVINO runs an IR to measure what its precision costs, by an engine of kind ``HOST_KIND``: the
+#: CPU's own INT8 kernels say nothing about another device's.
+HOST_KIND = "openvino-float"
+HOST_CONFIG: Mapping[str, str] = {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32", **FLOAT_ACTIVATIONS}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a device's own compiler made of an IR: a blob, if it made one, what was done, and its own figures."""
+
+    prebuilt: Path | None
+    status: str
+    estimate: Mapping[str, Any] | None = None
+
+
+class OpenVINOTarget(ABC):
+    """A device OpenVINO has a plugin for; a family says what it runs in and how the device's own compile step goes."""
+
+    #: Properties that keep the activations of layers with compressed weights float, where the plugin has such.
+    float_activations: Mapping[str, str] = FLOAT_ACTIVATIONS
+
+    def __init__(self, spec: TargetSpec) -> None:
+        self._spec = spec
+
+    @property
+    def spec(self) -> TargetSpec:
+        return self._spec
+
+    def probe(self) -> Availability:
+        return probe_openvino(self._spec.device)
+
+    def plan(self, graph: Path, *, precision: Precision) -> Plan:
+        self._spec.check_precision(precision)
+        return estimate(graph, precision=precision, device_bytes=self.memory(), rest=self._spec.rest)
+
+    def check_graph(self, graph: Path, *, precision: Precision) -> None:
+        self._spec.check_precision(precision)
+        if self.probe().ok:
+            read_graph(graph)
+
+    def build(self, graph: Path, out: Path, *, precision: Precision, progress: Progress | None = None) -> Artifact:
+        """Write ``out/openvino_model.xml`` and ``.bin``, and what the device's compiler adds (see ``Target.build``)."""
+        self._spec.check_precision(precision)
+        availability = self.probe()
+        availability.require(self._spec.name)
+        config = self.config(precision)
+        model = read_graph(graph)
+        with staging(out, replace=True) as folder:
+            path = self.write(model, folder, precision)
+            made = self.compile_ir(path, config, progress or Progress())
+            files = tuple(sorted(file.name for file in folder.iterdir()))
+        return Artifact(
+            kind="openvino",
+            path=out / path.name,
+            config=config,
+            files=tuple(out / name for name in files),
+            precision=precision,
+            toolchain=f"openvino {availability.version}",
+            prebuilt=None if made.prebuilt is None else out / made.prebuilt.name,
+            status=made.status,
+            estimate=made.estimate,
+        )
+
+    def config(self, precision: Precision) -> dict[str, str]:
+        """What an engine in ``precision`` is opened with."""
+        found = {"device": self._spec.device, "INFERENCE_PRECISION_HINT": self.inference_precision(precision)}
+        return {**found, **self.float_activations} if precision in WEIGHTS_ONLY else found
+
+    def write(self, model: openvino.Model, folder: Path, precision: Precision) -> Path:
+        """Write the IR of a graph that was read, and is changed, into the existing ``folder``."""
+        if free_batch(model):
+            any_number_of_prompts(model)
+        if self.inference_precision(precision) != "f32":
+            keep_angles_precise(model)
+        whole_timesteps(model)
+        return write_ir(model, folder, fp16_weights=self.half_weights(precision))
+
+    def layer_costs(self, graph: Path, *, precision: Precision, rounds: int = COST_ROUNDS) -> LayerCosts | None:
+        found = self.layer_costs_in_turn([(graph, precision)], rounds=rounds)
+        return None if found is None else found[0]
+
+    def layer_costs_in_turn(
+        self, graphs: Sequence[tuple[Path, Precision]], *, rounds: int = COST_ROUNDS
+    ) -> tuple[LayerCosts, ...] | None:
+        """Measured with the device's own counters, where the device is."""
+        with self.written(graphs) as irs:
+            if not self.device_here():
+                return None
+            probe = self.probe()
+            return measure(irs, rounds, f"openvino {probe.version} on {probe.detail}, measured")
+
+    @contextmanager
+    def written(self, graphs: Sequence[tuple[Path, Precision]]) -> Iterator[list[IR]]:
+        """The IRs of ``graphs`` as they would be built, for as long as they are needed; raises as ``build``."""
+        for _, precision in graphs:
+            self._spec.check_precision(precision)
+        layers = [read_layers(graph) for graph, _ in graphs]
+        self.probe().require(self._spec.name)
+        with scratch("mtu-costs") as work:
+            irs = []
+            for index, (graph, precision) in enumerate(graphs):
+                folder = work / str(index)
+                folder.mkdir()
+                path = self.write(read_graph(graph), folder, precision)
+                irs.append(IR(path, self.config(precision), layers[index]))
+            yield irs
+
+    def half_weights(self, precision: Precision) -> bool:
+        """Whether float weights are stored as fp16; beside INT8 weights the few that are left stay as they are."""
+        return precision in ("fp16", "bf16")
+
+    def device_here(self) -> bool:
+        try:
+            import openvino
+
+            found = openvino.Core().available_devices
+        except (ImportError, RuntimeError):
+            return False
+        return any(device.split(".")[0] == self._spec.device for device in found)
+
+    def host_engine(self, engine: EngineRef) -> EngineRef:
+        return replace(engine, kind=HOST_KIND, config=dict(HOST_CONFIG), prebuilt=None)
+
+    @abstractmethod
+    def inference_precision(self, precision: Precision) -> str:
+        """OpenVINO's name of the float type that what is not quantised runs in."""
+
+    @abstractmethod
+    def companion_precision(self, precision: Precision) -> Precision:
+        """See ``Target.companion_precision``."""
+
+    @abstractmethod
+    def memory(self) -> int | None:
+        """Memory of the device in bytes; ``None`` where it is not here to be asked."""
+
+    def compile_ir(self, path: Path, config: Mapping[str, str], progress: Progress) -> Compiled:
+        """The device's own compile step; ``BuildError`` if it refuses the IR."""
+        options = {key: value for key, value in config.items() if key != "device"}
+        prove_compiles(path, self._spec.device, options)
+        return Compiled(None, "runs here")

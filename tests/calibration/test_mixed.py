@@ -1,0 +1,219 @@
+"""The search for layers that stay float, on errors that are given and on a graph that is measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calibration import mixed, quant_config
+from calibration.mixed import Criteria, Effort, choose
+from calibration.quantize import QuantSettings
+from calibration.sensitivity import Sensitivity
+from calibration.switches import Unit
+from mtu_compile.accuracy.metrics import step_metrics
+from mtu_compile.core.errors import ConfigError
+from targets.base import LayerCosts
+from targets.costs.layers import ComparedCosts
+
+
+class Network:
+    """Stands in for a switched graph whose layers add known errors: independent, of given powers.
+
+    Not a mock of arithmetic: ``run`` really returns a signal with each quantised layer's noise on it.
+    """
+
+    def __init__(self, powers: list[float], size: int = 4096) -> None:
+        rng = np.random.default_rng(0)
+        self.units = tuple(Unit(f"layer{i}", (f"layer{i}",), "Conv") for i in range(len(powers)))
+        self._signal = rng.standard_normal((2, 1, 1, size // 2))
+        self._noise = [np.sqrt(p) * rng.standard_normal((2, 1, 1, size // 2)) for p in powers]
+
+    def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
+        return self._signal + sum((n for u, n in zip(self.units, self._noise, strict=True) if u.name in int8), 0.0)
+
+    def run_all(self, feeds: Any, int8: Any = ()) -> Any:
+        return (self.run(feed, int8) for feed in feeds)
+
+    def run_each(self, feed: Any) -> Any:
+        return (self.run(feed, (unit.name,)) for unit in self.units)
+
+
+CALLS = [{"timestep": np.array([float(t)], np.float32)} for t in (999, 500, 1)]
+POWERS = [1e-5, 3e-2, 1e-6, 4e-3, 1e-5, 1e-3]
+
+
+def costs(in_float: list[float], quantised: list[float], *, measured: bool = True) -> ComparedCosts:
+    def side(spent: list[float]) -> LayerCosts:
+        named = {f"layer{i}": ms for i, ms in enumerate(spent)}
+        return LayerCosts(named, sum(spent) + 1.0, "test", measured)
+
+    return ComparedCosts(side(in_float), side(quantised))
+
+
+def run(network: Any, guidance: Any = "none", **options: Any) -> mixed.MixedPrecision:
+    return choose(network, CALLS, guidance=guidance, **options)
+
+
+def test_the_fewest_layers_that_are_needed_stay_float() -> None:
+    """26 dB allow 2.5e-3: without the two loudest 1.0e-3 is left, and with either of them too much."""
+    found = run(Network(POWERS), criteria=Criteria(slowdown=0.5))
+    assert found.float_layers == ("layer1", "layer3") and found.met
+    assert found.all_int8["worst_sqnr_db"] < 26 <= found.chosen["worst_sqnr_db"]
+    assert [one.kept for one in found.layers if one.kept] == ["accuracy", "accuracy"]
+    assert found.layers[1].sqnr_db == pytest.approx(-10 * np.log10(3e-2), abs=0.3)
+
+
+def test_nothing_is_kept_where_int8_is_good_enough() -> None:
+    found = run(Network([1e-5, 1e-5]))
+    assert found.float_layers == () and found.met and found.all_int8 == found.chosen
+
+
+def test_the_cheaper_of_two_equally_harmful_layers_becomes_float() -> None:
+    powers = [4e-3, 4e-3, 1e-6]
+    dear_first = costs([9.0, 2.0, 2.0], [1.0, 1.5, 1.0])
+    criteria = Criteria(sqnr_db=23.5, slowdown=0.5)
+    assert run(Network(powers), criteria=criteria, costs=dear_first).float_layers == ("layer1",)
+    dear_second = costs([2.0, 9.0, 2.0], [1.5, 1.0, 1.0])
+    assert run(Network(powers), criteria=criteria, costs=dear_second).float_layers == ("layer0",)
+
+
+def test_the_search_stops_at_its_budget_and_says_so() -> None:
+    """Layer 1 alone would slow the network down by more than a tenth: the criteria are missed, not the budget."""
+    found = run(Network(POWERS), costs=costs([1.0, 9.0, 1.0, 1.1, 1.0, 1.0], [1.0] * 6))
+    assert not found.met and "layer1" not in found.float_layers
+    assert found.chosen["worst_sqnr_db"] < 26
+    spent = sum(one.float_ms - one.int8_ms for one in found.layers if one.kept and one.float_ms and one.int8_ms)
+    assert spent <= 7.0 * (1 / 0.9 - 1) + 1e-9
+
+
+def test_layers_that_int8_slows_down_stay_float_if_that_was_measured() -> None:
+    slow = costs([1.0, 1.0, 1.0], [0.5, 3.0, 0.5])
+    found = run(Network([1e-6] * 3), costs=slow)
+    assert [one.kept for one in found.layers] == [None, "slower", None]
+    assert (found.layers[1].float_ms, found.layers[1].int8_ms) == (1.0, 3.0)
+    assert found.costs == {"source": "test", "measured": True}
+    estimated = run(Network([1e-6] * 3), costs=costs([1.0, 1.0, 1.0], [0.5, 3.0, 0.5], measured=False))
+    assert estimated.float_layers == ()
+
+
+def test_a_choice_that_misses_what_it_promised_is_searched_further() -> None:
+    """Errors that add up in amplitude, not in power: the sum of single errors promises too much."""
+
+    class Aligned(Network):
+        def __init__(self) -> None:
+            super().__init__([9e-4] * 6)
+            self._noise = [self._noise[0]] * 6
+
+    found = run(Aligned(), criteria=Criteria(slowdown=0.9))
+    assert found.met and len(found.float_layers) == 5  # k aligned errors have k² of the power: 2.5e-3 allow one
+
+
+def test_guidance_is_a_criterion_of_its_own() -> None:
+    """Noise that is small beside the output and large beside the difference of its samples."""
+    network = Network([2e-4, 1e-7])
+    half = network._signal[:1]
+    network._signal = np.concatenate([half, half + 0.03 * np.random.default_rng(3).standard_normal(half.shape)])
+    assert run(network).float_layers == ()
+    found = run(network, "text", criteria=Criteria(slowdown=0.6))
+    assert found.float_layers == ("layer0",)
+    assert found.all_int8["guidance_ratio"][1] > 1.03 > found.chosen["guidance_ratio"][1]
+
+
+def test_criteria_are_judged_at_every_call() -> None:
+    good = np.ones((2, 1, 4, 4))
+    steps = [step_metrics({"y": good}, {"y": good * (1 + e)}, timestep=1.0) for e in (1e-3, 1e-1)]
+    assert Criteria().met_by(steps[:1]) and not Criteria().met_by(steps)
+
+
+def test_the_record_is_plain_json() -> None:
+    found = run(Network(POWERS), criteria=Criteria(slowdown=0.5))
+    data = json.loads(json.dumps(found.to_json()))
+    assert data["layers"][1]["kept"] == "accuracy" and data["criteria"]["sqnr_db"] == 26.0
+    assert data["calls"] == len(CALLS) and data["layers"][0]["members"] == ["layer0"]
+    assert mixed.MixedPrecision.from_json(data) == found
+
+
+def test_large_networks_are_measured_on_fewer_calls() -> None:
+    many = [{"timestep": np.array([float(t)], np.float32)} for t in range(60)]
+    small, large = Effort.of(10), Effort.of(10**9)
+    assert small.calls > large.calls >= 1 and small.rounds > large.rounds >= 1
+    found = [choose(Network([1e-5]), many, guidance="none", effort=one) for one in (small, large)]  # type: ignore[arg-type]
+    assert [one.calls for one in found] == [small.calls, large.calls]
+    assert [one.check_calls for one in found] == [small.check_calls, large.check_calls]
+
+
+def test_layers_are_measured_on_the_worst_calls_and_others() -> None:
+    """Of two calls one is the one that all of INT8 does worst."""
+
+    class Late(Network):
+        def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
+            found = super().run(feed, int8)
+            return found + (found - self._signal) * 9 if feed["timestep"] == 1 else found
+
+    found = run(Late([1e-3]), effort=Effort(calls=2))
+    assert found.calls == 2 and found.check_calls == 3
+    assert found.layers[0].worst_sqnr_db == pytest.approx(10, abs=0.5)
+    assert found.layers[0].sqnr_db == pytest.approx(13, abs=0.5)
+
+
+def test_sensitivities_are_pooled_over_the_calls() -> None:
+    one = Sensitivity((Unit("a", ("a",), "Conv"),), np.array([[1e-2, 1e-4]]), np.zeros((1, 2, 0)))
+    assert one.sqnr_db(0) == pytest.approx(-10 * np.log10((1e-2 + 1e-4) / 2)) and one.worst_sqnr_db(0) == 20.0
+
+
+# --- quantisation configs ---
+
+
+def test_settings_survive_a_round_trip(tmp_path: Path) -> None:
+    settings = QuantSettings(smooth_quant_alpha=None, range_estimator="histogram", ignored_scopes=("conv_in.*", "a/b"))
+    path = tmp_path / "quant.json"
+    path.write_text(json.dumps({"format": quant_config.FORMAT, "tasks": {"t2i": settings.to_json(), "sr": {}}}))
+    assert quant_config.load(path) == {"t2i": settings, "sr": QuantSettings()}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a quantisation config"),
+        ('{"format": "mtu-quant-config-1"}', "has no settings of any task"),
+        ('{"format": "mtu-quant-config-1", "tasks": {"t2i": {}}, "task": {}}', "unknown entry 'task'"),
+        ('{"format": "mtu-quant-config-1", "tasks": {"t2i": {"alpha": 1}}}', "task 't2i': unknown setting 'alpha'"),
+        (
+            '{"format": "mtu-quant-config-1", "tasks": {"t2i": {"ignored_scopes": "conv"}}}',
+            "'ignored_scopes' is 'conv'",
+        ),
+        ('{"format": "mtu-quant-config-1", "tasks": {"t2i": {"ignored_scopes": [1]}}}', "'ignored_scopes' is"),
+        ('{"format": "mtu-quant-config-1", "tasks": {"t2i": {"subset_size": true}}}', "'subset_size' is True"),
+        (
+            '{"format": "mtu-quant-config-1", "tasks": {"t2i": {"range_estimator": "best"}}}',
+            "no range estimator 'best'",
+        ),
+    ],
+)
+def test_configs_that_are_none_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "quant.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        quant_config.load(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        quant_config.load(tmp_path / "missing.json")
+
+
+def test_every_setting_can_be_given() -> None:
+    """A setting that is added to the class has to be read from a config, too."""
+    everything = replace(QuantSettings(), subset_size=3, smooth_quant_alpha=0.5, weight_bits_fix=True)
+    assert QuantSettings.from_json(everything.to_json()) == everything
+
+
+def test_a_failure_names_the_layers_that_are_to_blame() -> None:
+    found = run(Network(POWERS), criteria=Criteria(slowdown=0.2))  # one float layer is affordable
+    assert found.float_layers == ("layer1",) and not found.met
+    blamed = mixed.to_blame(found.to_json(), 2)
+    assert blamed.startswith("layer3 (2") and "layer5 (3" in blamed and "layer1" not in blamed
+    assert mixed.to_blame(None) == ""

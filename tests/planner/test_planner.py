@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import passes
+import targets
+from mtu_compile.core.errors import EXIT_OTHER, BuildError, ConfigError, ToolchainMissing
+from mtu_compile.core.tasks import PAPER_TASKS
+from mtu_compile.model import export
+from mtu_compile.planner import COLUMNS, BuildPlan, plan_build, size, survey
+from targets.base import Availability, Precision, TargetSpec
+from targets.costs.estimate import estimate
+
+TEXT = 16
+LATENT = 32
+CHANNELS = {"t2i": 4, "edit": 8, "sr": 8}
+
+
+@dataclass(frozen=True)
+class BoardSpec(TargetSpec):
+    workspace_bytes: int | None = None
+    rest: Precision = "fp16"
+
+
+class Board:
+    """A device that exists in these tests only."""
+
+    def __init__(self, memory: float | None, *, reserved: float = 0, workspace: float | None = None) -> None:
+        self.spec = BoardSpec(
+            name="board",
+            vendor="",
+            device="",
+            precisions=("int8", "fp16", "fp32"),
+            opset=20,
+            memory_bytes=None if memory is None else int(memory),
+            reserved_bytes=int(reserved),
+            workspace_bytes=None if workspace is None else int(workspace),
+        )
+
+    def memory(self) -> int | None:
+        return self.spec.memory_bytes
+
+    def companion_precision(self, precision: Precision) -> Precision:
+        return "fp32" if precision == "fp32" else "fp16"
+
+
+@dataclass(frozen=True)
+class Graphs:
+    dynamic: Path
+    tasks: dict[str, Path]
+    parts: dict[str, Path]
+
+
+Specialise = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def specialise(one_level_unet: Any, tmp_path_factory: pytest.TempPathFactory) -> Specialise:
+    """``specialise(task, latent)``: a one-level model's static graph; ``specialise()`` the dynamic one."""
+    from mtu_compile.model.upcycle import upcycle_unet
+
+    unet = upcycle_unet(one_level_unet(), PAPER_TASKS, num_experts=2, d_task=16, router_width=16).eval()
+    folder = tmp_path_factory.mktemp("planner")
+    dynamic = export.export_unet(unet, folder / "dynamic", text_length=TEXT)
+
+    def make(task: str | None = None, latent: int = LATENT) -> Path:
+        if task is None:
+            return dynamic
+        out = folder / f"{task}-{latent}" / "model.onnx"
+        index = next(i for i, one in enumerate(PAPER_TASKS) if one.name == task)
+        shape = {"batch": PAPER_TASKS[index].unet_batch, "height": latent, "width": latent, "text_length": TEXT}
+        if not out.exists():
+            passes.specialise(dynamic, out, task_id=index, channels=CHANNELS[task], **shape)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def graphs(specialise: Specialise, base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("parts")
+    text = CLIPTextModel.from_pretrained(base_pipeline_dir / "text_encoder").eval()
+    vae = AutoencoderKL.from_pretrained(base_pipeline_dir / "vae").eval()
+    parts = {
+        "text_encoder": export.export_text_encoder(text, folder / "text_encoder", TEXT),
+        "vae_decoder": export.export_vae_decoder(vae, folder / "vae_decoder", 4 * LATENT, 4 * LATENT),
+    }
+    return Graphs(specialise(), {name: specialise(name) for name in CHANNELS}, parts)
+
+
+def survey_all(graphs: Graphs, board: Any, precision: Precision, tasks: tuple[str, ...] | None = None) -> BuildPlan:
+    chosen = {name: graphs.tasks[name] for name in tasks or graphs.tasks}
+    return survey(board, precision, chosen, graphs.parts, dynamic=graphs.dynamic)
+
+
+def test_a_plan_adds_up(graphs: Graphs) -> None:
+    plan = survey_all(graphs, Board(1e9, reserved=2e8, workspace=1e8), "fp16")
+    assert plan.tasks == ("t2i", "edit", "sr")
+    assert plan.available_bytes == 8e8 and plan.fits
+    parts = sum(one.memory.total_bytes for one in plan.networks if not one.is_task)
+    tasks = {one.name: one.memory.total_bytes for one in plan.networks if one.is_task}
+    assert parts > 0 and all(one.memory.unknown_shapes == 0 for one in plan.networks)
+    for name, needs in tasks.items():
+        assert plan.alone_bytes(name) == parts + needs + 1e8
+        assert needs == estimate(graphs.tasks[name], precision="fp16", device_bytes=None).weights_bytes + (
+            estimate(graphs.tasks[name], precision="fp16", device_bytes=None).activation_bytes
+        )
+    assert plan.together_bytes == parts + sum(tasks.values()) + 1e8
+    # A task that is guided by text and image runs three samples a step, super-resolution one.
+    assert tasks["edit"] > tasks["t2i"] > tasks["sr"]
+    assert plan.suggestions == () and plan.require() is None
+
+
+def test_one_engine_for_all_tasks_takes_the_weights_of_one(graphs: Graphs) -> None:
+    plan = survey_all(graphs, Board(1e9), "fp16")
+    assert plan.one_engine_bytes is not None
+    weights = next(one.memory.weights_bytes for one in plan.networks if one.name == "edit")
+    parts = sum(one.memory.total_bytes for one in plan.networks if not one.is_task)
+    assert parts + weights < plan.one_engine_bytes < plan.alone_bytes("edit") + weights
+    assert plan.one_engine_bytes < plan.together_bytes / 2
+    without = survey(Board(1e9), "fp16", graphs.tasks, graphs.parts)  # type: ignore[arg-type]
+    assert without.one_engine_bytes is None
+
+
+def test_what_does_not_fit_is_refused_with_figures_that_hold(graphs: Graphs) -> None:
+    everything = survey_all(graphs, Board(None), "fp32").together_bytes
+    board = Board(everything * 0.75)
+    with pytest.raises(BuildError) as error:
+        plan_build(board, "fp32", graphs.tasks, graphs.parts, dynamic=graphs.dynamic)  # type: ignore[arg-type]
+    assert error.value.exit_code == EXIT_OTHER
+    missing = everything - int(everything * 0.75)
+    assert f"the 3 tasks (t2i, edit, sr) in fp32 together need {size(everything)}" in error.value.message
+    assert f"{size(missing)} more than the {size(int(everything * 0.75))} there are on board" in error.value.message
+    plan = survey_all(graphs, board, "fp32")
+    assert error.value.hint == plan.hint()
+    assert [one.options for one in plan.suggestions if one.options.startswith("--fp")] == ["--fp16"]
+    assert all(one.fits for one in plan.suggestions)
+    assert "One engine for all tasks would take" in plan.hint() and "build makes one for each" in plan.hint()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_what_is_suggested_does_fit(graphs: Graphs, specialise: Specialise, share: float) -> None:
+    memory = survey_all(graphs, Board(None), "fp32").together_bytes * share
+    plan = survey_all(graphs, Board(memory), "fp32")
+    assert plan.suggestions
+    for suggestion in plan.suggestions:
+        words = suggestion.options.split()
+        tasks = tuple(words[i + 1] for i, word in enumerate(words) if word == "--task") or plan.tasks
+        precision: Any = next((word[2:] for word in words if word[2:] in ("int8", "fp16")), "fp32")
+        again = survey_all(graphs, Board(memory), precision, tasks)
+        if "--size" in words:
+            latent = int(words[words.index("--size") + 1].split("x")[0]) // 4
+            smaller = {task: specialise(task, latent) for task in tasks}
+            unets = survey(Board(memory), precision, smaller, {})  # type: ignore[arg-type]
+            parts = sum(one.memory.total_bytes for one in again.networks if not one.is_task)
+            assert unets.together_bytes < suggestion.needs_bytes < (unets.together_bytes + parts) * 1.1
+        else:
+            assert suggestion.needs_bytes == again.together_bytes
+            assert suggestion.fits == (again.fits is True)
+
+
+def test_where_nothing_fits_the_closest_is_named(graphs: Graphs) -> None:
+    plan = survey_all(graphs, Board(1000), "fp32")
+    with pytest.raises(BuildError, match="task 'edit' in fp32 needs") as error:
+        plan.require()
+    assert error.value.hint is not None
+    assert re.match(r"no option of build makes it fit; the closest is --int8 --task sr --size 32x32 \(", plan.hint())
+
+
+def test_what_is_reserved_or_workspace_is_not_there_for_engines(graphs: Graphs) -> None:
+    needs = survey_all(graphs, Board(None), "int8").together_bytes
+    assert survey_all(graphs, Board(needs), "int8").fits
+    for board in (Board(needs, reserved=1), Board(needs, workspace=1)):
+        plan = survey_all(graphs, board, "int8")
+        assert plan.fits is False
+        with pytest.raises(BuildError):
+            plan.require()
+
+
+def test_an_unknown_device_refuses_nothing(graphs: Graphs) -> None:
+    plan = survey_all(graphs, Board(None), "fp32")
+    assert plan.fits is None and plan.suggestions == ()
+    plan.require()
+    assert {row[-1] for row in plan.rows()} == {"unknown: say --memory", "", "not built"}
+
+
+def test_rows_and_json_say_the_same(graphs: Graphs) -> None:
+    plan = survey_all(graphs, Board(1e9, reserved=5e8), "int8")
+    data = json.loads(json.dumps(plan.to_json()))
+    assert data["fits"] is True and "estimated" in data["method"]
+    assert data["together_bytes"] == plan.together_bytes and data["available_bytes"] == 500_000_000
+    assert set(data["tasks"]) == set(plan.tasks)
+    rows = plan.rows()
+    assert all(len(row) == len(COLUMNS) for row in rows)
+    assert [row[0] for row in rows] == [*(one["name"] for one in data["networks"]), "together", "(one engine for all)"]
+    assert rows[0][1] == "int8" and rows[3][1] == "fp16"
+
+
+def test_options_that_are_suggested_exist(graphs: Graphs) -> None:
+    from mtu_compile.cli.build import command
+
+    known = {option for parameter in command.params for option in parameter.opts}
+    everything = survey_all(graphs, Board(None), "fp32").together_bytes
+    plans = [survey_all(graphs, Board(everything * share), "fp32") for share in (0.5, 0.01)]
+    words = {word for plan in plans for one in plan.suggestions for word in one.options.split()}
+    suggested = {word for word in words if word.startswith("--")}
+    assert {"--int8", "--task", "--size"} <= suggested <= known
+
+
+def test_precisions_the_target_lacks_are_refused(graphs: Graphs) -> None:
+    with pytest.raises(ConfigError, match="bf16"):
+        survey_all(graphs, Board(1e9), "bf16")
+
+
+def test_a_missing_toolchain_is_said_with_its_command(graphs: Graphs) -> None:
+    class Bare(Board):
+        def companion_precision(self, precision: Precision) -> Precision:
+            raise ModuleNotFoundError("No module named 'openvino'")
+
+        def probe(self) -> Availability:
+            return Availability(False, "openvino", None, "pip install 'mtu-compile[openvino]'")
+
+    with pytest.raises(ToolchainMissing, match="openvino") as error:
+        survey_all(graphs, Bare(1e9), "fp32")
+    assert error.value.hint == "pip install 'mtu-compile[openvino]'"
+
+
+#: Runs in a process of its own: memory that OpenVINO takes while it runs a graph that is compiled already.
+MEASURE = """
+import ctypes, gc, json, sys
+import numpy as np, openvino
+
+def anonymous():
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    lines = open("/proc/self/smaps_rollup").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1"}
+compiled = openvino.Core().compile_model(sys.argv[1], "CPU", options)
+feed = {p.any_name: np.ones(p.shape, p.element_type.to_dtype()) for p in compiled.inputs}
+before = anonymous()
+request = compiled.create_infer_request()
+request.infer(feed)
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux to measure memory")
+@pytest.mark.parametrize("level", ["DEFAULT", "AVX512_CORE", "AVX2"])
+def test_activations_are_what_openvino_takes(specialise: Specialise, level: str) -> None:
+    """Kernels, and with them scratch space, are another CPU's on each level; what is planned for holds on all."""
+    graph = specialise("edit", 64)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(graph)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": level},
+    )
+    measured = int(done.stdout)
+    cpu: Any = targets.get("cpu")
+    counted = estimate(graph, precision="fp32", device_bytes=None).activation_bytes
+    planned = survey(cpu, "fp32", {"edit": graph}, {}).networks[0].memory.activation_bytes
+    assert counted > 10e6  # enough to be seen beside what a process takes anyway
+    assert counted < 1.05 * measured  # nothing is counted that is not there
+    assert measured < planned
+
+
+def test_a_machine_nobody_named_is_asked_for_where_it_matters(graphs: Graphs) -> None:
+    def shared(least: float) -> Board:
+        board = Board(None)
+        board.spec = replace(board.spec, shared=0.5, least_memory_bytes=int(least))
+        return board
+
+    needs = survey_all(graphs, Board(None), "fp16").together_bytes
+    small, large = survey_all(graphs, shared(needs), "fp16"), survey_all(graphs, shared(2 * needs), "fp16")
+    assert large.fits and large.require() is None and large.to_json()["least_bytes"] == needs
+    assert small.fits is None and "depends: say --memory" in {row[-1] for row in small.rows()}
+    with pytest.raises(ConfigError, match="how much has yours") as caught:
+        small.require()
+    assert "--memory 32GB" in str(caught.value.hint)
+    unets: Any = graphs.tasks
+    for memory, fits in ((2 * needs, True), (2 * needs - 2, False)):
+        given = survey(shared(needs), "fp16", unets, graphs.parts, memory=memory)  # type: ignore[arg-type]
+        assert given.fits is fits and given.available_bytes == memory - memory // 2
+        assert given.device_bytes == memory
+
+
+def test_memory_that_is_said_is_the_memory(graphs: Graphs) -> None:
+    given = survey(Board(1e12), "fp16", graphs.tasks, graphs.parts, memory=1000)  # type: ignore[arg-type]
+    assert given.device_bytes == 1000 and given.fits is False
+
+
+def test_scratch_space_is_part_of_the_plan(graphs: Graphs) -> None:
+    board = Board(1e9)
+    plain = survey_all(graphs, board, "fp16")
+    board.spec = replace(board.spec, scratch=2.0)
+    doubled = survey_all(graphs, board, "fp16")
+    for one, other in zip(plain.networks, doubled.networks, strict=True):
+        assert other.memory.activation_bytes == 2 * one.memory.activation_bytes
+        assert other.memory.weights_bytes == one.memory.weights_bytes
+    assert plain.one_engine_bytes is not None and doubled.one_engine_bytes is not None
+    assert doubled.one_engine_bytes > plain.one_engine_bytes
+
+
+def test_a_plan_without_in_place_or_fusion_would_be_seen(specialise: Specialise, monkeypatch: Any) -> None:
+    """The comparison above fails on a defect of the estimate."""
+    from targets.costs import estimate as module
+
+    graph = specialise("edit", 64)
+    good = estimate(graph, precision="fp32", device_bytes=None).activation_bytes
+    monkeypatch.setattr(module, "_scores", lambda model: frozenset())
+    assert estimate(graph, precision="fp32", device_bytes=None).activation_bytes > 2 * good
+
+
+@pytest.mark.slow
+def test_stable_diffusion_on_a_small_board(tmp_path: Path) -> None:
+    """SD 1.5's size with random weights; 8 GB of memory, 7 GB of disk, minutes."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from mtu_compile.model.upcycle import upcycle_unet
+
+    torch.manual_seed(0)
+    plain = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval()
+    unet = upcycle_unet(plain, PAPER_TASKS).eval()
+    del plain
+    dynamic = export.export_unet(unet, tmp_path / "dynamic", text_length=77)
+    del unet
+    graph = tmp_path / "t2i" / "model.onnx"
+    passes.specialise(dynamic, graph, task_id=0, channels=4, batch=2, height=64, width=64, text_length=77)
+    check_stable_diffusion(graph, dynamic)
+
+
+def check_stable_diffusion(graph: Path, dynamic: Path) -> None:
+    board = Board(2.5e9, reserved=1e9)
+    tasks = dict.fromkeys(("t2i", "again"), graph)
+    plan = survey(board, "int8", tasks, {}, dynamic=dynamic)  # type: ignore[arg-type]
+    memory = plan.networks[0].memory
+    # An INT8 Q/DQ graph of this size has 861 MB; a step's activations are tenths of that.
+    assert 0.97 * 861e6 < memory.weights_bytes < 861e6
+    assert 50e6 < memory.activation_bytes < 500e6
+    with pytest.raises(BuildError, match="the 2 tasks"):
+        plan.require()
+    assert [one.options for one in plan.suggestions if one.fits] == ["--task t2i"]
+    assert plan.one_engine_bytes is not None and plan.one_engine_bytes < 1.2 * plan.alone_bytes("t2i")
+    assert replace(plan, device_bytes=4 * 10**9).fits
