@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 
+from mtu_compile.bundle.accuracy import Accuracy
 from mtu_compile.bundle.kinds import (
     Channels,
     Count,
@@ -23,7 +24,7 @@ from mtu_compile.bundle.kinds import (
     Text,
     TokenId,
 )
-from mtu_compile.bundle.provenance import Accuracy, Estimate, Extra, TaskExtra
+from mtu_compile.bundle.provenance import Estimate, Extra, TaskExtra
 from mtu_compile.bundle.scheduler_config import SchedulerConfig
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import BundleError
