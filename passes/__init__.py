@@ -4,6 +4,7 @@ from passes.base import Pass, PassContext, PassResult, Skipped
 from passes.pipeline import run_passes, run_pipeline, specialise
 from passes.registry import STATIC_PIPELINE, TASK_PIPELINE, Registry, builtin
 from passes.simulate_half import write_simulation
+from passes.user import UserPass, load_passes, mtu_pass, run_user_pass
 
 __all__ = [
     "STATIC_PIPELINE",
@@ -13,9 +14,13 @@ __all__ = [
     "PassResult",
     "Registry",
     "Skipped",
+    "UserPass",
     "builtin",
+    "load_passes",
+    "mtu_pass",
     "run_passes",
     "run_pipeline",
+    "run_user_pass",
     "specialise",
     "write_simulation",
 ]

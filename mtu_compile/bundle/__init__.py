@@ -14,6 +14,7 @@ from mtu_compile.bundle.manifest import (
     Source,
     TaskEntry,
     TextPart,
+    UserPassRecord,
 )
 from mtu_compile.core import atomic
 
@@ -31,6 +32,7 @@ __all__ = [
     "Source",
     "TaskEntry",
     "TextPart",
+    "UserPassRecord",
     "read",
     "resolve",
     "staging",

@@ -15,6 +15,7 @@ from mtu_compile.bundle.kinds import (
     Decibels,
     Factor,
     Length,
+    Magnitude,
     Name,
     Positive,
     Scale,
@@ -98,6 +99,27 @@ class PassRecord:
 
 
 @dataclass(frozen=True)
+class UserPassRecord:
+    """One graph pass that the user brought.
+
+    Attributes:
+        id: ``user::<file>:<function>``.
+        changed: whether it changed the graph.
+        rewrites: nodes that are new or changed.
+        sha256: of the file it was read from.
+        tolerance: largest difference of an output that it declares, as a share of the output's largest value.
+        error: that difference as it was measured.
+    """
+
+    id: Text
+    changed: bool
+    rewrites: Count
+    sha256: Sha256
+    tolerance: Magnitude
+    error: Magnitude
+
+
+@dataclass(frozen=True)
 class TaskEntry:
     """One task of the bundle.
 
@@ -107,6 +129,7 @@ class TaskEntry:
         engine: its UNet.
         default_steps: denoising steps unless the user says otherwise.
         passes: what was done to its graph.
+        user_passes: what passes of the user's own did to it, after those that specialise it.
         calibration: SHA-256 of the calibration set, or ``None`` if the engine is not calibrated.
         accuracy: what the comparison with the float original measured, and on what (``measured_with``), or ``None``
             with ``accuracy_reason``.
@@ -125,6 +148,7 @@ class TaskEntry:
     accuracy_reason: Text | None = None
     reference: Text | None = None
     extra: TaskExtra = field(default_factory=dict)
+    user_passes: tuple[UserPassRecord, ...] = ()
 
 
 @dataclass(frozen=True)
