@@ -14,7 +14,7 @@ from mtu_compile.cli.options import (
     json_option,
     model_folder,
     quiet_option,
-    sampler_option,
+    scheduler_option,
     seed_option,
     steps_option,
     what_to_build,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="INT8: keep layers float where the device runs INT8 slower, or where accuracy needs it.",
 )
-@sampler_option
+@scheduler_option
 @steps_option
 @fit_option
 @click.option("--calibration-pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")

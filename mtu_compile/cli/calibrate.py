@@ -16,7 +16,7 @@ from mtu_compile.cli.options import (
     model_argument,
     model_folder,
     quiet_option,
-    sampler_option,
+    scheduler_option,
     seed_option,
     size_option,
     steps_option,
@@ -42,7 +42,7 @@ _SHOWN = 10
 @as_task_option
 @size_option
 @click.option("--pictures", default=12, show_default=True, type=click.IntRange(1), help="Per task.")
-@sampler_option
+@scheduler_option
 @steps_option
 @click.option(
     "--calls", default=10, show_default=True, type=click.IntRange(1), help="UNet calls kept of each picture's steps."

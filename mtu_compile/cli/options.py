@@ -38,7 +38,7 @@ steps_option = click.option(
 )
 
 
-class Sampler(click.ParamType[str]):
+class SchedulerName(click.ParamType[str]):
     """One of ``runtime.schedulers.NAMES``, which are looked up when one is given: commands start without numpy."""
 
     name = "NAME"
@@ -51,8 +51,12 @@ class Sampler(click.ParamType[str]):
         return str(value)
 
 
-sampler_option = click.option(
-    "--sampler", type=Sampler(), help="Such as ddim, euler, dpm++ (docs/guide.md has all); the model's own by default."
+scheduler_option = click.option(
+    "--scheduler",
+    "--sampler",
+    "sampler",
+    type=SchedulerName(),
+    help="Such as ddim, euler, dpm++ (docs/guide.md has all); the model's own by default.",
 )
 
 

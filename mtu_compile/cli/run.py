@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtu_compile.cli.console import ConsoleProgress
-from mtu_compile.cli.options import json_option, quiet_option, sampler_option, seed_option
+from mtu_compile.cli.options import json_option, quiet_option, scheduler_option, seed_option
 from mtu_compile.core.fit import FITS, Fit
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "--guidance", "guidance_scale", type=float, help="Scale of the prompt's direction; 1 or less is no guidance."
 )
 @click.option("--image-guidance", "image_guidance_scale", type=float, help="Scale of the picture's direction.")
-@sampler_option
+@scheduler_option
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Picture to write (.png, .jpg).")
 @json_option
 @quiet_option

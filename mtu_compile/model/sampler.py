@@ -84,7 +84,7 @@ def use_sampler(pipeline: MTUPipeline, sampler: str | None) -> None:
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(
             f"diffusers can not make the {sampler} sampler of the model's {type(pipeline.scheduler).__name__}: {error}",
-            hint="choose another with --sampler",
+            hint="choose another with --scheduler",
         ) from error
 
 

@@ -111,7 +111,7 @@ def test_run_makes_pictures_without_torch(tiny_bundle: Path, tiny_model: Path, t
     mask.save(tmp_path / "mask.png")
     inpaint = ("--task", "inpaint", "--prompt", "disc", "--image", source, "--mask", tmp_path / "mask.png")
     for sampler in ("ddim", "euler", "dpm++"):
-        make(f"{sampler}.png", *inpaint, "--sampler", sampler, "--steps", 3)
+        make(f"{sampler}.png", *inpaint, "--scheduler", sampler, "--steps", 3)
         made, original = (np.asarray(Image.open(p).convert("RGB")) for p in (tmp_path / f"{sampler}.png", source))
         assert (made[:, 16:] == original[:, 16:]).all() and (made[:, :16] != original[:, :16]).any()
 

@@ -270,7 +270,7 @@ def test_the_sampler_comes_from_the_configuration_unless_named() -> None:
     with pytest.raises(ConfigError, match="EDMEulerScheduler") as caught:
         schedulers.check({**SD, "_class_name": "EDMEulerScheduler"})
     assert caught.value.hint is not None
-    assert "--sampler" in caught.value.hint
+    assert "--scheduler" in caught.value.hint
     assert all(name in caught.value.hint for name in schedulers.NAMES)
     with pytest.raises(ConfigError, match="unknown sampler 'plms'"):
         from_config(SD, 5, "plms")

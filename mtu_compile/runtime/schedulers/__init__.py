@@ -45,7 +45,7 @@ def default_name(config: Mapping[str, Any]) -> str:
             return sampler.name
     raise ConfigError(
         f"the model's own sampler {written_by!r} is not implemented",
-        hint=f"choose another with --sampler: {', '.join(NAMES)}",
+        hint=f"choose another with --scheduler: {', '.join(NAMES)}",
     )
 
 

@@ -181,7 +181,7 @@ def read(sampler: str, options: Options, config: Mapping[str, Any]) -> dict[str,
             raise ConfigError(
                 f"the {sampler} sampler does not implement {name}={shown if len(shown) <= 60 else shown[:57] + '...'} "
                 "of the scheduler's configuration",
-                hint=f"implemented: {option.wanted}; or choose another sampler with --sampler",
+                hint=f"implemented: {option.wanted}; or choose another one with --scheduler",
             ) from None
     betas = values.get("trained_betas")
     if betas is not None and len(betas) != values["num_train_timesteps"]:

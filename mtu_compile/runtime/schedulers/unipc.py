@@ -55,7 +55,7 @@ class UniPC(Solver):
         if ends_flat and not self.options["lower_order_final"] and min(self.options["solver_order"], steps) > 1:
             raise ConfigError(
                 "the unipc sampler does not implement lower_order_final=False with this final sigma",
-                hint="set lower_order_final to true, or choose another sampler with --sampler",
+                hint="set lower_order_final to true, or choose another one with --scheduler",
             )
         self._history: list[Array] = []
         self._order = 0
