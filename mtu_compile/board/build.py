@@ -8,7 +8,7 @@ again and never loaded.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,23 +17,15 @@ from typing import Any
 from mtu_compile import bundle
 from mtu_compile.board.machine import Board, probe
 from mtu_compile.bundle import BUILT, EngineRef, Manifest
+from mtu_compile.core import vendors
 from mtu_compile.core.claims import sweep_folder
-from mtu_compile.core.errors import BundleError, ConfigError, MtuError, TargetError
+from mtu_compile.core.errors import BundleError, MtuError, TargetError
 from mtu_compile.core.hashing import file_sha256
 from mtu_compile.core.progress import Advance, Progress
 from mtu_compile.runtime import built
+from mtu_compile.runtime.builder import builder
 from mtu_compile.runtime.built import BuiltEngine
-from targets.nvidia.builder import Recipe, build_engine
 
-#: Peak memory of a build, as a multiple of the graph's size: 3.4 GB for an SD 1.5-sized INT8 graph of 0.86 GB
-#: (TensorRT-RTX 1.7, no GPU). Not measured on a Jetson.
-PEAK_FACTOR = 4.0
-
-#: Size of an engine, as a multiple of its graph's: 905 MB from 861 MB in the same build, rounded up.
-ENGINE_FACTOR = 1.1
-
-#: What TensorRT keeps of earlier builds' timings.
-TIMING_CACHE = "timing.cache"
 _LOCK = "lock"
 
 
@@ -100,10 +92,10 @@ def build_bundle(
 
     Raises:
         BundleError: the bundle is damaged.
-        ToolchainMissing: TensorRT, or for a build that needs the GPU cuda-python, is not installed.
-        TargetError: nothing of the bundle is built on a board; another GPU or an older TensorRT than it needs; too
+        ToolchainMissing: the vendor's library, or what asks for its device, is not installed.
+        TargetError: nothing of the bundle is built on a board; another device or an older library than it needs; too
             little memory or disk.
-        BuildError: TensorRT refuses a graph. Engines built before are kept.
+        BuildError: the library refuses a graph. Engines built before are kept.
         MtuError: another build of the same bundle is running.
     """
     progress = progress or Progress()
@@ -158,8 +150,9 @@ def plan(root: Path, manifest: Manifest, board: Board) -> tuple[PlannedEngine, .
 def buildable(manifest: Manifest) -> tuple[EngineRef, ...]:
     """The bundle's networks that a board builds, each graph once."""
     refs: dict[str, EngineRef] = {}
+    kinds = vendors.builders()
     for where, ref in manifest.engines():
-        if ref.kind not in built.BUILDABLE:
+        if ref.kind not in kinds:
             continue
         known = refs.setdefault(ref.path, ref)
         if (known.kind, dict(known.config)) != (ref.kind, dict(ref.config)):
@@ -183,50 +176,7 @@ def check_board(manifest: Manifest, board: Board) -> tuple[str, ...]:
             f"nothing of this bundle is built on a board: it is for {manifest.target}, and its networks are {kinds}",
             hint="run it as it is: mtu-compile run BUNDLE",
         )
-    for kind in dict.fromkeys(ref.kind for ref in refs):
-        if kind in board.missing:
-            raise board.missing[kind]
-    for ref in refs:
-        if not built.named_gpus(ref.kind, ref.config):
-            _check_gpu(manifest, ref, board)
-    return _check_versions(manifest.extra.get("board") or {}, {ref.kind for ref in refs}, board)
-
-
-def _check_gpu(manifest: Manifest, ref: EngineRef, board: Board) -> None:
-    if board.gpu is None:
-        raise board.missing["gpu"]
-    wanted = Recipe.from_config(ref.config).compute_capabilities
-    if wanted and board.gpu.compute_capability not in wanted:
-        raise TargetError(
-            f"this bundle is for {manifest.target}, compute capability {', '.join(wanted)}, and the GPU here, "
-            f"{board.gpu.name}, has {board.gpu.compute_capability}",
-            hint="build the bundle for this device: mtu-compile targets lists them",
-        )
-
-
-def _check_versions(requirements: Mapping[str, Any], kinds: set[str], board: Board) -> tuple[str, ...]:
-    """``requirements`` are those of the manifest: what the target says a board has to have."""
-    if "tensorrt" not in kinds or not requirements:
-        return ()
-    notes = []
-    have = board.tensorrt["tensorrt"]
-    oldest, newest = requirements["tensorrt"]
-    if _version(have) < _version(oldest):
-        raise TargetError(
-            f"this bundle needs TensorRT {oldest} or newer, and here is {have}",
-            hint="update JetPack: " + "; ".join(_describe(line) for line in requirements.get("jetpack", ())),
-        )
-    if _version(have)[:2] > _version(newest):
-        notes.append(f"TensorRT {have} is newer than {newest}, the newest this was written for")
-    if board.python not in requirements.get("python", [board.python]):
-        known = " and ".join(requirements["python"])
-        notes.append(f"Python {board.python} is none of JetPack's ({known}); TensorRT's own bindings are for those")
-    return tuple(notes)
-
-
-def _describe(line: Mapping[str, Any]) -> str:
-    first, last = line["version"]
-    return f"{first} to {last} bring TensorRT {line['tensorrt']} or newer"
+    return board.check(manifest.target, refs, manifest.extra.get("board") or {})
 
 
 def check_space(root: Path, wanted: list[PlannedEngine], board: Board) -> None:
@@ -234,22 +184,24 @@ def check_space(root: Path, wanted: list[PlannedEngine], board: Board) -> None:
     if not wanted:
         return
     largest = max(wanted, key=lambda one: one.graph_bytes)
-    need = int(largest.graph_bytes * PEAK_FACTOR)
-    have = board.available_bytes
+    maker, machine = builder(largest.ref.kind), board.machines[largest.ref.kind]
+    need = int(largest.graph_bytes * maker.peak_factor)
+    have = board.host.available_bytes
     if have is not None and have < need:
         raise TargetError(
-            f"building {largest.ref.path} takes about {_gb(need)} of memory (an estimate: {PEAK_FACTOR:g} times the "
-            f"graph), and {_gb(have)} are free",
+            f"building {largest.ref.path} takes about {_gb(need)} of memory (an estimate: {maker.peak_factor:g} times "
+            f"the graph), and {_gb(have)} are free",
             hint="close other programs, stop the desktop (sudo init 3) or add swap; --ignore-memory tries all the same",
         )
-    free, engine = board.free_gpu_bytes, int(largest.graph_bytes * ENGINE_FACTOR)
+    free, engine = machine.free_bytes, int(largest.graph_bytes * maker.engine_factor)
     if free is not None and free < engine:
         raise TargetError(
-            f"the engine of {largest.ref.path} takes at least {_gb(engine)} of the GPU's memory (an estimate), and "
-            f"{_gb(free)} are free",
-            hint="end what else runs on the GPU; --ignore-memory tries all the same",
+            f"the engine of {largest.ref.path} takes at least {_gb(engine)} of the {machine.device}'s memory (an "
+            f"estimate), and {_gb(free)} are free",
+            hint=f"end what else runs on the {machine.device}; --ignore-memory tries all the same",
         )
-    disk, engines = shutil.disk_usage(root).free, int(sum(one.graph_bytes for one in wanted) * ENGINE_FACTOR)
+    disk = shutil.disk_usage(root).free
+    engines = int(sum(one.graph_bytes * builder(one.ref.kind).engine_factor for one in wanted))
     if disk < engines:
         raise TargetError(
             f"the engines take about {_gb(engines)} (an estimate), and {_gb(disk)} of the disk are free",
@@ -259,14 +211,8 @@ def check_space(root: Path, wanted: list[PlannedEngine], board: Board) -> None:
 
 def _build(root: Path, manifest: Manifest, ref: EngineRef, board: Board, advance: Advance) -> BuiltEngine:
     name = built.engine_name(ref.path)
-    made = build_engine(
-        bundle.resolve(root, ref.path),
-        root / name,
-        Recipe.from_config(ref.config),
-        kind=ref.kind,
-        timing_cache=root / BUILT / TIMING_CACHE,
-        advance=advance,
-    )
+    graph, folder = bundle.resolve(root, ref.path), root / BUILT
+    made = builder(ref.kind).build(graph, root / name, ref.config, kind=ref.kind, folder=folder, advance=advance)
     entry = BuiltEngine(
         graph=ref.path,
         graph_sha256=built.graph_sha256(manifest, ref.path),
@@ -300,18 +246,6 @@ def _locked(folder: Path) -> Iterator[None]:
             ) from error
         sweep_folder(folder)
         yield
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """``"10.3.0.26"`` → ``(10, 3, 0, 26)``; what follows the numbers is left out."""
-    numbers = []
-    for part in text.split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    if not numbers:
-        raise ConfigError(f"{text!r} is not a version")
-    return tuple(numbers)
 
 
 def _gb(size: int) -> str:

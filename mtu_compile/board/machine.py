@@ -1,104 +1,80 @@
-"""What this machine is: its GPU, CUDA, TensorRT, Python and memory."""
+"""What this machine is: its model, Python and memory, and the devices of vendors that build engines on a board."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtu_compile.core.errors import TargetError
-from mtu_compile.runtime.built import BUILDABLE, Fingerprint
-from targets.nvidia import builder as tensorrt_builder
-from targets.nvidia import cuda
+from mtu_compile.bundle import EngineRef
+from mtu_compile.core import vendors
+from mtu_compile.runtime.builder import Builder, Fingerprint, Host, Machine
 
-#: Written by Jetson Linux, its release in the first line.
-_JETSON_RELEASE = Path("/etc/nv_tegra_release")
 _MODEL = Path("/proc/device-tree/model")
 _MEMORY = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
 class Board:
-    """The machine at hand; what is not there is ``None``, with the reason in ``missing``.
+    """The machine at hand.
 
     Attributes:
-        model: the board's name, in the device tree's words.
-        jetson_linux: first line of the Jetson Linux release, on a Jetson.
-        python: "3.10".
-        gpu: the CUDA device.
-        tensorrt: version by kind ("tensorrt", "tensorrt-rtx").
-        available_bytes: memory programs can still take, by the kernel's estimate.
-        missing: reason by what is missing ("gpu", "tensorrt", "tensorrt-rtx").
+        host: the machine as such.
+        machines: by kind of engine, what the vendor that builds it found; the same one for all kinds of a vendor.
     """
 
-    model: str | None
-    jetson_linux: str | None
-    python: str
-    gpu: cuda.Device | None
-    tensorrt: Mapping[str, str]
-    available_bytes: int | None
-    missing: Mapping[str, TargetError]
+    host: Host
+    machines: Mapping[str, Machine]
 
     @property
-    def free_gpu_bytes(self) -> int | None:
-        """Memory the GPU can still take.
-
-        On a Jetson, CPU and GPU share it, and CUDA does not count what the kernel would free first (CUDA for Tegra
-        application note, "Estimating Total Allocatable Device Memory").
-        """
-        if self.gpu is None:
-            return None
-        shared = self.jetson_linux is not None
-        return max(self.gpu.free_bytes, self.available_bytes or 0) if shared else self.gpu.free_bytes
+    def of_vendors(self) -> tuple[Machine, ...]:
+        """What each vendor found."""
+        return tuple({id(machine): machine for machine in self.machines.values()}.values())
 
     def fingerprint(self, kind: str) -> Fingerprint:
-        """See ``runtime.built.fingerprint``; without a GPU, of the library alone. ``ToolchainMissing`` without that."""
-        if kind not in self.tensorrt:
-            raise self.missing[kind]
-        if self.gpu is None:
-            return Fingerprint(self.tensorrt[kind])
-        return Fingerprint(self.tensorrt[kind], self.gpu.name, self.gpu.compute_capability, self.gpu.driver)
+        """Of engines that are built here; ``ToolchainMissing`` without the library of ``kind``."""
+        return self.machines[kind].fingerprint(kind)
+
+    def check(self, target: str, refs: Sequence[EngineRef], requirements: Mapping[str, Any]) -> tuple[str, ...]:
+        """What every vendor says of the networks it builds; see ``Machine.check``."""
+        notes: list[str] = []
+        for machine in self.of_vendors:
+            if own := [ref for ref in refs if self.machines[ref.kind] is machine]:
+                notes += machine.check(target, own, requirements)
+        return tuple(notes)
+
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        """Name and what was found, for people."""
+        rows = [("board", self.host.model or "unknown"), ("Python", self.host.python)]
+        rows += [row for machine in self.of_vendors for row in machine.rows()]
+        if self.host.available_bytes is not None:
+            rows.append(("memory", f"{self.host.available_bytes / 1e6:.1f} MB available"))
+        return tuple(rows)
 
     def to_json(self) -> dict[str, Any]:
-        missing = {name: {"reason": e.message, "hint": e.hint} for name, e in self.missing.items()}
-        return {
-            "model": self.model,
-            "jetson_linux": self.jetson_linux,
-            "python": self.python,
-            "gpu": None if self.gpu is None else asdict(self.gpu),
-            "free_gpu_bytes": self.free_gpu_bytes,
-            "tensorrt": dict(self.tensorrt),
-            "available_bytes": self.available_bytes,
-            "missing": missing,
-        }
+        body: dict[str, Any] = {"model": self.host.model, "python": self.host.python}
+        missing: dict[str, Any] = {}
+        for machine in self.of_vendors:
+            body.update(machine.to_json())
+            missing |= {name: {"reason": e.message, "hint": e.hint} for name, e in machine.missing.items()}
+        return {**body, "available_bytes": self.host.available_bytes, "missing": missing}
 
 
 def probe() -> Board:
     """Ask the machine. Never raises: what cannot be found out is ``None``."""
-    missing: dict[str, TargetError] = {}
-    gpu: cuda.Device | None = None
-    try:
-        gpu = cuda.device_info()
-    except TargetError as error:
-        missing["gpu"] = error
-    tensorrt: dict[str, str] = {}
-    for kind in BUILDABLE:
-        try:
-            tensorrt[kind] = tensorrt_builder.version(kind)
-        except TargetError as error:
-            missing[kind] = error
-    release = _read(_JETSON_RELEASE)
-    return Board(
+    host = Host(
         model=_read(_MODEL),
-        jetson_linux=release.splitlines()[0].lstrip("# ") if release else None,
         python=".".join(platform.python_version_tuple()[:2]),
-        gpu=gpu,
-        tensorrt=tensorrt,
         available_bytes=_available_bytes(),
-        missing=missing,
     )
+    kinds = vendors.builders()
+    found: dict[str, Machine] = {}
+    for place in dict.fromkeys(kinds.values()):
+        builder: Builder = vendors.load(place)
+        found[place] = builder.probe(host)
+    return Board(host, {kind: found[place] for kind, place in kinds.items()})
 
 
 def _available_bytes() -> int | None:

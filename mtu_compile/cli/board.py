@@ -14,7 +14,6 @@ from mtu_compile.cli.options import json_option, quiet_option
 from mtu_compile.core.errors import TargetError
 
 if TYPE_CHECKING:
-    from mtu_compile.board import Board
     from mtu_compile.board.build import PlannedEngine
 
 
@@ -53,7 +52,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
             body["bundle"] = {"path": str(bundle), "engines": engines, "notes": list(notes), "refused": refused}
         click.echo(json.dumps(body, indent=2))
         return
-    for name, found in _rows(board):
+    for name, found in board.rows():
         click.echo(f"{name + ':':14}{found}")
     if planned is not None:
         rows = [
@@ -72,29 +71,6 @@ def info(bundle: Path | None, as_json: bool) -> None:
         click.echo(f"cannot be built here: {problem.message}", err=True)
         if problem.hint:
             click.echo(f"hint: {problem.hint}", err=True)
-
-
-def _rows(board: Board) -> list[tuple[str, str]]:
-    def absent(name: str) -> str:
-        error = board.missing[name]
-        return f"none: {error.message}" + (f" ({error.hint})" if error.hint else "")
-
-    rows = [("board", board.model or "unknown"), ("Python", board.python)]
-    if board.jetson_linux:
-        rows.append(("Jetson Linux", board.jetson_linux))
-    if board.gpu is None:
-        rows.append(("GPU", absent("gpu")))
-    else:
-        rows += [
-            ("GPU", f"{board.gpu.name}, compute capability {board.gpu.compute_capability}"),
-            ("CUDA", f"{board.gpu.driver} (driver)"),
-            ("GPU memory", f"{megabytes(board.free_gpu_bytes or 0)} of {megabytes(board.gpu.total_bytes)} free"),
-        ]
-    for kind, name in (("tensorrt", "TensorRT"), ("tensorrt-rtx", "TensorRT-RTX")):
-        rows.append((name, board.tensorrt.get(kind) or absent(kind)))
-    if board.available_bytes is not None:
-        rows.append(("memory", f"{megabytes(board.available_bytes)} available"))
-    return rows
 
 
 @command.command("build")

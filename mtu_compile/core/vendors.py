@@ -26,10 +26,12 @@ class Vendor:
     Attributes:
         targets: by name, a ``targets.base.Target``.
         engines: by kind, a class that opens a network (``mtu_compile.runtime.engine``).
+        builders: by kind, what builds such engines on the board they run on (``mtu_compile.runtime.builder``).
     """
 
     targets: Mapping[str, str] = field(default_factory=dict)
     engines: Mapping[str, str] = field(default_factory=dict)
+    builders: Mapping[str, str] = field(default_factory=dict)
 
 
 @cache
@@ -48,6 +50,11 @@ def targets() -> dict[str, str]:
 def engines() -> dict[str, str]:
     """By kind, the place of every engine's class."""
     return {kind: place for vendor in vendors() for kind, place in vendor.engines.items()}
+
+
+def builders() -> dict[str, str]:
+    """By kind, the place of what builds its engines on a board; other kinds need no building there."""
+    return {kind: place for vendor in vendors() for kind, place in vendor.builders.items()}
 
 
 def load(place: str) -> Any:

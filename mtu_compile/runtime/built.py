@@ -21,40 +21,13 @@ from mtu_compile.bundle import BUILT, EngineRef, Manifest
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import BundleError, TargetError
 from mtu_compile.core.hashing import file_sha256
-from targets.nvidia import builder as tensorrt_builder
-from targets.nvidia import cuda
+from mtu_compile.runtime.builder import Fingerprint, builder
 
 INDEX = f"{BUILT}/index.json"
 FORMAT = "mtu-built-1"
 
-#: Kinds of engines that a board builds from the bundle's graph.
-BUILDABLE = ("tensorrt", "tensorrt-rtx")
-
 #: Of a graph's folder, what is not the graph: engines and blobs made from it.
 _MADE = (".engine", ".blob")
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """The device and toolchain an engine is good for.
-
-    Attributes:
-        tensorrt: version of the library that builds and runs the engine ("10.3.0").
-        name: of the GPU; this and the next two are ``None`` where an engine was built without a GPU.
-        compute_capability: "8.7".
-        driver: newest CUDA the driver runs ("12.6").
-    """
-
-    tensorrt: str
-    name: str | None = None
-    compute_capability: str | None = None
-    driver: str | None = None
-
-    def __str__(self) -> str:
-        gpu = (
-            f"{self.name} (compute capability {self.compute_capability}, CUDA {self.driver})" if self.name else "no GPU"
-        )
-        return f"{gpu}, TensorRT {self.tensorrt}"
 
 
 @dataclass(frozen=True)
@@ -83,27 +56,6 @@ class BuiltEngine:
     seconds: float
     toolchain: str
     device: Fingerprint
-
-
-def fingerprint(kind: str) -> Fingerprint:
-    """The device and toolchain at hand.
-
-    Raises:
-        ToolchainMissing: the TensorRT of ``kind``, or cuda-python, is not installed.
-        TargetError: there is no GPU.
-    """
-    device = cuda.device_info()
-    return Fingerprint(tensorrt_builder.version(kind), device.name, device.compute_capability, device.driver)
-
-
-def named_gpus(kind: str, config: Mapping[str, str]) -> tuple[str, ...]:
-    """The compute capabilities an engine is built for without asking the GPU at hand; empty if it asks that.
-
-    TensorRT-RTX builds for GPUs by name. A recipe of TensorRT itself may name one too, but only to be checked: its
-    builder always builds for the GPU at hand.
-    """
-    recipe = tensorrt_builder.Recipe.from_config(config)
-    return tuple(recipe.compute_capabilities) if kind == "tensorrt-rtx" else ()
 
 
 def graph_files(manifest: Manifest, path: str) -> tuple[str, ...]:
@@ -136,15 +88,16 @@ def find(root: Path, manifest: Manifest, ref: EngineRef, device: Fingerprint | N
 
     Raises:
         BundleError: the index or the engine is damaged, or was built from another graph or recipe.
-        TargetError: the engine was built on another device or with another TensorRT; or there is no GPU here.
-        ToolchainMissing: see ``fingerprint``.
+        TargetError: the engine was built on another device or with another version of its library; or there is no
+            device here.
+        ToolchainMissing: the vendor's library, or what asks for its device, is not installed.
     """
     entry = read_index(root).get(ref.path)
     if entry is None:
         return None
     if problem := damage(root, manifest, ref, entry):
         raise BundleError(f"{entry.engine} is not used: {problem}", hint=_hint(root))
-    if problem := foreign(entry, device or fingerprint(ref.kind)):
+    if problem := foreign(entry, device or builder(ref.kind).fingerprint(ref.kind)):
         raise TargetError(f"{entry.engine} is not used: {problem}", hint=_hint(root))
     return bundle.resolve(root, entry.engine)
 
@@ -165,14 +118,8 @@ def damage(root: Path, manifest: Manifest, ref: EngineRef, entry: BuiltEngine) -
 
 
 def foreign(entry: BuiltEngine, device: Fingerprint) -> str | None:
-    """Why an engine does not belong to ``device``; ``None`` if it does."""
-    if entry.device.tensorrt != device.tensorrt:
-        return f"it was built with TensorRT {entry.device.tensorrt}, and this is {device.tensorrt}"
-    if gpus := named_gpus(entry.kind, entry.recipe):
-        if device.compute_capability in (None, *gpus):
-            return None
-        return f"it was built for compute capability {', '.join(gpus)}, and this GPU has {device.compute_capability}"
-    return None if entry.device == device else f"it was built on {entry.device}, and this is {device}"
+    """Why an intact engine does not belong to ``device``; ``None`` if it does."""
+    return entry.device.foreign(entry.kind, entry.recipe, device)
 
 
 def read_index(root: Path) -> dict[str, BuiltEngine]:
@@ -205,7 +152,7 @@ def record(root: Path, entry: BuiltEngine) -> None:
 
 
 def _entry(graph: str, raw: Mapping[str, Any]) -> BuiltEngine:
-    entry = BuiltEngine(**{**raw, "device": Fingerprint(**raw["device"])})
+    entry = BuiltEngine(**{**raw, "device": builder(raw["kind"]).read_fingerprint(raw["device"])})
     if entry.graph != graph or entry.engine != engine_name(graph):
         raise ValueError(f"{graph!r} names {entry.engine!r}")
     return entry

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mtu_compile import bundle
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
+from mtu_compile.core import vendors
 from mtu_compile.core.errors import BundleError, ConfigError
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.noise import initial_noise, step_noise
@@ -231,7 +232,7 @@ class Runtime:
 
     def _open_here(self, ref: EngineRef) -> Engine:
         """With what was built from the graph on this machine, else on the machine the bundle comes from."""
-        prebuilt = built.find(self._root, self.manifest, ref) if ref.kind in built.BUILDABLE else None
+        prebuilt = built.find(self._root, self.manifest, ref) if ref.kind in vendors.builders() else None
         if prebuilt is None and ref.prebuilt is not None:
             prebuilt = bundle.resolve(self._root, ref.prebuilt)
         graph = bundle.resolve(self._root, ref.path)

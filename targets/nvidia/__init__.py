@@ -18,4 +18,8 @@ VENDOR = Vendor(
         "tensorrt": "targets.nvidia.engine:TensorRTEngine",
         "tensorrt-rtx": "targets.nvidia.engine:TensorRTRTXEngine",
     },
+    builders={
+        "tensorrt": "targets.nvidia.board:BUILDER",
+        "tensorrt-rtx": "targets.nvidia.board:BUILDER",
+    },
 )

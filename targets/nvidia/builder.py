@@ -20,13 +20,13 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import BuildError, ConfigError, ModelError, TargetError
 from mtu_compile.core.progress import Advance, ignore
+from mtu_compile.runtime.builder import Built
 from targets.nvidia.cuda import device_info
 from targets.nvidia.library import (
     Kind,
@@ -46,23 +46,6 @@ __all__ = ["Built", "Kind", "Recipe", "build_engine", "check_graph", "load_tenso
 #: Warnings of the parser after which the engine would compute something else than the graph: uint8 Q/DQ are read as
 #: int8, which cuts off the upper half of what a uint8 quantiser lets through (TensorRT-RTX 1.7.1).
 _WRONG = ("Defaulting to INT8 instead",)
-
-
-@dataclass(frozen=True)
-class Built:
-    """An engine that was built.
-
-    Attributes:
-        path: its file.
-        seconds: what parsing and building took.
-        bytes: size of the file.
-        toolchain: library and version, as "tensorrt_rtx 1.7.1.116".
-    """
-
-    path: Path
-    seconds: float
-    bytes: int
-    toolchain: str
 
 
 def check_graph(graph: Path, kind: str) -> None:

@@ -17,14 +17,18 @@ from mtu_compile.board import build as module
 from mtu_compile.core.errors import BundleError, MtuError, TargetError, ToolchainMissing
 from mtu_compile.core.progress import Advance, Progress
 from mtu_compile.runtime import built
-from targets.nvidia.builder import Built
+from mtu_compile.runtime.builder import Built, Host
+from targets.nvidia import board as nvidia
+from targets.nvidia.board import NvidiaMachine
 from targets.nvidia.cuda import Device
 
 GPU = Device("Orin", "8.7", 64 << 30, 50 << 30, "12.6")
-ORIN = Board("NVIDIA Jetson AGX Orin", "R36 (release)", "3.10", GPU, {"tensorrt": "10.3.0"}, 50 << 30, {})
+HOST = Host("NVIDIA Jetson AGX Orin", "3.10", 50 << 30)
 RECIPE = {"compute_capabilities": "8.7", "workspace_bytes": "1073741824"}
 JETPACK = {"version": ["6.1", "6.2"], "tensorrt": "10.3", "python": "3.10"}
 REQUIRED = {"compute_capability": "8.7", "tensorrt": ["10.3", "11.4"], "python": ["3.10"], "jetpack": [JETPACK]}
+MACHINE = NvidiaMachine(HOST, "R36 (release)", GPU, {"tensorrt": "10.3.0"}, {})
+ORIN = Board(HOST, {"tensorrt": MACHINE, "tensorrt-rtx": MACHINE})
 GRAPHS = ["text_encoder", "vae_encoder", "vae_decoder", "unet", "unet_edit"]
 
 
@@ -49,7 +53,7 @@ class Builder:
 @pytest.fixture
 def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
     fake = Builder()
-    monkeypatch.setattr(module, "build_engine", fake)
+    monkeypatch.setattr(nvidia, "build_engine", fake)
     monkeypatch.setattr(module, "probe", lambda: ORIN)
     return fake
 
@@ -60,7 +64,9 @@ def orin_bundle(make_bundle: Callable[..., Path]) -> Path:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Board:
-    board = replace(ORIN, **changes)
+    host = replace(HOST, **{key: changes.pop(key) for key in ("python", "available_bytes") if key in changes})
+    machine = replace(MACHINE, host=host, **changes)
+    board = Board(host, {"tensorrt": machine, "tensorrt-rtx": machine})
     monkeypatch.setattr(module, "probe", lambda: board)
     return board
 

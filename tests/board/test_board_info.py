@@ -15,17 +15,20 @@ from mtu_compile.board import machine as module
 from mtu_compile.board.machine import Board
 from mtu_compile.cli.board import command
 from mtu_compile.core.errors import TargetError
+from mtu_compile.runtime.builder import Host
+from targets.nvidia import board as nvidia
+from targets.nvidia.board import NvidiaMachine
 from targets.nvidia.cuda import Device
 
-NANO = Board(
-    model="NVIDIA Jetson Orin Nano Developer Kit",
+HOST = Host("NVIDIA Jetson Orin Nano Developer Kit", "3.10", available_bytes=5_000_000_000)
+MACHINE = NvidiaMachine(
+    HOST,
     jetson_linux="R36 (release), REVISION: 4.3",
-    python="3.10",
     gpu=Device("Orin", "8.7", 8_000_000_000, 1_000_000_000, "12.6"),
     tensorrt={"tensorrt": "10.3.0"},
-    available_bytes=5_000_000_000,
     missing={"tensorrt-rtx": TargetError("tensorrt_rtx cannot be imported", hint="pip install it")},
 )
+NANO = Board(HOST, {"tensorrt": MACHINE, "tensorrt-rtx": MACHINE})
 
 
 def show(*arguments: object) -> str:
@@ -47,7 +50,7 @@ def test_a_jetson_is_described_with_the_memory_it_shares(monkeypatch: pytest.Mon
     shown = show()
     for words in ("Orin Nano Developer Kit", "R36", "compute capability 8.7", "10.3.0", "5000.0 MB of 8000.0 MB free"):
         assert words in shown
-    assert replace(NANO, jetson_linux=None).free_gpu_bytes == 1_000_000_000
+    assert replace(MACHINE, jetson_linux=None).free_bytes == 1_000_000_000
 
 
 def test_a_bundle_shows_what_is_built_and_why_it_cannot_be(
@@ -67,12 +70,14 @@ def test_jetson_files_are_read_and_their_absence_is_no_error(tmp_path: Path, mon
     (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3, GCID: 1\n# KERNEL_VARIANT: oot\n")
     (tmp_path / "model").write_bytes(b"NVIDIA Jetson AGX Orin\x00")
     (tmp_path / "memory").write_text("MemTotal:       64000 kB\nMemAvailable:       1000 kB\n")
-    for name, attribute in (("release", "_JETSON_RELEASE"), ("model", "_MODEL"), ("memory", "_MEMORY")):
+    monkeypatch.setattr(nvidia, "_JETSON_RELEASE", tmp_path / "release")
+    for name, attribute in (("model", "_MODEL"), ("memory", "_MEMORY")):
         monkeypatch.setattr(module, attribute, tmp_path / name)
     found = board.probe()
-    assert found.jetson_linux == "R36 (release), REVISION: 4.3, GCID: 1"
-    assert (found.model, found.available_bytes) == ("NVIDIA Jetson AGX Orin", 1_024_000)
+    assert found.to_json()["jetson_linux"] == "R36 (release), REVISION: 4.3, GCID: 1"
+    assert (found.host.model, found.host.available_bytes) == ("NVIDIA Jetson AGX Orin", 1_024_000)
     for path in list(tmp_path.iterdir()):
         path.unlink()
     found = board.probe()
-    assert (found.jetson_linux, found.model, found.available_bytes) == (None, None, None)
+    assert found.to_json()["jetson_linux"] is None
+    assert (found.host.model, found.host.available_bytes) == (None, None)

@@ -15,7 +15,8 @@ from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import BundleError, TargetError
 from mtu_compile.core.hashing import file_sha256
 from mtu_compile.runtime import built
-from mtu_compile.runtime.built import BuiltEngine, Fingerprint
+from mtu_compile.runtime.built import BuiltEngine
+from targets.nvidia.board import Fingerprint
 
 ORIN = Fingerprint("10.3.0", "Orin", "8.7", "12.6")
 UNET = EngineRef("tensorrt", "unet/model.onnx", {"compute_capabilities": "8.7"})

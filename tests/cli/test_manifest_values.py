@@ -18,14 +18,14 @@ import targets
 from calibration.quant_config import of_bundle
 from calibration.quantize import QuantSettings
 from calibration.ranges import bundle_ranges, spread
-from mtu_compile.board.build import _check_versions
-from mtu_compile.board.machine import Board
 from mtu_compile.bundle import Manifest, read
 from mtu_compile.bundle.files import _sealed
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import EXIT_INPUT, BundleError, ConfigError, TargetError
 from mtu_compile.report.gather import _build_facts, _commands
 from mtu_compile.runtime import schedulers
+from mtu_compile.runtime.builder import Host
+from targets.nvidia.board import NvidiaMachine
 
 #: What takes the place of every value.
 WRONG: tuple[Any, ...] = (
@@ -81,7 +81,7 @@ COMPRESSION = {
     "tool": "nncf 3.4.0",
 }
 #: A board that has all that is asked for.
-BOARD = Board("Orin", None, "3.10", None, {"tensorrt": "10.3.0"}, None, {})
+BOARD = NvidiaMachine(Host("Orin", "3.10", None), None, None, {"tensorrt": "10.3.0"}, {})
 #: Entries that are lists of so many values, none of which can be left out.
 PAIRS = ("image_size", "guidance_ratio", "condition", "Conv", "MatMul", "Gemm", "tensorrt", "version")
 
@@ -152,8 +152,9 @@ def use(manifest: Manifest) -> None:
     json.dumps([*_commands(Path("bundle"), manifest)])
     with suppress(BundleError):  # a search of another version
         json.dumps([*_build_facts(manifest)])
-    with suppress(ConfigError, TargetError):
-        _check_versions(manifest.extra.get("board") or {}, {"tensorrt"}, BOARD)
+    if requirements := manifest.extra.get("board"):
+        with suppress(ConfigError, TargetError):
+            BOARD.check_versions(requirements)
     with suppress(ConfigError):
         for settings in of_bundle(manifest)["tasks"].values():
             QuantSettings.from_json(settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +100,8 @@ def test_without_the_board_the_graph_runs_on_onnx_runtime() -> None:
 
 def test_the_board_refuses_a_tensorrt_older_than_the_target_says() -> None:
     from mtu_compile.board.machine import Board
+    from mtu_compile.runtime.builder import Host
+    from targets.nvidia.board import NvidiaMachine
     from targets.nvidia.cuda import Device
 
     class Manifest:
@@ -114,9 +115,13 @@ def test_the_board_refuses_a_tensorrt_older_than_the_target_says() -> None:
         def engines(self) -> Any:
             yield "tasks.t2i.engine", EngineRef("tensorrt", "unet/model.onnx", {"compute_capabilities": "8.7"})
 
-    board = Board(None, "R36", "3.10", Device("Orin", "8.7", 64, 64, "12.6"), {"tensorrt": "10.3.0"}, 1 << 35, {})
-    assert check_board(Manifest(), board) == ()  # type: ignore[arg-type]
-    assert check_board(Manifest(), replace(board, tensorrt={"tensorrt": "10.16.2.10"}, python="3.12")) == ()  # type: ignore[arg-type]
+    def board(tensorrt: str = "10.3.0", python: str = "3.10") -> Board:
+        host = Host(None, python, 1 << 35)
+        gpu = Device("Orin", "8.7", 64, 64, "12.6")
+        return Board(host, {"tensorrt": NvidiaMachine(host, "R36", gpu, {"tensorrt": tensorrt}, {})})
+
+    assert check_board(Manifest(), board()) == ()  # type: ignore[arg-type]
+    assert check_board(Manifest(), board("10.16.2.10", "3.12")) == ()  # type: ignore[arg-type]
     with pytest.raises(TargetError, match=r"TensorRT 10\.3 or newer") as caught:
-        check_board(Manifest(), replace(board, tensorrt={"tensorrt": "8.5.2"}))  # type: ignore[arg-type]
+        check_board(Manifest(), board("8.5.2"))  # type: ignore[arg-type]
     assert "6.1 to 6.2 bring TensorRT 10.3" in str(caught.value.hint)
