@@ -46,8 +46,8 @@ class TargetSpec:
         vendor: whose toolchain builds for it.
         device: the device, in the vendor's words.
         precisions: what it can be built in, best first.
-        opset: newest ONNX opset its importer reads.
-        memory_bytes: memory the engine has to fit in, or ``None`` if that depends on the machine (``Plan`` asks it).
+        opset: newest ONNX opset its importer reads; ``targets.opset`` refuses a graph of a newer one.
+        memory_bytes: memory the engine has to fit in, or ``None`` if that depends on the machine (``Target.memory``).
         reserved_bytes: of ``memory_bytes``, what the system and the driver keep for themselves.
         shared: part of its machine's memory the device may use, where the two share it; ``None`` where it has its own.
         least_memory_bytes: memory of the smallest machines the device is found in, where it shares theirs.
@@ -110,31 +110,6 @@ class Availability:
         if not self.ok:
             why = f": {self.detail}" if self.detail else ""
             raise ToolchainMissing(f"target {target!r} needs {self.toolchain}{why}", hint=self.install_hint)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Memory a graph will need on the device, estimated from the graph before anything is built.
-
-    Attributes:
-        weights_bytes: all constants at the planned precision.
-        activation_bytes: largest sum of tensors alive at once, at the planned precision; a lower bound, because
-            engines add scratch space and padding.
-        device_bytes: memory of the device, or ``None`` if unknown.
-        unknown_shapes: tensors whose shape the graph does not tell; they are counted as empty.
-    """
-
-    weights_bytes: int
-    activation_bytes: int
-    device_bytes: int | None
-    unknown_shapes: int = 0
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether weights and activations are smaller than the device's memory; ``None`` if that is unknown."""
-        if self.device_bytes is None:
-            return None
-        return self.weights_bytes + self.activation_bytes <= self.device_bytes
 
 
 @dataclass(frozen=True)
@@ -208,10 +183,6 @@ class Target(Protocol):
 
     def memory(self) -> int | None:
         """Memory of the device in bytes, from the spec or asked of the device; ``None`` where neither knows."""
-        ...
-
-    def plan(self, graph: Path, *, precision: Precision) -> Plan:
-        """Estimate the memory a static ONNX graph needs. Needs no toolchain."""
         ...
 
     def check_graph(self, graph: Path, *, precision: Precision) -> None:

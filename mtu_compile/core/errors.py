@@ -94,7 +94,3 @@ class BundleError(MtuError):
     """A bundle that is incomplete, tampered with, or of another schema version."""
 
     exit_code = EXIT_INPUT
-
-
-class DeployError(MtuError):
-    """A bundle could not be brought to, or switched on, a board."""

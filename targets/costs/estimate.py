@@ -9,10 +9,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.base import WEIGHTS_ONLY, Plan, Precision
+from targets.base import WEIGHTS_ONLY, Precision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -68,18 +67,6 @@ class Footprint:
     def total_bytes(self) -> int:
         """Weights and activations."""
         return self.weights_bytes + self.activation_bytes
-
-
-def estimate(graph: Path, *, precision: Precision, device_bytes: int | None, rest: Precision = "fp16") -> Plan:
-    """Weights and peak activations of the ONNX file ``graph`` at ``precision``; see ``footprint``.
-
-    Raises:
-        ModelError: ``graph`` is not a whole ONNX file, or its weights lie outside its folder.
-    """
-    from mtu_compile.graph import io as graph_io
-
-    found = footprint(graph_io.load(graph), precision=precision, rest=rest)
-    return Plan(found.weights_bytes, found.activation_bytes, device_bytes, found.unknown_shapes)
 
 
 def footprint(model: ir.Model, *, precision: Precision, rest: Precision = "fp16") -> Footprint:

@@ -93,8 +93,6 @@ _WEIGHTS_SOURCE = (
 )
 
 _SOURCES = {
-    "opset": "TensorRT 10.3 reads ONNX opsets 9 to 20 (onnx-tensorrt 10.3, docs/operators.md); INT4 weights raise a "
-    "graph to 21",
     "reserved_bytes": "estimate, not measured here: the module's memory less what tegrastats shows as the total on "
     "boards of others, and 1,313 MiB in use at idle on one of them (NVIDIA, 'Maximizing Memory Efficiency to Run "
     "Bigger Models on NVIDIA Jetson', Table 7, read second-hand: 1.1 GB); the desktop takes up to 865 MB more",
@@ -104,10 +102,13 @@ _SOURCES = {
 }
 _ORIN_SOURCES = {
     **_SOURCES,
+    "opset": "TensorRT 10.3 reads the operators of ONNX opsets 9 to 20, and with INT4 numbers the quantisers of 21, "
+    "which is all that INT4 weights need of it (onnx-tensorrt 10.0 to 10.5: docs/operators.md and changelog). 22, "
+    "which bf16 needs, came with ONNX 1.17 in 10.6. Read by no board here",
     "compute_capabilities": "developer.nvidia.com/cuda-gpus: Jetson AGX Orin, Orin NX, Orin Nano 8.7",
     "precisions": "CUDA C++ Programming Guide, technical specifications per compute capability: tensor cores take "
-    "int8, fp16 and (from 8.0) bf16; fp8 from 8.9 on, so not on 8.7. bf16 is left out: its graphs need opset 22, and "
-    "nobody has seen TensorRT 10.3 read one" + _WEIGHTS_SOURCE,
+    "int8, fp16 and (from 8.0) bf16; fp8 from 8.9 on, so not on 8.7. bf16 is left out: its graphs need opset 22, which "
+    "JetPack 6 does not read" + _WEIGHTS_SOURCE,
     "jetpacks": f"{JETPACK_6.source}; {JETPACK_7.source}",
 }
 
@@ -127,7 +128,7 @@ def _orin(name: str, device: str, gib: int, shown_mib: int, source: str, speed: 
         vendor="NVIDIA (TensorRT)",
         device=device,
         precisions=("int8", *WEIGHTS_ONLY, "fp16", "fp32"),
-        opset=20,
+        opset=21,
         memory_bytes=gib * GIB,
         reserved_bytes=_reserved(gib, shown_mib),
         lowering=LOWERING,
@@ -187,12 +188,14 @@ THOR = JetsonSpec(
     vendor="NVIDIA (TensorRT)",
     device="Jetson AGX Thor 128GB (T5000)",
     precisions=_THOR_PRECISIONS,
-    opset=20,
+    opset=22,
     memory_bytes=128 * GIB,
     reserved_bytes=_reserved(128, 125772),
     lowering=LOWERING,
     sources={
         **_SOURCES,
+        "opset": "JetPack 7 brings TensorRT 10.13; the parser has read ONNX 1.17, whose opset is 22, since 10.6 "
+        "(onnx-tensorrt's changelog). Read by no board here",
         "memory_bytes": "Jetson AGX Thor and T5000 data sheet: 128 GB 256-bit LPDDR5X, shared by CPU and GPU",
         "compute_capabilities": "developer.nvidia.com/cuda-gpus: Jetson T5000 11.0 (10.1 before CUDA 13.0)",
         "precisions": "TensorRT support matrix for Thor (DRIVE OS 7.0.3 release properties, then numbered 10.1): FP32, "

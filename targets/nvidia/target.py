@@ -21,17 +21,16 @@ from targets.base import (
     Artifact,
     Availability,
     LayerCosts,
-    Plan,
     Precision,
     TargetSpec,
     require_graph,
 )
-from targets.costs.estimate import estimate
 from targets.costs.roofline import Speed, estimate_costs
 from targets.nvidia import builder as tensorrt_builder
 from targets.nvidia.builder import Kind, Recipe
 from targets.nvidia.cuda import Device, device_info
 from targets.nvidia.library import install_hint
+from targets.opset import require_opset
 
 GRAPH_NAME = "model.onnx"
 ENGINE_NAME = "model.engine"
@@ -116,14 +115,11 @@ class TensorRTTarget:
         device = self._device()
         return None if device is None else device.total_bytes
 
-    def plan(self, graph: Path, *, precision: Precision) -> Plan:
-        self._spec.check_precision(precision)
-        return estimate(graph, precision=precision, device_bytes=self.memory(), rest=self._spec.rest)
-
     def check_graph(self, graph: Path, *, precision: Precision) -> None:
         """Ask the ONNX parser; a board's TensorRT is asked through the one that is here, of another version."""
         self._spec.check_precision(precision)
         require_graph(graph)
+        require_opset(graph, self._spec)
         for kind in dict.fromkeys((self._spec.kind, "tensorrt-rtx")):
             try:
                 tensorrt_builder.load_tensorrt(kind)
@@ -139,6 +135,7 @@ class TensorRTTarget:
         self._spec.check_precision(precision)
         self.probe().require(self._spec.name)
         require_graph(graph)
+        require_opset(graph, self._spec)
         recipe = self._spec.recipe()
         toolchain = f"{self._spec.kind}, on the board"
         with staging(out, replace=True) as folder:
@@ -209,8 +206,8 @@ class TensorRTTarget:
 
 _MATRIX = "docs.nvidia.com/deeplearning/tensorrt-rtx, support matrix 1.5"
 _RTX_SOURCES = {
-    "opset": "exported at 20 and parsed with TensorRT-RTX 1.7.1 by this project; TensorRT 11 reads 9 to 25 (NVIDIA's "
-    "ONNX opset guide)",
+    "opset": "exported at 20, raised to 21 by INT4 and to 22 by bf16, and parsed with TensorRT-RTX 1.7.1 by this "
+    "project; TensorRT 11 reads 9 to 25 (NVIDIA's ONNX opset guide)",
     "memory_bytes": "depends on the card; asked of the GPU where one is here",
     "compute_capabilities": f"{_MATRIX}, supported hardware; each was built for by this project with 1.7.1",
 }
@@ -242,7 +239,7 @@ def _rtx(
         vendor="NVIDIA (TensorRT-RTX)",
         device=device,
         precisions=precisions,
-        opset=20,
+        opset=22,
         memory_bytes=None,
         lowering=LOWERING,
         sources={
@@ -265,11 +262,12 @@ TENSORRT_SPEC = TensorRTSpec(
     vendor="NVIDIA (TensorRT)",
     device="the NVIDIA GPU of this machine",
     precisions=("int8", *WEIGHTS_ONLY, "fp16", "bf16", "fp32"),
-    opset=20,
+    opset=22,
     memory_bytes=None,
     lowering=LOWERING,
     sources={
-        "opset": "what this project exports; TensorRT 11 reads 9 to 25 (NVIDIA's ONNX opset guide)",
+        "opset": "what this project makes, 22 with bf16: TensorRT has read ONNX 1.17, whose opset that is, since 10.6 "
+        "(onnx-tensorrt's changelog), and 11 reads 9 to 25 (NVIDIA's ONNX opset guide)",
         "memory_bytes": _RTX_SOURCES["memory_bytes"],
         "compute_capabilities": "the GPU at hand: TensorRT builds for no other",
         "precisions": "TensorRT 10 support matrix, hardware and precision: fp32, fp16, bf16 and int8 from compute "

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.atomic import scratch, staging
+from mtu_compile.core.errors import ModelError
 from mtu_compile.core.progress import Progress
-from targets.base import COST_ROUNDS, WEIGHTS_ONLY, Artifact, Availability, LayerCosts, Plan, Precision, TargetSpec
-from targets.costs.estimate import estimate
+from targets.base import COST_ROUNDS, WEIGHTS_ONLY, Artifact, Availability, LayerCosts, Precision, TargetSpec
 from targets.costs.layers import read_layers
 from targets.openvino.costs import IR, measure
 from targets.openvino.ir import (
@@ -26,6 +26,7 @@ from targets.openvino.ir import (
     whole_timesteps,
     write_ir,
 )
+from targets.opset import require_opset
 
 if TYPE_CHECKING:
     import openvino
@@ -65,14 +66,10 @@ class OpenVINOTarget(ABC):
     def probe(self) -> Availability:
         return probe_openvino(self._spec.device)
 
-    def plan(self, graph: Path, *, precision: Precision) -> Plan:
-        self._spec.check_precision(precision)
-        return estimate(graph, precision=precision, device_bytes=self.memory(), rest=self._spec.rest)
-
     def check_graph(self, graph: Path, *, precision: Precision) -> None:
         self._spec.check_precision(precision)
         if self.probe().ok:
-            read_graph(graph)
+            self._read(graph)
 
     def build(self, graph: Path, out: Path, *, precision: Precision, progress: Progress | None = None) -> Artifact:
         """Write ``out/openvino_model.xml`` and ``.bin``, and what the device's compiler adds (see ``Target.build``)."""
@@ -80,7 +77,7 @@ class OpenVINOTarget(ABC):
         availability = self.probe()
         availability.require(self._spec.name)
         config = self.config(precision)
-        model = read_graph(graph)
+        model = self._read(graph)
         with staging(out, replace=True) as folder:
             path = self.write(model, folder, precision)
             made = self.compile_ir(path, config, progress or Progress())
@@ -96,6 +93,12 @@ class OpenVINOTarget(ABC):
             status=made.status,
             estimate=made.estimate,
         )
+
+    def _read(self, graph: Path) -> openvino.Model:
+        if graph.suffix == ".onnx":
+            with suppress(ModelError):  # OpenVINO says what is wrong with the file
+                require_opset(graph, self._spec)
+        return read_graph(graph)
 
     def config(self, precision: Precision) -> dict[str, str]:
         """What an engine in ``precision`` is opened with."""

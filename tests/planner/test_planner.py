@@ -16,10 +16,11 @@ import passes
 import targets
 from mtu_compile.core.errors import EXIT_OTHER, BuildError, ConfigError, ToolchainMissing
 from mtu_compile.core.tasks import PAPER_TASKS
+from mtu_compile.graph import io as graph_io
 from mtu_compile.model import export
 from mtu_compile.planner import COLUMNS, BuildPlan, plan_build, size, survey
 from targets.base import Availability, Precision, TargetSpec
-from targets.costs.estimate import estimate
+from targets.costs.estimate import footprint
 
 TEXT = 16
 LATENT = 32
@@ -115,9 +116,7 @@ def test_a_plan_adds_up(graphs: Graphs) -> None:
     assert parts > 0 and all(one.memory.unknown_shapes == 0 for one in plan.networks)
     for name, needs in tasks.items():
         assert plan.alone_bytes(name) == parts + needs + 1e8
-        assert needs == estimate(graphs.tasks[name], precision="fp16", device_bytes=None).weights_bytes + (
-            estimate(graphs.tasks[name], precision="fp16", device_bytes=None).activation_bytes
-        )
+        assert needs == footprint(graph_io.load(graphs.tasks[name]), precision="fp16").total_bytes
     assert plan.together_bytes == parts + sum(tasks.values()) + 1e8
     # A task that is guided by text and image runs three samples a step, super-resolution one.
     assert tasks["edit"] > tasks["t2i"] > tasks["sr"]
@@ -273,7 +272,7 @@ def test_activations_are_what_openvino_takes(specialise: Specialise, level: str)
     )
     measured = int(done.stdout)
     cpu: Any = targets.get("cpu")
-    counted = estimate(graph, precision="fp32", device_bytes=None).activation_bytes
+    counted = footprint(graph_io.load(graph), precision="fp32").activation_bytes
     planned = survey(cpu, "fp32", {"edit": graph}, {}).networks[0].memory.activation_bytes
     assert counted > 10e6  # enough to be seen beside what a process takes anyway
     assert counted < 1.05 * measured  # nothing is counted that is not there
@@ -322,9 +321,9 @@ def test_a_plan_without_in_place_or_fusion_would_be_seen(specialise: Specialise,
     from targets.costs import estimate as module
 
     graph = specialise("edit", 64)
-    good = estimate(graph, precision="fp32", device_bytes=None).activation_bytes
+    good = footprint(graph_io.load(graph), precision="fp32").activation_bytes
     monkeypatch.setattr(module, "_scores", lambda model: frozenset())
-    assert estimate(graph, precision="fp32", device_bytes=None).activation_bytes > 2 * good
+    assert footprint(graph_io.load(graph), precision="fp32").activation_bytes > 2 * good
 
 
 @pytest.mark.slow

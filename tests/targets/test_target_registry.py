@@ -8,7 +8,7 @@ import pytest
 import targets
 from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.core.errors import ConfigError, ToolchainMissing
-from targets.base import Availability, Plan
+from targets.base import Availability
 
 
 def test_every_name_gives_the_target_of_that_name():
@@ -67,12 +67,6 @@ def test_a_missing_toolchain_ends_with_exit_code_4_and_the_install_command():
     with pytest.raises(ToolchainMissing, match="'cpu' needs openvino: no module") as caught:
         Availability(False, "openvino", None, "pip install x", "no module").require("cpu")
     assert (caught.value.exit_code, caught.value.hint) == (4, "pip install x")
-
-
-def test_a_plan_says_whether_it_fits_only_when_it_knows():
-    assert Plan(6, 4, 10).fits is True
-    assert Plan(6, 5, 10).fits is False
-    assert Plan(6, 5, None).fits is None
 
 
 def test_importing_the_packages_loads_no_toolchain():

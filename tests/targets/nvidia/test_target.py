@@ -188,7 +188,7 @@ def test_without_the_library_the_command_is_named(unet_like: Path, tmp_path: Pat
     assert caught.value.exit_code == 4 and list(tmp_path.glob("out*")) == []
     tensorrt.RTX.check_graph(unet_like, precision="fp32")  # nobody to ask
     assert not tensorrt.RTX.device_here()
-    assert tensorrt.RTX.plan(unet_like, precision="fp16").weights_bytes > 0
+    assert tensorrt.RTX.memory() is None
 
 
 def test_tensorrt_itself_needs_the_gpu_it_builds_for(monkeypatch: Any) -> None:
@@ -203,11 +203,11 @@ def test_tensorrt_itself_needs_the_gpu_it_builds_for(monkeypatch: Any) -> None:
     assert not tensorrt.RTX.device_here() and "9.0" not in PORTABLE
 
 
-def test_a_device_that_is_here_is_asked_for_its_memory(unet_like: Path, monkeypatch: Any) -> None:
+def test_a_device_that_is_here_is_asked_for_its_memory(monkeypatch: Any) -> None:
     monkeypatch.setattr(tensorrt, "device_info", lambda: gpu("8.9"))
     assert tensorrt.RTX_ADA.device_here() and not tensorrt.RTX_AMPERE.device_here()
-    assert tensorrt.RTX_ADA.plan(unet_like, precision="fp16").device_bytes == 24 << 30
-    assert tensorrt.RTX_AMPERE.plan(unet_like, precision="fp16").device_bytes is None
+    assert tensorrt.RTX_ADA.memory() == 24 << 30
+    assert tensorrt.RTX_AMPERE.memory() is None
 
 
 def test_networks_beside_the_unet_are_never_quantised() -> None:
@@ -237,4 +237,4 @@ def test_a_board_gets_the_graph_and_the_recipe(unet_like: Path, tmp_path: Path, 
     assert artifact.status == "to be built on the board" and artifact.prebuilt is None
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx"]
     assert Recipe.from_config(artifact.config) == Recipe(1 << 30, ("8.7",), 4)
-    assert board.plan(unet_like, precision="fp16").device_bytes == 8 << 30
+    assert board.memory() == 8 << 30
