@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 npu-compiler: $(READY) ## set up Intel's NPU compiler (Debian/Ubuntu without an Intel NPU: under Wine)
-	$(BIN)/python -m targets.npu.compiler
+	$(BIN)/python -m targets.npu
 
 demo: $(READY) ## compile the example model to INT8 for this CPU, check it, and make a picture with each of its four tasks
 	@BIN=$(BIN) MODEL=$(MODEL) OUT=$(DEMO) sh examples/emoji/demo.sh

@@ -4,12 +4,11 @@ What is needed is ``openvino_intel_npu_compiler``. Looked for are, in this order
 
 * the library beside OpenVINO's NPU plugin: OpenVINO's Windows wheel and Intel's archives have it there;
 * the one of the Windows wheel, run by Wine (``targets.npu.wine``), as the Linux wheel comes without it
-  (openvinotoolkit/openvino#36374, 2026.2 to 2026.4). ``python -m targets.npu.compiler`` sets that up.
+  (openvinotoolkit/openvino#36374, 2026.2 to 2026.4). ``python -m targets.npu`` sets that up.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -20,28 +19,25 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import BuildError, ModelError, MtuError, ToolchainMissing
 from mtu_compile.core.hashing import file_sha256
 from mtu_compile.core.progress import Progress
+from targets.npu import wine
+from targets.npu.provider import Provider, cache_folder, native, openvino_release
 from targets.npu.report import TRACE_FILE, Report, log_errors, read_report
+from targets.npu.worker import SAID
 from targets.openvino.engine import reason
 
 #: What sets the compiler up; every hint names it.
-SETUP = "make npu-compiler   (or: python -m targets.npu.compiler)"
-
-#: Versions of OpenVINO whose compiler is known to take the options that write the schedule.
-KNOWN = ("2026.4.1",)
+SETUP = "make npu-compiler   (or: python -m targets.npu)"
 
 #: Seconds after which a compilation is given up: an SD 1.5 UNet takes two minutes on two cores.
 TIMEOUT = 3600.0
 
-_SAID = "npu_compile: "
-
-#: Exit codes of ``npu_compile.c``, which the worker below shares.
+#: Exit codes of ``npu_compile.c``, which ``targets.npu.worker`` shares.
 _STAGES = {3: "openvino cannot be started", 4: "the model cannot be read", 6: "the blob cannot be written"}
 
 
@@ -63,27 +59,6 @@ class CompilerFailed(BuildError):
         self.exit_code = exit_code
         self.log = log
         self.stderr = stderr
-
-
-@dataclass(frozen=True)
-class Provider:
-    """A way to run the compiler on this machine.
-
-    Attributes:
-        name: ``"native"`` or ``"wine"``.
-        version: the OpenVINO it comes with ("2026.4.1").
-        how: in words.
-        command: what is run, followed by MODEL.xml OUT.blob KEY=VALUE….
-        environment: set on top of this process's own.
-        traces: it takes the options that make it write the schedule it estimated.
-    """
-
-    name: str
-    version: str
-    how: str
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
-    traces: bool
 
 
 @dataclass(frozen=True)
@@ -117,9 +92,7 @@ def find_compiler(cache: Path | None = None) -> Provider:
         ToolchainMissing: there is none; the hint is the command that sets one up.
     """
     release = openvino_release()
-    from targets.npu import wine as npu_wine
-
-    provider = native(release) or npu_wine.provider(release, cache or cache_folder())
+    provider = native(release) or wine.provider(release, cache or cache_folder())
     if provider is None:
         raise ToolchainMissing(
             f"there is no Intel NPU compiler for openvino {release} on this machine: "
@@ -127,24 +100,6 @@ def find_compiler(cache: Path | None = None) -> Provider:
             hint=SETUP,
         )
     return provider
-
-
-def openvino_release() -> str:
-    """Version of the installed openvino, without its build number.
-
-    Raises:
-        ToolchainMissing: it is not installed.
-    """
-    try:
-        return version("openvino").split("-")[0].split("+")[0]
-    except PackageNotFoundError as error:
-        raise ToolchainMissing("openvino is not installed", hint="pip install 'mtu-compile[openvino]'") from error
-
-
-def cache_folder() -> Path:
-    """Where a set-up compiler is kept: ``mtu-compile/npu`` in the user's cache folder (XDG)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "mtu-compile" / "npu"
 
 
 def compile_blob(
@@ -293,95 +248,8 @@ def _failure(
 
 def _why(log: str) -> str:
     """The reason the program gives, or the compiler's log where that only says that there is one."""
-    _, _, rest = log.partition(f"{_SAID}reason begins\n")
-    why = reason(RuntimeError(rest.partition(f"\n{_SAID}reason ends")[0]))
+    _, _, rest = log.partition(f"{SAID}reason begins\n")
+    why = reason(RuntimeError(rest.partition(f"\n{SAID}reason ends")[0]))
     errors = log_errors(log)
     telling = next((error for error in errors if "Pass failed" in error), errors[0] if errors else why)
     return telling[:300] if why in ("Compilation failed", "RuntimeError") else why
-
-
-def native(release: str) -> Provider | None:
-    """The compiler library in the folder of OpenVINO's plugins, where the plugin loads it from."""
-    folder = plugin_folder()
-    prefix, suffix = ("", ".dll") if sys.platform == "win32" else ("lib", ".so")
-    library = f"{prefix}openvino_intel_npu_compiler{suffix}"
-    if folder is None or not (folder / library).is_file():
-        return None
-    parent = str(Path(__file__).resolve().parent.parent)
-    paths = os.pathsep.join(filter(None, (parent, os.environ.get("PYTHONPATH", ""))))
-    return Provider(
-        name="native",
-        version=release,
-        how=f"{library} of openvino {release}",
-        # A process of its own, so that its log can be read, and it can be stopped.
-        command=(sys.executable, "-m", "targets.npu.compiler", "--worker"),
-        environment={"PYTHONPATH": paths},
-        traces=release in KNOWN,
-    )
-
-
-def plugin_folder() -> Path | None:
-    """Where the installed openvino has its plugins."""
-    try:
-        import openvino
-    except ImportError:
-        return None
-    folder = Path(openvino.__file__).parent / "libs"
-    return folder if folder.is_dir() else None
-
-
-def worker(arguments: Sequence[str], *, device: str = "NPU") -> int:
-    """``npu_compile.c`` in Python, for a machine whose own OpenVINO has the compiler; returns the exit code."""
-    import openvino
-
-    xml, out, *rest = arguments
-    properties = dict(one.split("=", 1) for one in rest)
-
-    def say(text: str) -> None:
-        print(f"{_SAID}{text}", flush=True)
-
-    code, stage = 3, "start"
-    try:
-        say(f"openvino {openvino.__version__}")
-        core = openvino.Core()
-        code, stage = 4, "read"
-        model = core.read_model(xml)
-        code, stage = 5, "compile"
-        compiled = core.compile_model(model, device, properties)
-        say("compiled")
-        code, stage = 6, "export"
-        Path(out).write_bytes(compiled.export_model().getbuffer())
-    except (RuntimeError, OSError) as error:
-        say(f"failed {stage}")
-        say(f"reason begins\n{error}")
-        say("reason ends")
-        return code
-    say("exported")
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m targets.npu.compiler``: set up the compiler."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["--worker"]:
-        return worker(arguments[1:])
-    parser = argparse.ArgumentParser(
-        prog="python -m targets.npu.compiler", description="Set up Intel's NPU compiler on a machine without an NPU."
-    )
-    parser.add_argument("--wheel", type=Path, help="OpenVINO's Windows wheel, if it was downloaded already")
-    parser.add_argument("--sha256", help="the wheel's hash as PyPI publishes it, for a version not known here")
-    options = parser.parse_args(arguments)
-    from targets.npu.wine import set_up
-
-    try:
-        set_up(wheel=options.wheel, sha256=options.sha256, say=lambda line: print(line, flush=True))
-    except MtuError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 /* npu_compile MODEL.xml OUT.blob [KEY=VALUE ...]: compiles an OpenVINO IR for the Intel NPU and writes the blob.
  *
  * OpenVINO's Windows wheel has the NPU compiler, the Linux wheel has not. So this program is built with MinGW, put
- * beside the wheel's DLLs and run by Wine (targets/npu_compiler.py does all of that). It says what it does on stdout, in
+ * beside the wheel's DLLs and run by Wine (targets/npu/set_up.py does all of that). It says what it does on stdout, in
  * lines that begin with "npu_compile: "; every other line there is the compiler's own log.
  *
  * Exit codes: 0 the blob is written, 2 wrong arguments, 3 OpenVINO cannot be started, 4 the model cannot be read,

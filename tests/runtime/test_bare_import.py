@@ -57,6 +57,22 @@ except ModuleNotFoundError:
     assert run(code, ["nothing"]) == 1
 
 
+VENDORS = """
+from mtu_compile.core import vendors
+for place in (*vendors.engines().values(), *vendors.builders().values()):
+    vendors.load(place)
+import mtu_compile.board
+print(json.dumps([len(vendors.engines()), sorted({name.split(".")[0] for name in sys.modules})]))
+"""
+
+
+def test_every_vendors_engines_and_builders_import_without_a_compiler_and_without_their_runtimes() -> None:
+    runtimes = ["openvino", "tensorrt", "tensorrt_rtx", "cuda"]
+    count, loaded = run(VENDORS, [*FORBIDDEN, *runtimes])
+    assert count >= 5
+    assert not set(loaded) & {*FORBIDDEN, *runtimes}
+
+
 RUN = """
 import mtu_compile.runtime
 from PIL import Image

@@ -17,9 +17,14 @@ import pytest
 from openvino import opset13 as ops
 
 import targets.npu.compiler as compiler
+import targets.npu.provider as provider_module
+import targets.npu.set_up as set_up
 import targets.npu.wine as wine
 from mtu_compile.core.errors import EXIT_TOOLCHAIN, BuildError, ConfigError, ModelError, MtuError, ToolchainMissing
-from targets.npu.compiler import CompilerFailed, Provider, compile_blob, find_compiler, worker
+from targets.npu.__main__ import main
+from targets.npu.compiler import CompilerFailed, compile_blob, find_compiler
+from targets.npu.provider import Provider, cache_folder, openvino_release
+from targets.npu.worker import worker
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +209,7 @@ def alive(pid: int) -> bool:
 class TestFinding:
     @pytest.fixture(autouse=True)
     def bare(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(compiler, "plugin_folder", lambda: tmp_path / "libs")
+        monkeypatch.setattr(provider_module, "plugin_folder", lambda: tmp_path / "libs")
         (tmp_path / "libs").mkdir()
 
     def test_without_any_the_command_is_named(self, tmp_path: Path) -> None:
@@ -220,7 +225,7 @@ class TestFinding:
 
     def test_one_set_up_with_another_program_is_not_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(wine, "find_wine", lambda: Path("/usr/bin/wine64"))
-        folder = tmp_path / "cache" / compiler.openvino_release()
+        folder = tmp_path / "cache" / openvino_release()
         (folder / "bin").mkdir(parents=True)
         for name in (*wine.LIBRARIES, "npu_compile.exe"):
             (folder / "bin" / name).write_bytes(b"")
@@ -234,9 +239,9 @@ class TestFinding:
 
     def test_the_cache_is_where_xdg_says(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert compiler.cache_folder() == tmp_path / "mtu-compile" / "npu"
+        assert cache_folder() == tmp_path / "mtu-compile" / "npu"
         monkeypatch.setenv("XDG_CACHE_HOME", "relative/paths/are/to/be/ignored")
-        assert compiler.cache_folder() == Path.home() / ".cache" / "mtu-compile" / "npu"
+        assert cache_folder() == Path.home() / ".cache" / "mtu-compile" / "npu"
 
 
 class TestWorker:
@@ -261,10 +266,10 @@ class TestWorker:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere OpenVINO's wheel has the compiler")
     def test_a_plugin_without_its_compiler_is_quoted(self, tmp_path: Path) -> None:
-        command = (sys.executable, "-m", "targets.npu.compiler", "--worker")
-        here = {"PYTHONPATH": str(Path(compiler.__file__).parents[1])}
+        command = (sys.executable, "-m", "targets.npu.worker")
+        here = {"PYTHONPATH": str(Path(compiler.__file__).parents[2])}
         native = Provider("native", "2026.4.1", "", command, here, traces=True)
-        if compiler.native("2026.4.1") is not None:
+        if provider_module.native("2026.4.1") is not None:
             pytest.skip("this OpenVINO has its compiler")
         with pytest.raises(CompilerFailed, match=r"refused net: .*(?i:compiler)") as caught:
             compile_blob(save_ir(tmp_path / "net"), tmp_path / "net.blob", platform="4000", provider=native)
@@ -274,23 +279,23 @@ class TestWorker:
 class TestSettingUp:
     @pytest.fixture(autouse=True)
     def elsewhere(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(wine, "native", lambda release: None)
+        monkeypatch.setattr(set_up, "native", lambda release: None)
         monkeypatch.setattr(sys, "platform", "linux")
-        monkeypatch.setattr(wine, "find_wine", lambda: Path("/usr/bin/wine64"))
-        monkeypatch.setattr(wine.shutil, "which", lambda name: f"/usr/bin/{name}")
-        monkeypatch.setattr(wine, "openvino_release", lambda: "2026.4.1")
+        monkeypatch.setattr(set_up, "find_wine", lambda: Path("/usr/bin/wine64"))
+        monkeypatch.setattr(set_up.shutil, "which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr(set_up, "openvino_release", lambda: "2026.4.1")
 
     def test_a_wheel_that_is_not_intels_is_never_unpacked(self, tmp_path: Path) -> None:
         wheel = tmp_path / "openvino.whl"
         wheel.write_bytes(b"something else")
         with pytest.raises(BuildError, match=r"has SHA-256 .* it is not run"):
-            wine.set_up(cache=tmp_path / "cache", wheel=wheel)
+            set_up.set_up(cache=tmp_path / "cache", wheel=wheel)
         assert names(tmp_path / "cache" / "2026.4.1") == [".lock"]
 
     def test_a_version_that_is_not_known_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(wine, "openvino_release", lambda: "2031.1.0")
+        monkeypatch.setattr(set_up, "openvino_release", lambda: "2031.1.0")
         with pytest.raises(ConfigError, match=r"2031\.1\.0 is not known") as caught:
-            wine.set_up(cache=tmp_path / "cache")
+            set_up.set_up(cache=tmp_path / "cache")
         assert "--sha256" in str(caught.value.hint) and not (tmp_path / "cache").exists()
 
     def test_a_download_that_came_out_wrong_is_not_kept_and_not_run(
@@ -303,17 +308,17 @@ class TestSettingUp:
             (place / "openvino-2026.4.1-1-cp311-cp311-win_amd64.whl").write_bytes(b"of a mirror")
             return subprocess.CompletedProcess(command, 0, "", "")
 
-        monkeypatch.setattr(wine.subprocess, "run", run)
+        monkeypatch.setattr(set_up.subprocess, "run", run)
         for _ in range(2):  # the second finds what the first left, and asks again
             with pytest.raises(BuildError, match="it is not run"):
-                wine.set_up(cache=tmp_path / "cache")
+                set_up.set_up(cache=tmp_path / "cache")
         assert not (tmp_path / "cache" / "2026.4.1" / "bin").exists()
 
     def test_pip_is_quoted_when_it_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: no matching distribution\n")
-        monkeypatch.setattr(wine.subprocess, "run", lambda *args, **options: failed)
+        monkeypatch.setattr(set_up.subprocess, "run", lambda *args, **options: failed)
         with pytest.raises(BuildError, match="no matching distribution"):
-            wine.set_up(cache=tmp_path / "cache")
+            set_up.set_up(cache=tmp_path / "cache")
 
     def test_a_wheel_without_the_compiler_is_named(self, tmp_path: Path) -> None:
         wheel = tmp_path / "openvino.whl"
@@ -321,14 +326,14 @@ class TestSettingUp:
             archive.writestr("openvino/libs/openvino.dll", b"x")
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         with pytest.raises(BuildError, match="not a wheel with an NPU compiler"):
-            wine.set_up(cache=tmp_path / "cache", wheel=wheel, sha256=digest)
+            set_up.set_up(cache=tmp_path / "cache", wheel=wheel, sha256=digest)
         assert not (tmp_path / "cache" / "2026.4.1" / "ready.json").exists()
 
     def test_missing_packages_are_named_or_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(wine, "find_wine", lambda: None)
+        monkeypatch.setattr(set_up, "find_wine", lambda: None)
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
         with pytest.raises(ToolchainMissing, match="wine64 is not installed") as caught:
-            wine.set_up(cache=tmp_path / "cache")
+            set_up.set_up(cache=tmp_path / "cache")
         assert caught.value.hint == "sudo apt-get install -y --no-install-recommends wine64 gcc-mingw-w64-x86-64"
         monkeypatch.setattr(os, "geteuid", lambda: 0)
         asked: list[list[str]] = []
@@ -337,9 +342,9 @@ class TestSettingUp:
             asked.append(command)
             return subprocess.CompletedProcess(command, 100, "", "E: Unable to locate package wine64\n")
 
-        monkeypatch.setattr(wine.subprocess, "run", run)
+        monkeypatch.setattr(set_up.subprocess, "run", run)
         with pytest.raises(ToolchainMissing, match="Unable to locate package"):
-            wine.set_up(cache=tmp_path / "cache")
+            set_up.set_up(cache=tmp_path / "cache")
         assert asked and asked[0][:2] == ["apt-get", "install"]
 
     def test_two_at_once_do_it_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,12 +357,12 @@ class TestSettingUp:
                 (folder / "bin" / name).write_bytes(b"")
             done.append("unpacked")
 
-        monkeypatch.setattr(wine, "_verified", lambda wheel, expected: wheel)
-        monkeypatch.setattr(wine, "_unpack", unpack)
-        monkeypatch.setattr(wine, "_build_program", lambda gcc, wheel, folder: None)
-        monkeypatch.setattr(wine, "try_out", lambda provider: pretend_blob(tmp_path))
+        monkeypatch.setattr(set_up, "_verified", lambda wheel, expected: wheel)
+        monkeypatch.setattr(set_up, "_unpack", unpack)
+        monkeypatch.setattr(set_up, "_build_program", lambda gcc, wheel, folder: None)
+        monkeypatch.setattr(set_up, "try_out", lambda provider: pretend_blob(tmp_path))
         threads = [
-            threading.Thread(target=wine.set_up, kwargs={"cache": tmp_path / "cache", "wheel": tmp_path})
+            threading.Thread(target=set_up.set_up, kwargs={"cache": tmp_path / "cache", "wheel": tmp_path})
             for _ in range(2)
         ]
         for thread in threads:
@@ -369,9 +374,9 @@ class TestSettingUp:
     def test_the_command_says_what_is_wrong(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(wine, "find_wine", lambda: None)
+        monkeypatch.setattr(set_up, "find_wine", lambda: None)
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
-        assert compiler.main([]) == EXIT_TOOLCHAIN
+        assert main([]) == EXIT_TOOLCHAIN
         assert capsys.readouterr().err.splitlines() == [
             "error: wine64 is not installed",
             "hint: sudo apt-get install -y --no-install-recommends wine64 gcc-mingw-w64-x86-64",

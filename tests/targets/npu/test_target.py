@@ -17,7 +17,8 @@ from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import EXIT_TOOLCHAIN, ConfigError, ToolchainMissing
 from mtu_compile.runtime.engine import open_engine
-from targets.npu.compiler import Compiled, CompilerFailed, Provider, find_compiler
+from targets.npu.compiler import Compiled, CompilerFailed, find_compiler
+from targets.npu.provider import Provider
 from targets.npu.report import Busy, Layer, Report
 from targets.npu.target import BLOB_NAME, LAYERS_NAME, IntelNpuSpec, IntelNpuTarget
 
