@@ -77,18 +77,23 @@ def main() -> None:
     plain, multi, size, length = example_models() if args.which == "example" else sd15_models()
     graphs, seconds = build_graphs(plain, multi, size, length, work)
     narrow = inputs(plain, size, length, channels=4)
-    wide = {**inputs(plain, size, length, channels=multi.sample_channels), "task_ids": np.zeros(BATCH, np.int64)}
+    wide = inputs(plain, size, length, channels=multi.sample_channels)
+    of_task = {
+        "dynamic": {**wide, "task_ids": np.zeros(BATCH, np.int64)},
+        "shared": {**wide, "task": np.zeros(BATCH, np.int64)},
+    }
     del plain, multi
 
     def candidates(rows: dict[str, tuple[Path, str]]) -> dict[str, Any]:
         return {
-            name: timing.openvino_runner(path, precision, wide if path == graphs["dynamic"] else narrow)
+            name: timing.openvino_runner(path, precision, of_task.get(path.parent.name, narrow))
             for name, (path, precision) in rows.items()
         }
 
     routing = {
         "plain fp32": (graphs["plain"], "f32"),
         "static fp32": (graphs["static"], "f32"),
+        "shared fp32": (graphs["shared"], "f32"),
         "dynamic fp32": (graphs["dynamic"], "f32"),
     }
     precisions = {
@@ -116,7 +121,7 @@ def build_graphs(
 ) -> tuple[dict[str, Path], dict[str, float]]:
     """Graphs by name, and how long each took; graphs that are there already are kept."""
     samples = [inputs(plain, size, length, channels=4, seed=i) for i in range(4)]
-    graphs = {name: work / name / "model.onnx" for name in ("plain", "dynamic", "static", "nncf", "int8")}
+    graphs = {name: work / name / "model.onnx" for name in ("plain", "dynamic", "static", "shared", "nncf", "int8")}
     shape = {"batch": BATCH, "height": size, "width": size, "text_length": length}
 
     def freeze_plain() -> None:
@@ -128,6 +133,9 @@ def build_graphs(
         "plain": freeze_plain,
         "dynamic": lambda: export.export_unet(multi, work / "dynamic", text_length=length),
         "static": lambda: passes.specialise(graphs["dynamic"], graphs["static"], task_id=0, channels=4, **shape),
+        "shared": lambda: passes.run_pipeline(
+            graphs["dynamic"], graphs["shared"], passes.SHARED_PIPELINE, passes.PassContext(**shape)
+        ),
         "nncf": lambda: quantize_onnx(graphs["static"], samples, graphs["nncf"], settings=INT8),
         "int8": lambda: passes.run_pipeline(
             graphs["nncf"], graphs["int8"], targets.get("cpu").spec.lowering["int8"], passes.PassContext()

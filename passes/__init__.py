@@ -2,11 +2,12 @@
 
 from passes.base import Pass, PassContext, PassResult, Skipped
 from passes.pipeline import run_passes, run_pipeline, specialise
-from passes.registry import STATIC_PIPELINE, TASK_PIPELINE, Registry, builtin
+from passes.registry import SHARED_PIPELINE, STATIC_PIPELINE, TASK_PIPELINE, Registry, builtin
 from passes.simulate_half import write_simulation
 from passes.user import UserPass, load_passes, mtu_pass, run_user_pass
 
 __all__ = [
+    "SHARED_PIPELINE",
     "STATIC_PIPELINE",
     "TASK_PIPELINE",
     "Pass",

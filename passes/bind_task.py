@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_ir as ir
 
@@ -20,27 +18,14 @@ from mtu_compile.graph.edit import (
     in_float64,
     only_user,
     other_input,
-    produced_by,
     remove_unused,
     replace_value,
     users,
 )
 from passes.base import PassContext, PassResult, Skipped
 from passes.constants import Evaluator
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """One task's channels in the routed input convolution."""
-
-    channels: int
-    gate: ir.Value
-
-
-@dataclass(frozen=True)
-class _RoutedConv:
-    conv: ir.Node
-    slots: tuple[_Slot, ...]
+from passes.routed_conv import RoutedConv, Slot, find_routed_conv
+from passes.task_values import take_batch_from
 
 
 class BindTask:
@@ -86,12 +71,12 @@ class BindTask:
         assert context.task_id is not None and context.channels is not None
         sample = find_input(graph, SAMPLE)
         assert sample is not None
-        _take_batch_from(sample, task_ids)
+        take_batch_from(sample, task_ids)
         bound = add_constant(graph, BOUND_TASK, np.array([context.task_id], dtype=np.int64))
         replace_value(task_ids, bound)
         graph.graph.inputs.remove(task_ids)
         evaluator = Evaluator(graph)
-        routed = _find_routed_conv(graph, sample, evaluator)
+        routed = find_routed_conv(graph, sample, evaluator)
         _bind_conv(graph, routed, sample, context.channels, evaluator)
         remove_unused(graph)
         _narrow(sample, context.channels, routed.conv)
@@ -102,64 +87,7 @@ class BindTask:
             raise PassError(f"{self.id} left the input {TASK_IDS!r} in the graph")
 
 
-def _take_batch_from(sample: ir.Value, task_ids: ir.Value) -> None:
-    """Let what asks ``task_ids`` for its only size, the batch, ask ``sample``; the exporter may choose either."""
-    for node in users(task_ids):
-        if node.op_type == "Shape":
-            node.replace_input_with(0, sample)
-            node.attributes["start"] = ir.AttrInt64("start", 0)
-            node.attributes["end"] = ir.AttrInt64("end", 1)
-
-
-def _find_routed_conv(graph: ir.Model, sample: ir.Value, evaluator: Evaluator) -> _RoutedConv:
-    for node in graph.graph:
-        if node.op_type != "Conv" or not evaluator.is_constant(node.inputs[1]):
-            continue
-        concat = produced_by(node.inputs[0], "Concat")
-        parts = (node.inputs[0],) if concat is None else tuple(concat.inputs)
-        if concat is not None and attribute(concat, "axis", None) not in (1, -3):
-            continue
-        slots = [_match_slot(part, sample, evaluator) for part in parts]
-        if all(slot is not None for slot in slots):
-            return _RoutedConv(node, tuple(slot for slot in slots if slot is not None))
-    raise PassError(
-        f"no routed input convolution reads {SAMPLE!r}",
-        hint="the graph has to be exported by mtu_compile.model.export.export_unet",
-    )
-
-
-def _match_slot(value: ir.Value | None, sample: ir.Value, evaluator: Evaluator) -> _Slot | None:
-    """``value`` as the first channels of ``sample`` times a constant."""
-    product = produced_by(value, "Mul")
-    for index in (0, 1) if product is not None else ():
-        assert product is not None
-        part, gate = product.inputs[index], product.inputs[1 - index]
-        channels = _first_channels(part, sample, evaluator)
-        if channels is not None and gate is not None and evaluator.is_constant(gate):
-            return _Slot(channels, gate)
-    return None
-
-
-def _first_channels(value: ir.Value | None, sample: ir.Value, evaluator: Evaluator) -> int | None:
-    """How many of the first channels of ``sample`` the value is."""
-    assert sample.shape is not None
-    if value is sample:
-        return int(sample.shape[1])  # type: ignore[arg-type]
-    node = produced_by(value, "Slice")
-    if node is None or node.inputs[0] is not sample:
-        return None
-    start, end, axis, step = (_number(v, evaluator) for v in [*node.inputs[1:], None, None][:4])
-    if start != 0 or end is None or axis not in (1, -3) or step not in (1, None):
-        return None
-    return min(end, int(sample.shape[1]))  # type: ignore[arg-type]
-
-
-def _number(value: ir.Value | None, evaluator: Evaluator) -> int | None:
-    array = evaluator.array(value) if value is not None else None
-    return int(array.item()) if array is not None and array.size == 1 else None
-
-
-def _bind_conv(graph: ir.Model, routed: _RoutedConv, sample: ir.Value, channels: int, evaluator: Evaluator) -> None:
+def _bind_conv(graph: ir.Model, routed: RoutedConv, sample: ir.Value, channels: int, evaluator: Evaluator) -> None:
     conv = routed.conv
     weight = evaluator.array(conv.inputs[1])  # type: ignore[arg-type]
     assert weight is not None
@@ -190,7 +118,7 @@ def _bind_conv(graph: ir.Model, routed: _RoutedConv, sample: ir.Value, channels:
     replace_value(output, node.outputs[0])
 
 
-def _scalar(slot: _Slot, conv: ir.Node, evaluator: Evaluator) -> float:
+def _scalar(slot: Slot, conv: ir.Node, evaluator: Evaluator) -> float:
     gate = evaluator.array(slot.gate)
     if gate is None or gate.size != 1:
         raise PassError(f"node {conv.name!r} gates its input by channel, not by task")

@@ -14,13 +14,17 @@ from passes.fold_routing import FoldRouting
 from passes.freeze_shapes import FreezeShapes
 from passes.legalise_qdq import LegaliseQdq
 from passes.merge_experts import MergeExperts
+from passes.tabulate_tasks import TabulateTasks
 from passes.to_half import to_bf16, to_fp16
 from passes.uint8_activations import Uint8Activations
 
-__all__ = ["STATIC_PIPELINE", "TASK_PIPELINE", "Registry", "builtin"]
+__all__ = ["SHARED_PIPELINE", "STATIC_PIPELINE", "TASK_PIPELINE", "Registry", "builtin"]
 
 #: Any other graph (a plain UNet, or a multi-task one that keeps its task input) becomes static.
 STATIC_PIPELINE = ("mtu::freeze-shapes", "mtu::cleanup")
+
+#: A multi-task graph becomes one that reads the task of each sample, and has no routers.
+SHARED_PIPELINE = ("mtu::tabulate-tasks", "mtu::merge-experts", "mtu::freeze-shapes", "mtu::cleanup")
 
 
 class Registry:
@@ -57,4 +61,6 @@ class Registry:
 def builtin() -> Registry:
     """The passes of this package."""
     specialising = (BindTask(), FoldRouting(), DropExperts(), MergeExperts(), FreezeShapes(), Cleanup())
-    return Registry((*specialising, LegaliseQdq(), Uint8Activations(), FitInt16Sums(), to_fp16(), to_bf16()))
+    return Registry(
+        (*specialising, TabulateTasks(), LegaliseQdq(), Uint8Activations(), FitInt16Sums(), to_fp16(), to_bf16())
+    )

@@ -16,6 +16,9 @@ Array = npt.NDArray[Any]
 #: Inputs of the UNet graph (see ``mtu_compile.model.export``).
 SAMPLE, TASK_IDS = "sample", "task_ids"
 
+#: What ``task_ids`` is called once the graph only reads rows of tables by it.
+TASK = "task"
+
 #: Initialiser that stands in for ``task_ids`` once the graph is bound to a task.
 BOUND_TASK = "mtu.task_id"
 
