@@ -27,13 +27,13 @@ from calibration.capture import capture
 from calibration.quantize import QuantSettings, quantize_onnx
 from calibration.samples import split_samples
 from calibration.sets import CalibrationSet
-from mtu_compile import bundle
-from mtu_compile.compile import BuildOptions, Job, export_graphs
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.model.pipeline import MTUPipeline
-from mtu_compile.stages.job import Specialised
+from mtu_compile.stages.export import export_unet
+from mtu_compile.stages.job import Model, Specialised, Workload
 from mtu_compile.stages.precision import INT8
+from mtu_compile.stages.specialise import specialise
 
 BUILT = next(iter(evaluation.BUILDS))
 NNCF_DEFAULT = replace(INT8, range_estimator="mean-minmax", weight_bits_fix=True)
@@ -74,20 +74,17 @@ def main() -> None:
     parser.add_argument("--calibration-pictures", type=int, default=12)
     args = parser.parse_args()
     built = evaluation.built(BUILT, evaluation.BUILDS[BUILT])
-    chosen, target = quant_config.load(built), targets.get("cpu")
+    chosen = quant_config.load(built)
     wanted = held_out.references(args.pictures)
     results: dict[str, dict[str, Any]] = {name: {} for name in ROWS}
     pipeline, sha256 = MTUPipeline.from_pretrained(held_out.MODEL), model_sha256(held_out.MODEL)
     names = args.tasks or [task.name for task in pipeline.unet.tasks]
     with tempfile.TemporaryDirectory(prefix="mtu-ablation-") as work:
-        options = BuildOptions(held_out.MODEL, Path(work) / "bundle", tasks=tuple(names))
-        size = pipeline.resolve_size(None, None)
-        source = bundle.Source(held_out.MODEL.name, sha256)
-        job = Job(options, target, Path(work), Path(work), source, size, Progress())
-        selected = [(i, task) for i, task in enumerate(pipeline.unet.tasks) if task.name in names]
-        graphs = export_graphs(job, pipeline, selected)
-        for name, one in graphs.tasks.items():
-            sets = calibration_sets(pipeline, one, sha256, args.calibration_pictures, options.steps)
+        selected = tuple(task for task in pipeline.unet.tasks if task.name in names)
+        model = Model(pipeline, selected, pipeline.resolve_size(None, None))
+        unets = specialise(export_unet(model, Path(work)), model, Path(work), Progress())
+        for name, one in unets.items():
+            sets = calibration_sets(pipeline, one, sha256, args.calibration_pictures, Workload.steps)
             for label, (strategy, settings) in ROWS.items():
                 graph = quantised(one, sets[strategy], settings or chosen[name])
                 checks = held_out.check(built, wanted, tasks=[name], opener=held_out.opener(built, name, graph))

@@ -33,10 +33,10 @@ def example_models() -> tuple[Any, Any, int, int]:
     from diffusers import UNet2DConditionModel
 
     from mtu_compile.model.pipeline import MTUPipeline
-    from mtu_compile.stages.layout import MULTI_TASK_KEYS
+    from mtu_compile.model.unet_config import MTU_KEYS
 
     pipeline = MTUPipeline.from_pretrained("examples/emoji/model")
-    config = {k: v for k, v in pipeline.unet.config.items() if k not in MULTI_TASK_KEYS and not k.startswith("_")}
+    config = {k: v for k, v in pipeline.unet.config.items() if k not in MTU_KEYS and not k.startswith("_")}
     plain = UNet2DConditionModel(**config).eval()
     return plain, pipeline.unet.eval(), int(plain.config.sample_size), int(pipeline.tokenizer.model_max_length)
 

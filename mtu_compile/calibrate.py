@@ -5,32 +5,27 @@ from __future__ import annotations
 import gc
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import targets
-from calibration.capture import CALLS, capture
+from calibration.capture import CALLS
 from calibration.notices import RowNotice
 from calibration.ranges import Range, measure_ranges, to_json
-from calibration.samples import split_samples
 from calibration.set_folder import INDEX, write_folder
 from calibration.sets import CalibrationSet
-from mtu_compile import bundle
-from mtu_compile.compile import SAMPLES, check_model, export_graphs, load_model, note_rows, select_tasks
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
-from mtu_compile.core.tasks import Task
-from mtu_compile.model.sampler import check_sampler, use_sampler
-from mtu_compile.stages.job import BuildOptions, Job
+from mtu_compile.model.sampler import check_sampler
+from mtu_compile.stages import load
+from mtu_compile.stages.export import export_unet
+from mtu_compile.stages.job import Drawing, Workload
+from mtu_compile.stages.observe import capture_set
 from mtu_compile.stages.precision import INT8
-
-if TYPE_CHECKING:
-    from mtu_compile.model.pipeline import MTUPipeline
+from mtu_compile.stages.specialise import specialise
 
 __all__ = ["CalibrateOptions", "CalibrateResult", "calibrate"]
 
@@ -62,9 +57,9 @@ class CalibrateOptions:
     tasks: tuple[str, ...] | None = None
     as_task: str | None = None
     size: tuple[int, int] | None = None
-    pictures: int = 12
+    pictures: int = Workload.calibration_pictures
     sampler: str | None = None
-    steps: int = 20
+    steps: int = Workload.steps
     calls: int = CALLS
     fit: Fit = "crop"
     seed: int = 0
@@ -102,62 +97,30 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
     """
     progress = progress or Progress()
     check_seed(options.seed)
-    check_model(options.model, options.as_task)
+    load.check_model(options)
     check_sampler(options.model, options.sampler, options.steps)
     with staging(options.output, replace=options.force, marker=INDEX) as folder:
         with progress.stage("load"):
             sha256 = model_sha256(options.model)
-            pipeline = load_model(options.model, options.as_task)
-            use_sampler(pipeline, options.sampler)
-            tasks = select_tasks(pipeline, options.tasks)
-            size = pipeline.resolve_size(*(options.size or (None, None)))
-            place = options.data or options.model / SAMPLES
-            rows = [split_samples(place, task, calibrating=options.pictures, checking=1)[0] for _, task in tasks]
-        notices = {
-            task.name: note_rows(pipeline, (samples, ()), size, options.fit, progress)
-            for (_, task), samples in zip(tasks, rows, strict=True)
-        }
-        sets = {}
-        for (_, task), samples in zip(tasks, rows, strict=True):
-            with progress.stage(f"calibrate {task.name}", len(samples)) as advance:
-                made = capture(
-                    pipeline,
-                    task,
-                    samples,
-                    model_sha256=sha256,
-                    steps=options.steps,
-                    size=size,
-                    seed=options.seed,
-                    fit=options.fit,
-                    calls=options.calls,
-                    progress=advance,
-                )
-                made.verify(task=task.name, model_sha256=sha256)
-                sets[task.name] = made
+            model = load.load_model(options, sampler=options.sampler)
+            rows = load.load_rows(options.model, options.data, model.tasks, calibrating=options.pictures, checking=1)
+            rows = {name: load.Rows(used.calibrating) for name, used in rows.items()}
+        notices = load.note_rows(model, rows, options.fit, progress)
+        sets, drawing = {}, Drawing(options.steps, options.seed, options.fit)
+        for task in model.tasks:
+            used = rows[task.name].calibrating
+            sets[task.name] = capture_set(model, task, used, drawing, sha256, progress, calls=options.calls)
         measured = None
         if options.ranges:
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.work-") as work:
-                graphs = _graphs(options, pipeline, tasks, size, Path(work), progress)
-                del pipeline
+                with progress.stage("export"):
+                    dynamic = export_unet(model, Path(work))
+                unets = specialise(dynamic, model, Path(work), progress)
+                del model
                 gc.collect()
-                measured = _measure(graphs, sets, progress)
+                measured = _measure({name: unet.graph for name, unet in unets.items()}, sets, progress)
         write_folder(folder, sets, None if measured is None else to_json(measured))
     return CalibrateResult(options.output, sets, measured, notices)
-
-
-def _graphs(
-    options: CalibrateOptions,
-    pipeline: MTUPipeline,
-    tasks: Sequence[tuple[int, Task]],
-    size: tuple[int, int],
-    work: Path,
-    progress: Progress,
-) -> dict[str, Path]:
-    """By task, the static float graph that a build quantises: the same for all targets."""
-    building = BuildOptions(options.model, options.output, size=size)
-    source = bundle.Source(options.model.name, "")
-    job = Job(building, targets.get(building.target), work, work, source, size, progress)
-    return export_graphs(job, pipeline, tasks).unets
 
 
 def _measure(

@@ -26,16 +26,6 @@ MIB, GIB = 1 << 20, 1 << 30
 #: Inferences a graph's layers are timed over: seconds for the example, a minute or two for Stable Diffusion 1.5.
 COST_ROUNDS = 96
 
-#: Passes that make a static graph of one task, in order; every target so far takes static graphs.
-STATIC_TASK_PIPELINE: tuple[str, ...] = (
-    "mtu::bind-task",
-    "mtu::fold-routing",
-    "mtu::drop-experts",
-    "mtu::merge-experts",
-    "mtu::freeze-shapes",
-    "mtu::cleanup",
-)
-
 
 @dataclass(frozen=True)
 class TargetSpec:
@@ -55,7 +45,6 @@ class TargetSpec:
         rest: float type of what a quantised graph does not quantise.
         unpacks_weights: networks of which only the weights are quantised are unpacked when they are compiled, and take
             at least the memory of the float type.
-        pipeline: ids of the graph passes that make a task's static graph, in order.
         lowering: by precision, ids of the passes a (quantised) static graph goes through before it is built.
         sources: where each number comes from, by attribute name.
     """
@@ -72,7 +61,6 @@ class TargetSpec:
     scratch: float = 1.0
     rest: Precision = "fp16"
     unpacks_weights: bool = False
-    pipeline: tuple[str, ...] = STATIC_TASK_PIPELINE
     lowering: Mapping[Precision, tuple[str, ...]] = field(default_factory=dict, hash=False)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 

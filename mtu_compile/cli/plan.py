@@ -32,14 +32,13 @@ def command(
     The model is exported and specialised as `build` does it, into a temporary folder. Ends with exit code 1 where it
     does not fit, and says what would.
     """
-    from mtu_compile.compile import BuildOptions, plan
+    from mtu_compile.compile import PlanOptions, plan
     from mtu_compile.planner import COLUMNS, METHOD
     from mtu_compile.planner import size as readable
 
     folder = model_folder(model)
-    options = BuildOptions(
+    options = PlanOptions(
         model=folder,
-        output=Path(),
         target=target,
         precision=precision,  # type: ignore[arg-type]
         tasks=tasks or None,

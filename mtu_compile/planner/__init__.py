@@ -15,27 +15,7 @@ from mtu_compile.planner.host import HostPlan, size
 from mtu_compile.planner.plan import COLUMNS, METHOD, BuildPlan, NetworkPlan, Suggestion
 from targets.base import Precision, Target
 
-__all__ = ["COLUMNS", "METHOD", "BuildPlan", "HostPlan", "NetworkPlan", "Suggestion", "plan_build", "size", "survey"]
-
-
-def plan_build(
-    target: Target,
-    precision: Precision,
-    graphs: Mapping[str, Path],
-    parts: Mapping[str, Path],
-    *,
-    dynamic: Path | None = None,
-    memory: int | None = None,
-) -> BuildPlan:
-    """``survey``, and refuse what cannot fit.
-
-    Raises:
-        BuildError: the estimate alone is larger than the device's memory; the hint says what would fit.
-        ConfigError: nobody knows how much memory the device has, and it matters.
-    """
-    plan = survey(target, precision, graphs, parts, dynamic=dynamic, memory=memory)
-    plan.require()
-    return plan
+__all__ = ["COLUMNS", "METHOD", "BuildPlan", "HostPlan", "NetworkPlan", "Suggestion", "size", "survey"]
 
 
 def survey(

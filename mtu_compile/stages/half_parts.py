@@ -19,8 +19,8 @@ from mtu_compile.accuracy.host.half_range import (
 from mtu_compile.runtime import images
 from mtu_compile.runtime.fitting import fit_picture
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.stages.job import Job
-from targets.base import Precision
+from mtu_compile.stages.job import Model
+from targets.base import Precision, Target
 
 if TYPE_CHECKING:
     from mtu_compile.model.pipeline import MTUPipeline
@@ -33,42 +33,59 @@ CALLS = 3
 
 
 def parts_in_half(
-    job: Job, pipeline: MTUPipeline, graphs: Mapping[str, Path], references: Sequence[Path]
+    target: Target,
+    precision: Precision,
+    model: Model,
+    graphs: Mapping[str, Path],
+    references: Sequence[Path],
+    work: Path,
 ) -> dict[str, tuple[Precision, HalfRange | None]]:
     """By part, the precision it is built in, and how far its numbers go where that was asked.
+
+    Args:
+        target, precision: what the UNets beside the parts are built for and in.
+        model: the float original.
+        graphs: by part, its float graph.
+        references: what the original made of each task, which the parts are tried on.
+        work: existing folder for what is written and removed.
 
     Raises:
         NotFiniteError: a part overflows float16, and the target has no wider type.
     """
-    spec, wanted = job.target.spec, job.target.companion_precision(job.options.precision)
+    wanted = target.companion_precision(precision)
     if wanted != "fp16":
         return dict.fromkeys(graphs, (wanted, None))
     chosen: dict[str, tuple[Precision, HalfRange | None]] = {}
-    feeds = _feeds(pipeline, [Reference.load(path) for path in references], job.size)
+    feeds = _feeds(model.pipeline, [Reference.load(path) for path in references], model.size)
     for name, graph in graphs.items():
         if not feeds[name]:  # no task has a picture to encode
             chosen[name] = (wanted, None)
             continue
-        found = half_range(graph, feeds[name], job.work)
-        chosen[name] = (part_precision(name, found, spec), found)
+        measured = half_range(graph, feeds[name], work)
+        chosen[name] = (part_precision(name, measured, target.spec), measured)
     return chosen
 
 
-def unet_in_half(job: Job, task: str, graph: Path, reference: Reference) -> HalfRange | None:
+def unet_in_half(
+    target: Target, precision: Precision, task: str, graph: Path, reference: Reference, *, judge: bool
+) -> HalfRange | None:
     """How far the numbers of a task's lowered graph go; ``None`` where the device does not compute in float16.
 
+    Args:
+        judge: refuse what goes further than float16.
+
     Raises:
-        NotFiniteError: further than float16.
+        NotFiniteError: further than float16, and ``judge``.
     """
-    if not computes_in_half(job.target.spec, job.options.precision):
+    if not computes_in_half(target.spec, precision):
         return None
     calls = [(number, step) for one in reference.trajectories[:1] for number, step in enumerate(one.inputs, start=1)]
     picked = [calls[i] for i in sorted({round(i) for i in np.linspace(0, len(calls) - 1, CALLS)})]
-    found = half_range(graph, [step for _, step in picked], job.work)
+    measured = half_range(graph, [step for _, step in picked], graph.parent)
     where = [(number, float(step["timestep"][0])) for number, step in picked]
-    if job.options.gate != "off":
-        require_half(found, task, job.target.spec, where, len(calls))
-    return found
+    if judge:
+        require_half(measured, task, target.spec, where, len(calls))
+    return measured
 
 
 def _feeds(pipeline: MTUPipeline, references: Sequence[Reference], size: tuple[int, int]) -> dict[str, list[Feed]]:

@@ -1,27 +1,59 @@
-"""What passes between the stages of a compilation."""
+"""What passes between the stages of a compilation, and what the drivers are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import passes
-from calibration.notices import RowNotice
 from calibration.quantize import QuantSettings
 from calibration.sets import CalibrationSet
 from mtu_compile import bundle
+from mtu_compile.accuracy.host.half_range import HalfRange
+from mtu_compile.accuracy.host.parity import Parity
 from mtu_compile.accuracy.verdict import CheckResult
 from mtu_compile.core.fit import Fit
-from mtu_compile.core.progress import Progress
-from mtu_compile.core.tasks import Task
-from targets.base import Precision, Target
+from mtu_compile.core.tasks import Task, find_task
+from targets.base import Artifact, Precision
+
+if TYPE_CHECKING:
+    from mtu_compile.model.pipeline import MTUPipeline
 
 Gate = Literal["off", "warn", "fail"]
 
 #: What a manifest says of a calibration set that the build captured itself; else it is the name of a folder of sets.
 CAPTURED = "captured by this build"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much a build runs the UNet.
+
+    Attributes:
+        steps: denoising steps of calibration and check.
+        calibration_pictures, check_pictures: trajectories, per task.
+        search: layers are measured one by one, to choose those that stay float.
+    """
+
+    steps: int = 20
+    calibration_pictures: int = 12
+    check_pictures: int = 4
+    search: bool = True
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What to plan a build of; the attributes are those of ``BuildOptions``."""
+
+    model: Path
+    target: str = "cpu"
+    precision: Precision = "int8"
+    tasks: tuple[str, ...] | None = None
+    as_task: str | None = None
+    size: tuple[int, int] | None = None
+    memory: int | None = None
+    build_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,16 +99,22 @@ class BuildOptions:
     quant_config: Path | None = None
     mixed: bool = True
     sampler: str | None = None
-    steps: int = 20
+    steps: int = Workload.steps
     fit: Fit = "crop"
-    calibration_pictures: int = 12
-    check_pictures: int = 4
+    calibration_pictures: int = Workload.calibration_pictures
+    check_pictures: int = Workload.check_pictures
     gate: Gate = "fail"
     memory: int | None = None
     build_memory: int | None = None
     seed: int = 0
     fetch_wheels: bool = True
     force: bool = False
+
+    @property
+    def workload(self) -> Workload:
+        """How much the build runs the UNet."""
+        search = self.mixed and self.quant_config is None
+        return Workload(self.steps, self.calibration_pictures, self.check_pictures, search)
 
 
 @dataclass(frozen=True)
@@ -89,29 +127,53 @@ class BuildResult:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every stage needs to know.
+class Model:
+    """A model in memory, and what is made of it.
 
     Attributes:
-        staging: folder that becomes the bundle.
-        work: folder for what the bundle does not carry.
-        source: the model's name and hash.
+        pipeline: the float original.
+        tasks: those asked for.
         size: height and width of the pictures in pixels.
-        settings: by task, the quantisation that was given; empty where it is to be chosen.
-        notices: by task, what there is to say of its rows.
-        sets: by task, the calibration sets that were given; empty where they are to be captured.
     """
 
-    options: BuildOptions
-    target: Target
-    staging: Path
-    work: Path
-    source: bundle.Source
+    pipeline: MTUPipeline
+    tasks: tuple[Task, ...]
     size: tuple[int, int]
-    progress: Progress
-    sets: Mapping[str, CalibrationSet] = field(default_factory=dict)
-    settings: Mapping[str, QuantSettings] = field(default_factory=dict)
-    notices: Mapping[str, tuple[RowNotice, ...]] = field(default_factory=dict)
+
+    def task_id(self, task: Task) -> int:
+        """Index of a task among all that the model knows."""
+        return find_task(self.pipeline.unet.tasks, task.name)[0]
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latent."""
+        scale = self.pipeline.vae_scale
+        return self.size[0] // scale, self.size[1] // scale
+
+    def channels(self, task: Task) -> int:
+        """Of the UNet's input: those of the latent and those of the task's condition."""
+        latent = int(self.pipeline.unet.latent_channels)
+        return latent + task.condition_channels(latent)
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a prompt."""
+        return int(self.pipeline.tokenizer.model_max_length)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the float original makes its pictures for calibration and check.
+
+    Attributes:
+        steps: denoising steps.
+        seed: of the first picture's noise.
+        fit: what becomes of pictures of other proportions.
+    """
+
+    steps: int
+    seed: int
+    fit: Fit
 
 
 @dataclass(frozen=True)
@@ -131,11 +193,6 @@ class Specialised:
     passes: tuple[bundle.PassRecord, ...]
 
 
-def pass_records(done: Sequence[passes.PassResult]) -> tuple[bundle.PassRecord, ...]:
-    """Only what a manifest keeps: a result holds the graph."""
-    return tuple(bundle.PassRecord(one.id, one.changed, one.rewrites) for one in done)
-
-
 @dataclass(frozen=True)
 class Graphs:
     """Every network of a model as float ONNX: what a device has to hold.
@@ -153,7 +210,7 @@ class Graphs:
     @property
     def unets(self) -> dict[str, Path]:
         """By task, its graph."""
-        return {name: one.graph for name, one in self.tasks.items()}
+        return {name: unet.graph for name, unet in self.tasks.items()}
 
 
 @dataclass(frozen=True)
@@ -167,3 +224,65 @@ class Observed:
 
     calibration: CalibrationSet | None
     reference: Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a task's UNet is quantised.
+
+    Attributes:
+        settings: as given, or ``None`` for the compiler's own.
+        config: name of the bundle or file that gave them.
+        search: measure layers one by one, and keep float what should stay so.
+    """
+
+    settings: QuantSettings | None = None
+    config: str | None = None
+    search: bool = True
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A task's graph in the precision asked for, as the target takes it.
+
+    Attributes:
+        graph: ONNX file.
+        passes: what the lowering passes did to it.
+        quantisation: what was done to quantise it, or ``None``.
+        compression: what was done to compress its weights, or ``None``.
+    """
+
+    graph: Path
+    passes: tuple[bundle.PassRecord, ...]
+    quantisation: Mapping[str, object] | None = None
+    compression: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Text encoder and autoencoder as engines.
+
+    Attributes:
+        engines: by name of ``Graphs.parts``.
+        ranges: by name, the float type of a part and how far its numbers go, where that type could be too small.
+    """
+
+    engines: Mapping[str, Artifact]
+    ranges: Mapping[str, tuple[Precision, HalfRange]]
+
+
+@dataclass(frozen=True)
+class BuiltUnet:
+    """A task's UNet as an engine.
+
+    Attributes:
+        artifact: the engine.
+        seconds: what building it took.
+        range: how far its numbers go, where float16 could be too small for them.
+        parity: the graph on every backend of this machine.
+    """
+
+    artifact: Artifact
+    seconds: float
+    range: HalfRange | None
+    parity: Parity

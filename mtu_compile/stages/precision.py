@@ -15,9 +15,11 @@ from calibration.ranges import graph_ranges
 from calibration.sets import CalibrationSet
 from calibration.switches import SwitchedGraph
 from mtu_compile import bundle
+from mtu_compile.core.progress import Progress
 from mtu_compile.graph import io as graph_io
-from mtu_compile.stages.job import Job, Specialised, pass_records
-from targets.base import Precision
+from mtu_compile.stages.job import Lowered, Recipe, Specialised
+from mtu_compile.stages.specialise import pass_records
+from targets.base import Precision, Target
 from targets.costs.layers import compare_costs
 
 #: Precisions that are calibrated.
@@ -42,89 +44,113 @@ INT8 = QuantSettings(
 )
 
 
-def quantise(job: Job, one: Specialised, calibration: CalibrationSet) -> tuple[Path, dict[str, object]]:
-    """The task's Q/DQ graph in the precision asked for, and what was done to make it."""
-    int8, precision = one.graph.with_name("int8.onnx"), job.options.precision
-    given, chosen = job.settings.get(one.task.name), None
-    if given is None and job.options.mixed and precision == "int8":
-        report, chosen = _mixed(job, one, calibration, int8)
-    else:
-        report = _run_nncf(job, one, calibration, int8, given or INT8)
+def lower_unet(
+    target: Target,
+    precision: Precision,
+    unet: Specialised,
+    calibration: CalibrationSet | None,
+    recipe: Recipe,
+    progress: Progress,
+) -> Lowered:
+    """A task's graph in ``precision``, as ``target`` takes it: quantised with ``calibration``, or compressed.
+
+    Args:
+        calibration: inputs of the UNet; ``None`` where ``precision`` is not calibrated.
+        recipe: how it is quantised.
+
+    Raises:
+        CalibrationError, PassError: a graph or inputs that cannot be quantised.
+    """
+    graph, quantisation, compression = unet.graph, None, None
+    if calibration is not None:
+        graph, quantisation = quantise(target, precision, unet, calibration, recipe, progress)
+    if precision in COMPRESSED:
+        graph, compression = compress(precision, unet, progress)
+    with progress.stage(f"lower {unet.task.name}"):
+        lowered, done = lower(target, graph, precision, original=unet.graph)
+    return Lowered(lowered, done, quantisation, compression)
+
+
+def quantise(
+    target: Target,
+    precision: Precision,
+    unet: Specialised,
+    calibration: CalibrationSet,
+    recipe: Recipe,
+    progress: Progress,
+) -> tuple[Path, dict[str, object]]:
+    """The task's Q/DQ graph in ``precision``, and what was done to make it."""
+    int8, chosen = unet.graph.with_name("int8.onnx"), None
+    report = _run_nncf(unet, calibration, int8, recipe.settings or INT8, progress)
+    if recipe.settings is None and recipe.search and precision == "int8":
+        chosen = _choose(target, unet, calibration, int8, progress)
+        if chosen.float_layers:
+            report = dequantise_onnx(int8, unet.graph, chosen.float_layers, report)
     done = {
         **report.to_json(),
         "ranges": graph_ranges(int8),
         "mixed": None if chosen is None else chosen.to_json(),
-        "config": None if job.options.quant_config is None else job.options.quant_config.resolve().name,
+        "config": recipe.config,
     }
     if precision == "int8":
         return int8, done
-    fp8 = one.graph.with_name("fp8.onnx")
-    return fp8, {**done, "fp8": to_fp8(int8, one.graph, fp8).to_json()}
+    fp8 = unet.graph.with_name("fp8.onnx")
+    return fp8, {**done, "fp8": to_fp8(int8, unet.graph, fp8).to_json()}
 
 
-def compress(job: Job, one: Specialised) -> tuple[Path, dict[str, object]]:
+def compress(precision: Precision, unet: Specialised, progress: Progress) -> tuple[Path, dict[str, object]]:
     """The task's graph with INT8 or INT4 weights, and what was done to make it."""
-    with job.progress.stage(f"compress {one.task.name}"):
-        graph = one.graph.with_name("compressed.onnx")
-        return graph, compress_onnx(one.graph, graph, settings=COMPRESSED[job.options.precision]).to_json()
+    with progress.stage(f"compress {unet.task.name}"):
+        graph = unet.graph.with_name("compressed.onnx")
+        return graph, compress_onnx(unet.graph, graph, settings=COMPRESSED[precision]).to_json()
 
 
 def lower(
-    job: Job, graph: Path, precision: Precision, *, original: Path | None = None
+    target: Target, graph: Path, precision: Precision, *, original: Path | None = None
 ) -> tuple[Path, tuple[bundle.PassRecord, ...]]:
     """Run the passes the target wants before it builds in ``precision``.
 
     Args:
         original: the float graph that ``graph`` was quantised from, if it is quantised.
     """
-    ids = job.target.spec.lowering.get(precision, ())
+    ids = target.spec.lowering.get(precision, ())
     if not ids:
         return graph, ()
     lowered, context = graph.with_name(f"{graph.stem}-lowered.onnx"), passes.PassContext(original=original)
     return lowered, pass_records(passes.run_pipeline(graph, lowered, ids, context))
 
 
-def _mixed(
-    job: Job, one: Specialised, calibration: CalibrationSet, int8: Path
-) -> tuple[QuantisationReport, MixedPrecision]:
-    """Quantise to ``int8``, and give back the layers that measurements say should stay float."""
-    report = _run_nncf(job, one, calibration, int8, INT8)
-    chosen = _choose(job, one, calibration, int8)
-    if chosen.float_layers:
-        report = dequantise_onnx(int8, one.graph, chosen.float_layers, report)
-    return report, chosen
-
-
-def _choose(job: Job, one: Specialised, calibration: CalibrationSet, int8: Path) -> MixedPrecision:
+def _choose(
+    target: Target, unet: Specialised, calibration: CalibrationSet, int8: Path, progress: Progress
+) -> MixedPrecision:
     """Measure what INT8 costs and gains each layer, and choose those that stay float."""
-    name, target = one.task.name, job.target
-    effort = Effort.of(graph_io.disk_bytes(one.graph) // 4)
-    with job.progress.stage(f"time layers {name}"):
-        in_float, _ = lower(job, one.graph, target.companion_precision("int8"))
-        quantised, _ = lower(job, int8, "int8", original=one.graph)
+    name = unet.task.name
+    effort = Effort.of(graph_io.disk_bytes(unet.graph) // 4)
+    with progress.stage(f"time layers {name}"):
+        in_float, _ = lower(target, unet.graph, target.companion_precision("int8"))
+        quantised, _ = lower(target, int8, "int8", original=unet.graph)
         costs = compare_costs(target, in_float, quantised, rounds=effort.rounds)
-    switched = SwitchedGraph(
-        one.graph, _as_multiplied(job, one, int8), folder=one.graph.parent, parallel=effort.parallel
-    )
+    multiplied = _as_multiplied(target, unet, int8)
+    switched = SwitchedGraph(unet.graph, multiplied, folder=unet.graph.parent, parallel=effort.parallel)
     with switched as graph:
         total = len(graph.units) * min(effort.calls, len(calibration.inputs))
-        with job.progress.stage(f"measure layers {name}", total) as advance:
-            inputs, guidance = calibration.inputs, one.task.guided
+        with progress.stage(f"measure layers {name}", total) as advance:
+            inputs, guidance = calibration.inputs, unet.task.guided
             return choose(graph, inputs, guidance=guidance, effort=effort, costs=costs, progress=advance)
 
 
 def _run_nncf(
-    job: Job, one: Specialised, calibration: CalibrationSet, out: Path, settings: QuantSettings
+    unet: Specialised, calibration: CalibrationSet, out: Path, settings: QuantSettings, progress: Progress
 ) -> QuantisationReport:
-    with job.progress.stage(f"quantise {one.task.name}", len(calibration.inputs)) as advance:
-        return quantize_onnx(one.graph, calibration, out, settings=settings, progress=lambda done, total: advance(1))
+    with progress.stage(f"quantise {unet.task.name}", len(calibration.inputs)) as advance:
+        return quantize_onnx(unet.graph, calibration, out, settings=settings, progress=lambda done, total: advance(1))
 
 
-def _as_multiplied(job: Job, one: Specialised, int8: Path) -> Path:
+def _as_multiplied(target: Target, unet: Specialised, int8: Path) -> Path:
     """``int8`` with the numbers the device multiplies, in float32 still."""
-    ids = [name for name in job.target.spec.lowering.get("int8", ()) if name not in HALF]
+    ids = [name for name in target.spec.lowering.get("int8", ()) if name not in HALF]
     if not ids:
         return int8
     multiplied = int8.with_name(f"{int8.stem}-multiplied.onnx")
-    passes.run_pipeline(int8, multiplied, ids, passes.PassContext(original=one.graph))
+    passes.run_pipeline(int8, multiplied, ids, passes.PassContext(original=unet.graph))
     return multiplied

@@ -22,7 +22,7 @@ from mtu_compile.accuracy.host.check import check_bundle
 from mtu_compile.accuracy.verdict import TaskCheck
 from mtu_compile.graph import io as graph_io
 
-MODEL = Path(__file__).parents[1] / "examples" / "emoji" / "model"
+MODEL = Path(__file__).parents[2] / "examples" / "emoji" / "model"
 TASK, OTHER = "inpaint", "sr"
 
 

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from mtu_compile.cli.options import Memory
-from mtu_compile.compile import BuildOptions, build, plan
+from mtu_compile.compile import BuildOptions, PlanOptions, build, plan
 from mtu_compile.core.errors import EXIT_USAGE, ConfigError
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import PAPER_TASKS
@@ -27,7 +27,7 @@ SD15_UNET = {
 SD15_VAE = {"block_out_channels": (128, 256, 512, 512), "mid_block_add_attention": True}
 SD15_WEIGHTS = 860_000_000
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "emoji" / "model"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji" / "model"
 
 
 def sd15(height: int, width: int, memory: float | None = 24e9, tasks: Any = PAPER_TASKS[:1]) -> HostPlan:
@@ -111,9 +111,10 @@ def test_it_is_refused_before_anything_is_exported(mtu_pipeline_dir: Path, tmp_p
             begun.append(name)
             yield lambda done: None
 
-    options = BuildOptions(
-        mtu_pipeline_dir, tmp_path / "bundle", precision="fp32", size=(size, size), build_memory=24 * 10**9
-    )
+    limits: Any = {"precision": "fp32", "size": (size, size), "build_memory": 24 * 10**9}
+    options: Any = PlanOptions(mtu_pipeline_dir, **limits)
+    if run is build:
+        options = BuildOptions(mtu_pipeline_dir, tmp_path / "bundle", **limits)
     with pytest.raises(ConfigError, match=f"building {size}x{size} pictures"):
         run(options, Stages())
     assert begun == ["load"] and not (tmp_path / "bundle").exists()

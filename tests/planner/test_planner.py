@@ -18,7 +18,7 @@ from mtu_compile.core.errors import EXIT_OTHER, BuildError, ConfigError, Toolcha
 from mtu_compile.core.tasks import PAPER_TASKS
 from mtu_compile.graph import io as graph_io
 from mtu_compile.model import export
-from mtu_compile.planner import COLUMNS, BuildPlan, plan_build, size, survey
+from mtu_compile.planner import COLUMNS, BuildPlan, size, survey
 from targets.base import Availability, Precision, TargetSpec
 from targets.costs.estimate import footprint
 
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_refused_with_figures_that_hold(graphs: Graphs) -> 
     everything = survey_all(graphs, Board(None), "fp32").together_bytes
     board = Board(everything * 0.75)
     with pytest.raises(BuildError) as error:
-        plan_build(board, "fp32", graphs.tasks, graphs.parts, dynamic=graphs.dynamic)  # type: ignore[arg-type]
+        survey(board, "fp32", graphs.tasks, graphs.parts, dynamic=graphs.dynamic).require()  # type: ignore[arg-type]
     assert error.value.exit_code == EXIT_OTHER
     missing = everything - int(everything * 0.75)
     assert f"the 3 tasks (t2i, edit, sr) in fp32 together need {size(everything)}" in error.value.message

@@ -15,7 +15,7 @@ from targets.openvino.tokenizer_ir import TOKENIZER_IR, convert_tokenizer, lower
 from tests.prompts import varied_prompts
 from tests.slow_tokenizer import write_slow_tokenizer
 
-EMOJI = Path(__file__).parents[1] / "examples" / "emoji" / "model" / "tokenizer"
+EMOJI = Path(__file__).parents[3] / "examples" / "emoji" / "model" / "tokenizer"
 
 pytest.importorskip("openvino_tokenizers", reason="pip install openvino-tokenizers")
 

@@ -1,0 +1,35 @@
+"""The float model as ONNX: the UNet with the task as an input, and the other networks for one sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import passes
+from mtu_compile.stages.job import Model
+
+
+def export_unet(model: Model, work: Path) -> Path:
+    """The UNet with free sizes and the task as an input, in a folder of ``work``."""
+    from mtu_compile.model import export
+
+    return export.export_unet(model.pipeline.unet, work / "dynamic", text_length=model.text_length)
+
+
+def export_parts(model: Model, work: Path) -> dict[str, Path]:
+    """``text_encoder``, ``vae_encoder`` and ``vae_decoder``, each in a folder of ``work``, of static shapes."""
+    from mtu_compile.model import export
+
+    pipeline = model.pipeline
+    graphs = {
+        "text_encoder": export.export_text_encoder(pipeline.text_encoder, work / "text_encoder", model.text_length),
+        "vae_encoder": export.export_vae_encoder(pipeline.vae, work / "vae_encoder", *model.size),
+        "vae_decoder": export.export_vae_decoder(pipeline.vae, work / "vae_decoder", *model.size),
+    }
+    return {name: _freeze(graph) for name, graph in graphs.items()}
+
+
+def _freeze(graph: Path) -> Path:
+    """The graph for one sample; the runtime repeats it where it has more (prompts)."""
+    frozen = graph.with_name(f"{graph.stem}-static.onnx")
+    passes.run_pipeline(graph, frozen, passes.STATIC_PIPELINE, passes.PassContext(batch=1))
+    return frozen

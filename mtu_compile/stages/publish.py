@@ -1,0 +1,150 @@
+"""The bundle round the engines: tokenizer, scheduler, the layout other tools open, and the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from calibration.notices import RowNotice
+from mtu_compile import bundle
+from mtu_compile.core.fit import Fit
+from mtu_compile.core.progress import Progress
+from mtu_compile.core.version import __version__
+from mtu_compile.model.sampler import SCHEDULER, published_config, save_scheduler
+from mtu_compile.planner import BuildPlan
+from mtu_compile.stages import wheels
+from mtu_compile.stages.job import CAPTURED, BuiltUnet, Lowered, Model, Observed, Parts, Specialised
+from targets.base import Artifact, Precision, Target
+
+#: Tools whose version a bundle records.
+TOOLS = (
+    *("torch", "diffusers", "transformers", "onnx", "onnxruntime", "nncf", "polygraphy", "numpy"),
+    *("openvino", "tensorrt", "tensorrt-rtx-cu13"),
+)
+
+
+def describe_model(
+    model: Model, source: bundle.Source, target: str, precision: Precision, parts: Parts, fit: Fit, folder: Path
+) -> bundle.Manifest:
+    """A manifest that has no tasks yet, and tokenizer and scheduler in ``folder``.
+
+    Args:
+        source: the checkpoint.
+        target: name of the target.
+        precision: of the UNets.
+        parts: text encoder and autoencoder, built into ``folder``.
+        fit: what becomes of pictures of other proportions unless the bundle's user says otherwise.
+    """
+    pipeline = model.pipeline
+    pipeline.tokenizer.save_pretrained(folder / "tokenizer")
+    save_scheduler(pipeline.scheduler, folder / SCHEDULER)
+    engines = {name: engine_ref(artifact, folder) for name, artifact in parts.engines.items()}
+    pad = int(pipeline.tokenizer.pad_token_id)
+    return bundle.Manifest(
+        tools={"mtu-compile": __version__, **_versions()},
+        source=source,
+        target=target,
+        precision=precision,
+        image_size=model.size,
+        latent_channels=pipeline.unet.latent_channels,
+        vae_scale=pipeline.vae_scale,
+        scaling_factor=float(pipeline.vae.config.scaling_factor),
+        text=bundle.TextPart("tokenizer/tokenizer.json", model.text_length, pad, engines["text_encoder"]),
+        vae_encoder=engines["vae_encoder"],
+        vae_decoder=engines["vae_decoder"],
+        scheduler=published_config(pipeline.scheduler),
+        tasks={},
+        fit=fit,
+    )
+
+
+def describe_task(
+    unet: Specialised,
+    observed: Observed,
+    lowered: Lowered,
+    built: BuiltUnet,
+    *,
+    steps: int,
+    given_set: Path | None,
+    notices: tuple[RowNotice, ...],
+    folder: Path,
+) -> bundle.TaskEntry:
+    """A task as the manifest of the bundle in ``folder`` has it.
+
+    Args:
+        steps: denoising steps unless the user says otherwise.
+        given_set: folder of the calibration set; ``None`` if the build captured its own.
+        notices: what there is to say of the rows it was calibrated and is checked with.
+    """
+    extra: dict[str, object] = {"build_seconds": built.seconds, "parity": built.parity.to_json()}
+    if notices:
+        extra["notices"] = [notice.to_json() for notice in notices]
+    if observed.calibration is not None:
+        origin = CAPTURED if given_set is None else given_set.resolve().name
+        extra["calibration"] = {**observed.calibration.describe(), "source": origin}
+        extra["quantisation"] = lowered.quantisation
+    if lowered.compression is not None:
+        extra["compression"] = lowered.compression
+    if built.range is not None:
+        extra["float16_range"] = built.range.to_json()
+    return bundle.TaskEntry(
+        task=unet.task,
+        task_id=unet.task_id,
+        engine=engine_ref(built.artifact, folder),
+        default_steps=steps,
+        passes=(*unet.passes, *lowered.passes),
+        calibration=None if observed.calibration is None else observed.calibration.sha256,
+        accuracy_reason="not checked",
+        reference=observed.reference.relative_to(folder).as_posix(),
+        extra=extra,
+    )
+
+
+def describe_build(
+    planned: BuildPlan, parts: Parts, as_task: str | None, board: Mapping[str, object] | None
+) -> dict[str, object]:
+    """What the manifest says of the build as a whole."""
+    ranges = {name: {"precision": kind, **measured.to_json()} for name, (kind, measured) in parts.ranges.items()}
+    extra: dict[str, object] = {"plan": planned.to_json(), "float16_range": ranges}
+    if as_task is not None:
+        extra["as_task"] = as_task
+    if board is not None:
+        extra["board"] = board
+    return extra
+
+
+def pack_for_board(target: Target, folder: Path, progress: Progress, *, fetch: bool) -> dict[str, object] | None:
+    """The packages a board needs, in ``folder``, and what the board has to have; ``None`` for other targets.
+
+    Args:
+        fetch: download what our own package depends on, for a board without internet.
+    """
+    requirements = target.spec.board_requirements()
+    if not requirements:
+        return None
+    with progress.stage("packages for the board"):
+        packed = wheels.pack(folder / "wheels", requirements, fetch=fetch)
+    return {**requirements, "wheels": packed}
+
+
+def engine_ref(artifact: Artifact, folder: Path) -> bundle.EngineRef:
+    """``artifact`` as the manifest of the bundle in ``folder`` has it."""
+    return bundle.EngineRef(
+        artifact.kind,
+        artifact.path.relative_to(folder).as_posix(),
+        artifact.config,
+        None if artifact.prebuilt is None else artifact.prebuilt.relative_to(folder).as_posix(),
+        artifact.status,
+        artifact.estimate,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for tool in TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            continue
+    return found
