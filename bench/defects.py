@@ -24,7 +24,7 @@ from mtu_compile.accuracy.thresholds import judge
 from mtu_compile.accuracy.verdict import TaskCheck
 from mtu_compile.graph import io as graph_io
 from mtu_compile.runtime.reference import Reference
-from targets.openvino.target import HOST_CONFIG
+from targets.openvino.host import HOST_CONFIG
 
 
 @dataclass(frozen=True)

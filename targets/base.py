@@ -7,7 +7,7 @@ name. Everything that differs between two members of a family (memory, precision
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import ConfigError, ModelError, ToolchainMissing
 from mtu_compile.core.precision import Precision as Precision
 from mtu_compile.core.progress import Progress
+from mtu_compile.runtime.engine import Engine
 
 #: Precisions that only the weights are in: what is computed, and with it what passes between layers, stays float.
 WEIGHTS_ONLY: tuple[Precision, ...] = ("int8-weights", "int4-weights")
@@ -157,6 +158,11 @@ class LayerCosts:
         return math.fsum(self.milliseconds.values())
 
 
+#: Makes of an ONNX graph in half precision one in float32 that rounds where its types say so: CPUs compute most of such
+#: a graph in float32, and have no bfloat16 (``passes.write_simulation``).
+Rounded = Callable[[Path], Path]
+
+
 class Target(Protocol):
     """A device an ONNX graph can be built for."""
 
@@ -226,6 +232,23 @@ class Target(Protocol):
 
         The very engine where the device is the machine's own CPU.
         """
+        ...
+
+    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded) -> Engine:
+        """Open the network as ``host_engine`` says, rounding where the device would.
+
+        Args:
+            engine: the network, as a bundle carries it.
+            graph: its file.
+            rounded: see ``Rounded``.
+
+        Raises:
+            ToolchainMissing, TargetError: as ``mtu_compile.runtime.engine.open_engine``.
+        """
+        ...
+
+    def measured_with(self, engine: EngineRef, *, on_device: bool) -> str:
+        """What ran the network, in words: package, version and device, and what the latter stands in for."""
         ...
 
 

@@ -27,11 +27,13 @@ class Vendor:
         targets: by name, a ``targets.base.Target``.
         engines: by kind, a class that opens a network (``mtu_compile.runtime.engine``).
         builders: by kind, what builds such engines on the board they run on (``mtu_compile.runtime.builder``).
+        backends: what runs graphs on any machine, to be compared with each other (``targets.backend.Offer``).
     """
 
     targets: Mapping[str, str] = field(default_factory=dict)
     engines: Mapping[str, str] = field(default_factory=dict)
     builders: Mapping[str, str] = field(default_factory=dict)
+    backends: tuple[str, ...] = ()
 
 
 @cache
@@ -55,6 +57,11 @@ def engines() -> dict[str, str]:
 def builders() -> dict[str, str]:
     """By kind, the place of what builds its engines on a board; other kinds need no building there."""
     return {kind: place for vendor in vendors() for kind, place in vendor.builders.items()}
+
+
+def backends() -> tuple[str, ...]:
+    """The places of all that runs graphs on any machine."""
+    return tuple(place for vendor in vendors() for place in vendor.backends)
 
 
 def load(place: str) -> Any:

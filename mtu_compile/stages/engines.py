@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtu_compile.accuracy.host.parity import Backend, parity
+from mtu_compile.bundle import EngineRef
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime.engine import Engine, open_engine
@@ -86,11 +87,17 @@ def build_unet(
             guidance=task.guided,
             calls=PARITY_CALLS,
             extra=_device_backends(target, artifact),
-            for_cpu=target.spec.device == "CPU",
+            native=_native(target, artifact),
         )
         if gate == "fail":
             agreement.require()
     return BuiltUnet(artifact, seconds, measured, agreement)
+
+
+def _native(target: Target, artifact: Artifact) -> str | None:
+    """The engine's kind where it runs on this machine's own CPU."""
+    ref = EngineRef(artifact.kind, artifact.path.name, artifact.config)
+    return ref.kind if target.host_engine(ref) == ref else None
 
 
 def _device_backends(target: Target, artifact: Artifact) -> tuple[Backend, ...]:

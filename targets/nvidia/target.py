@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from mtu_compile.bundle import EngineRef
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import MtuError, TargetError, ToolchainMissing
 from mtu_compile.core.progress import Progress
+from mtu_compile.runtime.engine import Engine, open_engine
 from targets.base import (
     COST_ROUNDS,
     WEIGHTS_ONLY,
@@ -22,6 +24,7 @@ from targets.base import (
     Availability,
     LayerCosts,
     Precision,
+    Rounded,
     TargetSpec,
     require_graph,
 )
@@ -100,14 +103,14 @@ class TensorRTTarget:
             trt = tensorrt_builder.load_tensorrt(self._spec.kind)
         except ToolchainMissing as error:
             return Availability(False, self._spec.kind, None, error.hint or "", error.message)
-        name, version, hint = str(trt.__name__), str(trt.__version__), install_hint(self._spec.kind)
+        name, release, hint = str(trt.__name__), str(trt.__version__), install_hint(self._spec.kind)
         try:
             device = device_info()
         except TargetError as error:
             if self._spec.kind == "tensorrt-rtx":  # needs no GPU to build for one
-                return Availability(True, name, version, hint, f"engines are built and not run: {error.message}")
-            return Availability(False, name, version, error.hint or hint, error.message)
-        return Availability(True, name, version, hint, f"{device.name}, compute capability {device.compute_capability}")
+                return Availability(True, name, release, hint, f"engines are built and not run: {error.message}")
+            return Availability(False, name, release, error.hint or hint, error.message)
+        return Availability(True, name, release, hint, f"{device.name}, compute capability {device.compute_capability}")
 
     def memory(self) -> int | None:
         if self._spec.memory_bytes is not None:
@@ -182,6 +185,16 @@ class TensorRTTarget:
     def host_engine(self, engine: EngineRef) -> EngineRef:
         """ONNX Runtime on the lowered graph: the same types and the same Q/DQ nodes, on the CPU."""
         return replace(engine, kind="onnxruntime", config={}, prebuilt=None)
+
+    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded) -> Engine:
+        used = self.host_engine(engine)
+        return open_engine(used.kind, rounded(graph), used.config)
+
+    def measured_with(self, engine: EngineRef, *, on_device: bool) -> str:
+        if on_device:
+            return f"{engine.kind} on {self._spec.device}"
+        package = self.host_engine(engine).kind
+        return f"{package} {version(package)} on CPU, the same graph; no {self._spec.device} in this machine"
 
     def _device(self) -> Device | None:
         """This machine's GPU if it is one the engines run on, and the library is here."""

@@ -8,4 +8,5 @@ VENDOR = Vendor(
         "openvino": "targets.openvino.engine:OpenVINOEngine",
         "openvino-float": "targets.openvino.float_engine:OpenVINOFloatEngine",
     },
+    backends=("targets.openvino.host:backend",),
 )

@@ -9,8 +9,9 @@ from mtu_compile.core.errors import BuildError
 from mtu_compile.core.progress import Progress
 from targets.base import Availability, Precision, TargetSpec
 from targets.openvino.engine import reason
+from targets.openvino.host import HOST_CONFIG
 from targets.openvino.ir import BLOB_NAME, probe_openvino, prove_compiles
-from targets.openvino.target import HOST_CONFIG, Compiled, OpenVINOTarget
+from targets.openvino.target import Compiled, OpenVINOTarget
 
 SPEC = TargetSpec(
     name="intel-gpu",

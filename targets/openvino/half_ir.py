@@ -19,7 +19,7 @@ from openvino import Op
 from openvino import opset13 as ops
 
 from targets.openvino.engine import OpenVINOEngine
-from targets.openvino.target import HOST_CONFIG
+from targets.openvino.host import HOST_CONFIG
 
 #: Operations that move numbers and compute nothing.
 _MOVES = frozenset(

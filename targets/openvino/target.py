@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,20 @@ from mtu_compile.bundle import EngineRef
 from mtu_compile.core.atomic import scratch, staging
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.progress import Progress
-from targets.base import COST_ROUNDS, WEIGHTS_ONLY, Artifact, Availability, LayerCosts, Precision, TargetSpec
+from mtu_compile.runtime.engine import Engine, open_engine
+from targets.base import (
+    COST_ROUNDS,
+    WEIGHTS_ONLY,
+    Artifact,
+    Availability,
+    LayerCosts,
+    Precision,
+    Rounded,
+    TargetSpec,
+)
 from targets.costs.layers import read_layers
 from targets.openvino.costs import IR, measure
+from targets.openvino.host import FLOAT_ACTIVATIONS, HOST_CONFIG, HOST_KIND
 from targets.openvino.ir import (
     any_number_of_prompts,
     free_batch,
@@ -30,15 +42,6 @@ from targets.opset import require_opset
 
 if TYPE_CHECKING:
     import openvino
-
-#: Unless told so, the CPU plugin rounds the activations of a linear layer with INT8 or INT4 weights to INT8 where it
-#: computes in f32: 2 dB of the emoji example's SQNR with INT8 weights (OpenVINO 2026.4.1).
-FLOAT_ACTIVATIONS: Mapping[str, str] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-
-#: How any machine with OpenVINO runs an IR to measure what its precision costs, by an engine of kind ``HOST_KIND``: the
-#: CPU's own INT8 kernels say nothing about another device's.
-HOST_KIND = "openvino-float"
-HOST_CONFIG: Mapping[str, str] = {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32", **FLOAT_ACTIVATIONS}
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,29 @@ class OpenVINOTarget(ABC):
 
     def host_engine(self, engine: EngineRef) -> EngineRef:
         return replace(engine, kind=HOST_KIND, config=dict(HOST_CONFIG), prebuilt=None)
+
+    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded) -> Engine:
+        """On the CPU; an IR, whose types say nothing of the device's float16, rounds as it runs."""
+        used = self.host_engine(engine)
+        if self._rounds(engine):
+            from targets.openvino.half_ir import HalfEngine
+
+            return HalfEngine(graph, used.config)
+        return open_engine(used.kind, graph, used.config)
+
+    def measured_with(self, engine: EngineRef, *, on_device: bool) -> str:
+        name, device = f"openvino {version('openvino')}", self._spec.device
+        if on_device:
+            return f"{name} on {engine.config.get('device', 'CPU')}"
+        used = self.host_engine(engine)
+        how = ", INT8 computed in float32" if used.kind == HOST_KIND else ""
+        rounding = ", rounding to float16 as it does" if self._rounds(engine) else ""
+        return f"{name} on {used.config['device']}{how}, the same graph{rounding}; no {device} in this machine"
+
+    def _rounds(self, engine: EngineRef) -> bool:
+        """Whether the device computes an IR in float16 that this machine runs in float32."""
+        runs = self.host_engine(engine).kind
+        return runs == HOST_KIND and engine.config.get("INFERENCE_PRECISION_HINT") == "f16"
 
     @abstractmethod
     def inference_precision(self, precision: Precision) -> str:

@@ -19,7 +19,7 @@ from mtu_compile.core.errors import ConfigError, ModelError, PassError
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph import qdq
 from mtu_compile.runtime.engine import open_engine
-from targets.openvino.target import HOST_CONFIG
+from targets.openvino.host import HOST_CONFIG
 
 C, TOKENS = 128, 16
 RNG = np.random.default_rng(0)

@@ -21,7 +21,7 @@ from mtu_compile.graph import io as graph_io
 from mtu_compile.runtime.engine import open_engine
 from targets.base import WEIGHTS_ONLY, Artifact
 from targets.costs.estimate import footprint
-from targets.openvino.target import FLOAT_ACTIVATIONS
+from targets.openvino.host import FLOAT_ACTIVATIONS
 
 C, TOKENS = 512, 64
 #: What weights take of their bytes in float32; INT4 leaves the convolution and the last linear layer in INT8.

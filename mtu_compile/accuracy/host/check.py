@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import targets
@@ -17,10 +16,9 @@ from mtu_compile.core.atomic import scratch
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Advance, Progress
 from mtu_compile.runtime import proven
-from mtu_compile.runtime.engine import OUTPUT, Engine, open_engine
+from mtu_compile.runtime.engine import OUTPUT, Engine
 from mtu_compile.runtime.reference import Reference
 from passes import write_simulation
-from targets.openvino.target import HOST_KIND
 
 
 def check_bundle(
@@ -60,46 +58,20 @@ def check_bundle(
                 reference = Reference.load(bundle.resolve(path, entry.reference))
                 with progress.stage(f"check {name}", len(reference.trajectories) + 1) as advance:
                     checks[name] = measure_task(entry, reference, loaded, advance, measures)
+    unets = [entry.engine for entry in manifest.tasks.values()]
     tried = everywhere and proven.on_cpu(manifest)
     proofs = instruction_sets.prove(path, progress=progress) if tried else ()
-    return CheckResult(checks, _measured_with(target, manifest, on_device), proofs)
+    return CheckResult(checks, target.measured_with(unets[0], on_device=on_device), proofs)
 
 
 def _host_opener(target: targets.Target, root: Path, work: Path) -> Callable[[bundle.EngineRef], Engine]:
     """Opens the bundle's graphs on this machine's CPU, rounding where the device would."""
 
     def open_on_host(ref: bundle.EngineRef) -> Engine:
-        used = target.host_engine(ref)
-        graph = bundle.resolve(root, used.path)
-        if used.kind == "onnxruntime":
-            # Its CPU kernels run fp16 mostly in float32 and have no bf16: rounding has to be written into the graph.
-            graph = write_simulation(graph, work / used.path)
-        elif _rounds(ref, used):
-            from targets.openvino.half_ir import HalfEngine
-
-            return HalfEngine(graph, used.config)
-        return open_engine(used.kind, graph, used.config)
+        graph = bundle.resolve(root, ref.path)
+        return target.open_on_host(ref, graph, lambda half: write_simulation(half, work / ref.path))
 
     return open_on_host
-
-
-def _rounds(ref: bundle.EngineRef, used: bundle.EngineRef) -> bool:
-    """Whether a device computes an IR in float16 that this machine runs in float32."""
-    return used.kind == HOST_KIND and ref.config.get("INFERENCE_PRECISION_HINT") == "f16"
-
-
-def _measured_with(target: targets.Target, manifest: bundle.Manifest, on_device: bool) -> str:
-    engine = next(iter(manifest.tasks.values())).engine
-    used = engine if on_device else target.host_engine(engine)
-    name, device = used.kind, target.spec.device
-    if used.kind in ("onnxruntime", "openvino"):  # kinds that are called as their package is
-        name, device = f"{used.kind} {version(used.kind)}", used.config.get("device", "CPU")
-    if used.kind == HOST_KIND:
-        name, device = f"openvino {version('openvino')}", f"{used.config['device']}, INT8 computed in float32"
-    if on_device:
-        return f"{name} on {device}"
-    rounding = ", rounding to float16 as it does" if _rounds(engine, used) else ""
-    return f"{name} on {device}, the same graph{rounding}; no {target.spec.device} in this machine"
 
 
 def measure_task(

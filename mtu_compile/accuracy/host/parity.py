@@ -8,45 +8,28 @@ something else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from mtu_compile.accuracy.host.compare import compare_recorded
 from mtu_compile.accuracy.metrics import StepMetrics, step_metrics
+from mtu_compile.core import vendors
 from mtu_compile.core.errors import AccuracyError, TargetError
 from mtu_compile.core.tasks import Guidance
-from mtu_compile.runtime.engine import OUTPUT, Array, Engine, TensorSpec, open_engine
+from mtu_compile.runtime.engine import OUTPUT, Array, Engine, TensorSpec
 from mtu_compile.runtime.reference import Reference
-from targets.openvino.target import HOST_CONFIG, HOST_KIND
+from targets.backend import Backend as Backend
+from targets.backend import Offer
 
 #: Agreement that is always enough, decibels: in float32 only the order of sums differs, which leaves 90 dB and more.
 ENOUGH_DB = 60.0
 #: By how much two backends may differ more than the first one differs from the original, decibels: two independent
 #: rounding errors of the same size add up to 3 dB more.
 SLACK_DB = 3.0
-
-
-@dataclass(frozen=True)
-class Backend:
-    """Something that can run the graph.
-
-    Attributes:
-        name: what it is, with device and float type (``"OpenVINO CPU, f32"``).
-        version: of the package that runs it.
-        open: opens it; ``TargetError`` where this machine cannot run the graph with it.
-        judged: whether it has to agree with the first backend. An engine of lower precision than the graph's own types
-            need not; the accuracy gate judges it.
-    """
-
-    name: str
-    version: str
-    open: Callable[[], Engine]
-    judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,7 +111,7 @@ def parity(
     guidance: Guidance = "none",
     calls: int = 8,
     extra: Sequence[Backend] = (),
-    for_cpu: bool = False,
+    native: str | None = None,
 ) -> Parity:
     """Run one graph on every backend and compare.
 
@@ -138,8 +121,8 @@ def parity(
         guidance: the task's kind of guidance.
         calls: UNet calls compared, spread evenly over the recording.
         extra: more backends, e.g. the engine on the device itself.
-        for_cpu: the graph is built for this CPU, so that OpenVINO's INT8 kernels have to agree, too; else it multiplies
-            the quantised numbers in float32, as they are.
+        native: kind of the engine built from the graph where that runs on this machine's own CPU, so that its INT8
+            kernels have to agree, too; elsewhere OpenVINO multiplies the quantised numbers in float32, as they are.
 
     Raises:
         AccuracyError: the graph cannot be compared with the reference (other inputs, outputs or shapes, NaN), nothing
@@ -153,7 +136,7 @@ def parity(
     rows: list[Row] = []
     first: list[dict[str, Array]] = []
     not_run: dict[str, str] = {}
-    for backend in (*backends(graph, for_cpu=for_cpu), *extra):
+    for backend in (*backends(graph, native=native), *extra):
         try:
             engine = backend.open()
         except TargetError as error:
@@ -173,26 +156,11 @@ def parity(
     return Parity(reference.task, graph.name, reference.producer, len(inputs), tuple(rows), not_run)
 
 
-def backends(graph: Path, *, for_cpu: bool = False) -> tuple[Backend, ...]:
-    """What every build machine runs a graph with: ONNX Runtime (not an IR) and OpenVINO, both on the CPU in float32.
-
-    Layers in INT8 run in OpenVINO's INT8 kernels only where the graph is built ``for_cpu``.
-    """
-    found = []
-    if graph.suffix == ".onnx":
-        found.append(
-            Backend("ONNX Runtime CPU", _version("onnxruntime"), lambda: open_engine("onnxruntime", graph, {}))
-        )
-    kind = "openvino" if for_cpu else HOST_KIND
-    found.append(Backend("OpenVINO CPU, f32", _version("openvino"), lambda: open_engine(kind, graph, HOST_CONFIG)))
-    return tuple(found)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def backends(graph: Path, *, native: str | None = None) -> tuple[Backend, ...]:
+    """What any build machine can run a graph with, as the vendors offer it; the one that leads comes first."""
+    offers: list[Offer] = [vendors.load(place) for place in vendors.backends()]
+    found = [backend for offer in offers if (backend := offer(graph, native)) is not None]
+    return tuple(sorted(found, key=lambda backend: not backend.leads))
 
 
 def _runner(engine: Engine, name: str) -> Any:

@@ -14,8 +14,8 @@ from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import BuildError, ConfigError, TargetError, ToolchainMissing
 from mtu_compile.runtime.engine import open_engine
 from targets.openvino.gpu import IntelGpuTarget
+from targets.openvino.host import HOST_CONFIG
 from targets.openvino.ir import free_batch, read_graph, whole_timesteps, write_ir
-from targets.openvino.target import HOST_CONFIG
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.runtime.engine import open_engine
 from targets.openvino.half_ir import HalfEngine, RoundHalf, simulate_half_ir
+from targets.openvino.host import HOST_CONFIG
 from targets.openvino.ir import keep_angles_precise, read_graph, whole_timesteps, write_ir
-from targets.openvino.target import HOST_CONFIG
 
 
 def written(graph: Path, folder: Path, *, fp16_weights: bool = True) -> Path:
