@@ -225,18 +225,17 @@ def test_an_ir_is_run_by_openvino_alone(recorded, tmp_path):
 
 
 def test_vendors_offer_the_backends_and_the_one_that_leads_comes_first(tmp_path, monkeypatch):
-    class Opened:
-        kinds: list[str] = []
+    opened: list[str] = []
 
     def record(kind: str, graph: Path, config: Mapping[str, str]) -> Any:
-        Opened.kinds.append(kind)
+        opened.append(kind)
 
     for module in ("targets.openvino.host", "targets.onnxruntime.backend"):
         monkeypatch.setattr(f"{module}.open_engine", record)
     for native in (None, "openvino", "onnxruntime"):
         for backend in backends(tmp_path / "unet.onnx", native=native):
             backend.open()
-    assert Opened.kinds == [
+    assert opened == [
         *("onnxruntime", "openvino-float"),  # for another device: the numbers as they are
         *("onnxruntime", "openvino"),  # for this CPU by OpenVINO: its INT8 kernels have to agree
         *("onnxruntime", "openvino-float"),
