@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import passes
 import targets
 from mtu_compile import bundle
 from mtu_compile.core.atomic import scratch
@@ -37,20 +39,29 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         ModelError: a model folder that is damaged or not multi-task.
         CalibrationError: INT8 without usable calibration data.
         TargetError: the toolchain is missing or refused the model.
+        PassError: the routing cannot be specialised, or a pass of the user's does not hold.
         AccuracyError: a task is below its threshold; nothing is left at ``options.output``.
     """
     progress = progress or Progress()
     target = targets.get(options.target)
     load.check_options(options, target)
+    edits = passes.load_passes(options.passes)
     target.probe().require(target.spec.name)
     with bundle.staging(options.output, replace=options.force) as folder:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.work-") as work:
-            manifest = _compile(options, target, folder, Path(work), progress)
+            manifest = _compile(options, target, edits, folder, Path(work), progress)
         manifest, checked = pass_gate(folder, bundle.write(folder, manifest), target, options.gate, progress)
     return BuildResult(options.output, manifest, checked)
 
 
-def _compile(options: BuildOptions, target: Target, folder: Path, work: Path, progress: Progress) -> bundle.Manifest:
+def _compile(
+    options: BuildOptions,
+    target: Target,
+    edits: Sequence[passes.UserPass],
+    folder: Path,
+    work: Path,
+    progress: Progress,
+) -> bundle.Manifest:
     """All stages from the model to the engines in ``folder``; what the bundle does not carry goes to ``work``."""
     with progress.stage("load"):
         model = load.load_model(options, sampler=options.sampler)
@@ -62,7 +73,7 @@ def _compile(options: BuildOptions, target: Target, folder: Path, work: Path, pr
         recipes = load.recipes(options.quant_config, model.tasks, search=options.mixed)
     notices = load.note_rows(model, rows, options.fit, progress)
 
-    graphs = _graphs(model, work, progress)
+    graphs = _graphs(model, work, progress, edits)
     with progress.stage("plan"):
         planned = survey(
             target, options.precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic, memory=options.memory
@@ -145,8 +156,8 @@ def plan(options: PlanOptions, progress: Progress | None = None) -> BuildPlan:
             return replace(planned, host=with_time(host, options.precision, Workload(), graphs))
 
 
-def _graphs(model: Model, work: Path, progress: Progress) -> Graphs:
+def _graphs(model: Model, work: Path, progress: Progress, edits: Sequence[passes.UserPass] = ()) -> Graphs:
     """Every network of the model in float: the UNet exported once and specialised to each task, and the other parts."""
     with progress.stage("export"):
         dynamic, parts = export.export_unet(model, work), export.export_parts(model, work)
-    return Graphs(dynamic, specialise(dynamic, model, work, progress), parts)
+    return Graphs(dynamic, specialise(dynamic, model, work, progress, edits), parts)

@@ -39,6 +39,13 @@ if TYPE_CHECKING:
     help="Quantise as this bundle or JSON file says instead of searching for the layers that stay float.",
 )
 @click.option(
+    "--pass",
+    "passes",
+    multiple=True,
+    metavar="FILE.py:FUNCTION",
+    help="Run this function over each task's onnx_graphsurgeon.Graph before it is quantised; may be repeated.",
+)
+@click.option(
     "--mixed-precision/--no-mixed-precision",
     "mixed",
     default=True,
@@ -84,6 +91,7 @@ def command(
     data: Path | None,
     calibration: Path | None,
     quant_config: Path | None,
+    passes: tuple[str, ...],
     mixed: bool,
     sampler: str | None,
     steps: int,
@@ -121,6 +129,7 @@ def command(
         calibration=calibration,
         quant_config=quant_config,
         mixed=mixed,
+        passes=passes,
         sampler=sampler,
         steps=steps,
         fit=fit,
@@ -154,10 +163,11 @@ def _summary(result: BuildResult) -> dict[str, object]:
 
 def _print(result: BuildResult, quiet: bool) -> None:
     from mtu_compile.cli.check import print_accuracy
-    from mtu_compile.cli.inspect import print_engines, print_parity
+    from mtu_compile.cli.inspect import print_edits, print_engines, print_parity
 
     if result.check is not None:
         print_accuracy(result.check, quiet=quiet)
     if not quiet:
+        print_edits(result.manifest)
         print_parity(result.manifest)
         print_engines(result.path, result.manifest)

@@ -57,8 +57,20 @@ def command(bundle: Path, as_config: bool, as_json: bool) -> None:
         condition = "+".join(entry.task.condition) or "-"
         rows.append((name, condition, str(entry.task.guidance), str(entry.default_steps), measured))
     table("tasks", ("task", "condition", "guidance", "steps", "accuracy"), rows)
+    print_edits(manifest)
     print_parity(manifest)
     print_engines(bundle, manifest)
+
+
+def print_edits(manifest: Manifest) -> None:
+    """Graph passes of the user's own, and what they changed."""
+    rows = [
+        (name, edit.id, edit.sha256[:16], str(edit.rewrites), f"{edit.error:.2g} of {edit.tolerance:.2g}")
+        for name, entry in manifest.tasks.items()
+        for edit in entry.user_passes
+    ]
+    if rows:
+        table("passes of the user's own", ("task", "pass", "sha256 of its file", "nodes", "error of what it may"), rows)
 
 
 def print_engines(folder: Path, manifest: Manifest) -> None:

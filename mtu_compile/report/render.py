@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from PIL import Image
 
 from calibration.mixed import MixedPrecision
 from calibration.ranges import LIMIT_DB
+from mtu_compile.bundle import PassRecord, UserPassRecord
 from mtu_compile.core.errors import ToolchainMissing
 from mtu_compile.planner import size
 from mtu_compile.report import plots
@@ -165,9 +166,10 @@ def _pass_table(report: Report) -> tuple[tuple[str, tuple[str, ...]], ...]:
     ran: dict[tuple[str, int], dict[str, str]] = {}
     for task in report.tasks:
         seen: dict[str, int] = {}
-        for one in task.entry.passes:
-            turn = seen[one.id] = seen.get(one.id, 0) + 1
-            ran.setdefault((one.id, turn), {})[task.name] = str(one.rewrites) if one.changed else "0"
+        records: Sequence[PassRecord | UserPassRecord] = (*task.entry.passes, *task.entry.user_passes)
+        for record in records:
+            turn = seen[record.id] = seen.get(record.id, 0) + 1
+            ran.setdefault((record.id, turn), {})[task.name] = str(record.rewrites) if record.changed else "0"
     return tuple((name, tuple(done.get(task.name, "–") for task in report.tasks)) for (name, _), done in ran.items())
 
 

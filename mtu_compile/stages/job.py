@@ -73,6 +73,8 @@ class BuildOptions:
             the inputs of the model on ``data``.
         quant_config: a bundle or a JSON file that says how each task is quantised, or ``None`` to find out.
         mixed: keep layers float where the device runs INT8 slower, or where accuracy needs it.
+        passes: graph passes of the user's own (``FILE.py:function``, or an entry point's name), run in this order on
+            each task's float graph (``passes.user``).
         sampler: of calibration, check, and the bundle's default; ``None`` for the model's own.
         steps: denoising steps of calibration, check, and the bundle's default.
         fit: what becomes of pictures of other proportions in calibration and check, and in the bundle unless its user
@@ -98,6 +100,7 @@ class BuildOptions:
     calibration: Path | None = None
     quant_config: Path | None = None
     mixed: bool = True
+    passes: tuple[str, ...] = ()
     sampler: str | None = None
     steps: int = Workload.steps
     fit: Fit = "crop"
@@ -185,12 +188,14 @@ class Specialised:
         task: its description.
         graph: ONNX file.
         passes: what the passes did to it.
+        user_passes: what the user's own passes did to it.
     """
 
     task_id: int
     task: Task
     graph: Path
     passes: tuple[bundle.PassRecord, ...]
+    user_passes: tuple[bundle.UserPassRecord, ...] = ()
 
 
 @dataclass(frozen=True)

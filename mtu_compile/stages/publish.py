@@ -94,6 +94,7 @@ def describe_task(
         engine=engine_ref(built.artifact, folder),
         default_steps=steps,
         passes=(*unet.passes, *lowered.passes),
+        user_passes=unet.user_passes,
         calibration=None if observed.calibration is None else observed.calibration.sha256,
         accuracy_reason="not checked",
         reference=observed.reference.relative_to(folder).as_posix(),
