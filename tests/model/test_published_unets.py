@@ -16,7 +16,6 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import passes
-import targets
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.tasks import PAPER_TASKS, Task
 from mtu_compile.model import export
@@ -173,7 +172,7 @@ def test_a_tasks_graph_is_diffusers_function(name: str, tmp_path: Path) -> None:
     expected = plain(**inputs).sample
     dynamic = export.export_unet(upcycled(plain, 2), tmp_path / "dynamic", text_length=7)
     context = passes.PassContext(0, channels=plain.config.in_channels, batch=2, height=8, width=8, text_length=7)
-    passes.run_pipeline(dynamic, tmp_path / "task.onnx", targets.get("cpu").spec.pipeline, context)
+    passes.run_pipeline(dynamic, tmp_path / "task.onnx", passes.TASK_PIPELINE, context)
     session = onnxruntime.InferenceSession(tmp_path / "task.onnx", providers=["CPUExecutionProvider"])
     feeds = {one.name: inputs[one.name].numpy() for one in session.get_inputs()}
     assert ("timestep_cond" in feeds) == (plain.config.time_cond_proj_dim is not None)
