@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from mtu_compile.core.guidance import ROWS
 from mtu_compile.core.tasks import Task
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph import qdq
 from mtu_compile.graph.edit import SAMPLE, add_constant, find_input, replace_value
-from mtu_compile.runtime import guidance
 
 Array = NDArray[Any]
 
@@ -157,7 +157,7 @@ def drop_prompt(task: Task) -> Edit:
     """Every sample of the batch gets the text of the first one, which has no prompt."""
 
     def edit(graph: ir.Model) -> None:
-        nobody = add_constant(graph, "without_prompt", np.zeros(len(guidance.ROWS[task.guided]), np.int64))
+        nobody = add_constant(graph, "without_prompt", np.zeros(len(ROWS[task.guided]), np.int64))
         _insert(graph, "encoder_hidden_states", lambda text: [ir.node("Gather", [text, nobody])])
 
     return edit
@@ -165,7 +165,7 @@ def drop_prompt(task: Task) -> Edit:
 
 def shrink_delta(task: Task, factor: float) -> Edit:
     """The sample with the prompt moves towards the one without, as if the text had less to say."""
-    count = len(guidance.ROWS[task.guided])
+    count = len(ROWS[task.guided])
     own, taken = np.ones((count, 1, 1, 1), np.float32), np.zeros((count, 1, 1, 1), np.float32)
     own[-1], taken[-1] = factor, 1 - factor
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from calibration.sensitivity import Call, Feed, Sensitivity, answers, compare, measure, spread, timestep
 from calibration.switches import SwitchedGraph
 from mtu_compile.accuracy.metrics import StepMetrics
-from mtu_compile.core.tasks import Guidance
+from mtu_compile.core.guidance import Guidance
 from targets.costs.layers import ComparedCosts
 
 #: Networks with more weights than this are measured less: a run of the emoji example takes 20 ms, one of Stable

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from calibration.switches import SwitchedGraph, Unit
 from mtu_compile.accuracy.metrics import StepMetrics, decibels, step_metrics
 from mtu_compile.core.errors import CalibrationError
-from mtu_compile.core.tasks import Guidance
+from mtu_compile.core.guidance import Guidance
 from mtu_compile.runtime.engine import OUTPUT
 
 Feed = Mapping[str, NDArray[Any]]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtu_compile.core.errors import AccuracyError
-from mtu_compile.core.tasks import Guidance
+from mtu_compile.core.guidance import DIRECTIONS, ROWS, Guidance
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]
@@ -112,14 +112,7 @@ def guidance_metrics(reference: Array, candidate: Array, guidance: Guidance) -> 
     Raises:
         AccuracyError: the batch is not a whole number of guided pictures.
     """
-    directions: dict[str, tuple[tuple[str, int, int], ...]] = {
-        "none": (),
-        "text": (("text", 0, 1),),
-        "text+image": (("image", 0, 1), ("text", 1, 2)),
-        "embedded": (),
-    }
-    wanted = directions[guidance]
-    batch = len(wanted) + 1
+    batch = len(ROWS[guidance])
     if reference.shape[0] % batch:
         samples = reference.shape[0]
         raise AccuracyError(f"guidance {guidance!r} takes {batch} samples a picture, the output has {samples}")
@@ -127,12 +120,14 @@ def guidance_metrics(reference: Array, candidate: Array, guidance: Guidance) -> 
     want = _wide(reference).reshape(batch, pictures, *reference.shape[1:])
     have = _wide(candidate).reshape(batch, pictures, *reference.shape[1:])
     metrics = []
-    for direction, start, end in wanted:
-        expected, found = want[end] - want[start], have[end] - have[start]
+    for direction in DIRECTIONS[guidance]:
+        expected, found = (side[direction.end] - side[direction.start] for side in (want, have))
         norm, found_norm = float(np.linalg.norm(expected)), float(np.linalg.norm(found))
         error = float(np.sum(np.square(expected - found)))
         metrics.append(
-            GuidanceMetrics(direction, _ratio(norm, found_norm), cosine(expected, found), norm**2, found_norm**2, error)
+            GuidanceMetrics(
+                direction.name, _ratio(norm, found_norm), cosine(expected, found), norm**2, found_norm**2, error
+            )
         )
     return tuple(metrics)
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.guidance import ROWS, Guidance, active_guidance
 from mtu_compile.core.schema import Length, Mismatch, Range, Rule, conform, field_types, show
 
 Fill = Literal["image", "masked_image", "mask"]
-Guidance = Literal["none", "text", "text+image", "embedded"]
 
 
 def _is_name(name: str) -> bool:
@@ -23,16 +23,6 @@ TaskName = Annotated[str, Rule(_is_name, "letters, digits, '-' and '_', 64 bytes
 #: Scales in use go up to 20 or so.
 MAX_SCALE = 1000
 Scale = Annotated[float, Range(0, MAX_SCALE)]
-
-
-def active_guidance(guidance: Guidance, scale: float, image_scale: float) -> Guidance:
-    """The guidance that is left at these scales; ``"none"``, the conditional prediction alone, where diffusers has it.
-
-    Classifier-free guidance is off at a scale of 1 or less (``StableDiffusionPipeline``); that by text and image also
-    at an image scale below 1 (``StableDiffusionInstructPix2PixPipeline``).
-    """
-    off = (guidance == "text" and scale <= 1) or (guidance == "text+image" and (scale <= 1 or image_scale < 1))
-    return "none" if off else guidance
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,7 @@ class Task:
     @property
     def unet_batch(self) -> int:
         """UNet samples a step for one picture: 2 for active guidance by text, 3 by text and image, else 1."""
-        return {"none": 1, "text": 2, "text+image": 3, "embedded": 1}[self.guided]
+        return len(ROWS[self.guided])
 
     def at(self, guidance_scale: float | None, image_guidance_scale: float | None) -> Task:
         """The task as it is run at these scales (``None`` for its own): with no more guidance than they leave."""

@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.finite import require_finite_original
 from mtu_compile.core.fit import Fit
+from mtu_compile.core.guidance import ROWS, combine
 from mtu_compile.core.noise import initial_noise
 from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
@@ -209,7 +210,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
                 output = self.unet(**inputs, task_ids=task_ids).sample
                 if on_unet_call is not None:
                     on_unet_call(inputs, output, float(t))
-                guided = _guide(spec, output.to(x.dtype), scale, image_scale)
+                guided = combine(spec.guidance, output.to(x.dtype).split(1), scale, image_scale)
                 with seeded_step(own_seed, call):
                     x = self.scheduler.step(guided, t, x, **step_options).prev_sample
                 bar.update()
@@ -273,8 +274,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _text(self, task: Task, prompt: str, negative_prompt: str) -> Tensor:
         """Embeddings [b, L, D] in the order of the guidance batch."""
         empty, full = encode.encode_prompts(self.tokenizer, self.text_encoder, [negative_prompt, prompt])
-        rows = {"text": (empty, full), "text+image": (empty, empty, full)}.get(task.guidance, (full,))
-        return torch.stack(rows).to(self.unet.dtype)
+        return torch.stack([full if row.prompt else empty for row in ROWS[task.guidance]]).to(self.unet.dtype)
 
     def _embedded_scale(self, scale: float, samples: int) -> dict[str, Tensor]:
         """The guidance scale as an input, for a UNet that takes it."""
@@ -310,25 +310,9 @@ def _unet_batch(task: Task, noisy: Tensor, condition: Tensor | None) -> Tensor:
     batch = noisy.expand(task.unet_batch, -1, -1, -1)
     if condition is None:
         return batch.contiguous()
-    conditions = condition.to(noisy).expand(task.unet_batch, -1, -1, -1).clone()
-    if task.guidance == "text+image":
-        conditions[0] = 0
+    given, none = condition.to(noisy), torch.zeros_like(condition).to(noisy)
+    conditions = torch.cat([given if row.condition else none for row in ROWS[task.guidance]])
     return torch.cat([batch, conditions], dim=1)
-
-
-def _guide(task: Task, output: Tensor, scale: float, image_scale: float) -> Tensor:
-    """Combine the parts of the guidance batch [b, 4, h, w] into one prediction [1, 4, h, w].
-
-    Sources: Ho and Salimans, "Classifier-Free Diffusion Guidance"; Brooks et al., "InstructPix2Pix", equation 3.
-    """
-    parts = output.chunk(task.unet_batch)
-    if task.guidance in ("none", "embedded"):
-        return parts[0]
-    if task.guidance == "text":
-        empty, full = parts
-        return empty + scale * (full - empty)
-    empty, picture, full = parts
-    return empty + image_scale * (picture - empty) + scale * (full - picture)
 
 
 def load_scheduler(name: str, folder: Path) -> Any:

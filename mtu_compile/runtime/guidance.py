@@ -1,42 +1,21 @@
-"""Classifier-free guidance: which samples the UNet gets for one picture, and how its answers are combined.
-
-Scales at which there is none (``core.tasks.active_guidance``) are handled by the callers: they ask for ``"none"``.
-``text+image`` is InstructPix2Pix (Brooks et al. 2023, equation 3), which the paper takes for editing and inpainting.
-``embedded`` is latent consistency models: one sample, and the scale itself is an input of the UNet.
-"""
+"""Runs guidance (``mtu_compile.core.guidance``) on graphs of a fixed batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtu_compile.core.guidance import GuidanceRow
 from mtu_compile.core.notices import Notice
-from mtu_compile.core.tasks import Guidance
 from mtu_compile.runtime.engine import OUTPUT, Engine
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One sample of the UNet's batch: with the prompt (or the negative prompt), with the condition (or zeros)."""
-
-    prompt: bool
-    condition: bool
-
-
-Rows = TypeVar("Rows", tuple[Row, ...], Array)
-
-ROWS: Mapping[Guidance, tuple[Row, ...]] = {
-    "none": (Row(True, True),),
-    "text": (Row(False, True), Row(True, True)),
-    "text+image": (Row(False, False), Row(False, True), Row(True, True)),
-    "embedded": (Row(True, True),),
-}
+Rows = TypeVar("Rows", tuple[GuidanceRow, ...], Array)
 
 #: The input [b, D] of a UNet that takes the guidance scale, by the name diffusers and OpenVINO GenAI know it.
 SCALE_INPUT = "timestep_cond"
@@ -98,24 +77,3 @@ def batch_notice(rows: int, batch: int) -> Notice | None:
         message = f"guidance takes {rows} samples a step, and the graph computes {batch}: it is run {runs} times a step"
         hint = f"a bundle whose task has a guidance_scale above 1 computes {rows} at once"
     return Notice("guidance-samples", message, hint, {"samples": rows, "batch": batch})
-
-
-def combine(guidance: Guidance, outputs: Array, scale: float, image_scale: float) -> Array:
-    """The guided prediction.
-
-    Args:
-        guidance: the task's kind of guidance.
-        outputs: [b, C, h, w], the UNet's answers for ``ROWS[guidance]``.
-        scale: of the text direction.
-        image_scale: of the image direction.
-
-    Returns:
-        [1, C, h, w].
-    """
-    if guidance in ("none", "embedded"):
-        return outputs[:1]
-    if guidance == "text":
-        without, full = outputs[0:1], outputs[1:2]
-        return without + scale * (full - without)
-    nothing, image, full = outputs[0:1], outputs[1:2], outputs[2:3]
-    return nothing + image_scale * (image - nothing) + scale * (full - image)

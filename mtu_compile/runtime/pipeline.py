@@ -19,6 +19,7 @@ from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import BundleError, ConfigError
 from mtu_compile.core.fit import Fit
+from mtu_compile.core.guidance import ROWS, combine
 from mtu_compile.core.noise import initial_noise, step_noise
 from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
@@ -180,7 +181,7 @@ class Runtime:
         spec = spec.at(guidance_scale, image_guidance_scale)
 
         condition = self._condition(spec, image, mask, fit or self.manifest.fit, mask_mode)
-        cost = guidance.batch_notice(len(guidance.ROWS[spec.guidance]), entry.task.unet_batch)
+        cost = guidance.batch_notice(len(ROWS[spec.guidance]), entry.task.unet_batch)
         costs = () if cost is None else (cost,)
         notices = (*self._cut_prompts(spec, prompt, negative_prompt), *condition.notices, *costs)
         if notify is not None:
@@ -298,7 +299,7 @@ class Runtime:
 
     def _embed(self, task: Task, prompt: str, negative_prompt: str) -> Array:
         """Text embeddings [b, L, D] in the order of the guidance batch."""
-        wanted = [prompt if row.prompt else negative_prompt for row in guidance.ROWS[task.guidance]]
+        wanted = [prompt if row.prompt else negative_prompt for row in ROWS[task.guidance]]
         distinct = list(dict.fromkeys(wanted))
         embeddings = dict(zip(distinct, self._encode_text(distinct), strict=True))
         return np.stack([embeddings[text] for text in wanted])
@@ -306,7 +307,7 @@ class Runtime:
     def _cut_prompts(self, task: Task, prompt: str, negative_prompt: str) -> tuple[Notice, ...]:
         """Of each prompt that the task looks at and that is too long: what it loses."""
         found = []
-        for is_prompt in sorted({row.prompt for row in guidance.ROWS[task.guidance]}, reverse=True):
+        for is_prompt in sorted({row.prompt for row in ROWS[task.guidance]}, reverse=True):
             what, text = ("prompt", prompt) if is_prompt else ("negative prompt", negative_prompt)
             if (cut := self.tokenizer.cut(text)) is not None:
                 found.append(cut.notice(what))
@@ -353,7 +354,7 @@ class Runtime:
         """Noise [1, C, h, w] → final latent [1, C, h, w]; ``task`` as it is run, ``draw`` the fresh noise of a call."""
         channels = self.manifest.latent_channels
         unet = self.unet(task.name)
-        batch, rows = entry.task.unet_batch, guidance.ROWS[task.guidance]
+        batch, rows = entry.task.unet_batch, ROWS[task.guidance]
         padded = guidance.fill(rows, batch)
         embeddings = guidance.fill(embeddings, batch)
         # One buffer for all steps: the condition stays, and the noisy latent is written over.
@@ -383,7 +384,8 @@ class Runtime:
                 steps=calls,
                 timestep=float(timestep[0]),
             )
-            guided = guidance.combine(task.guidance, output, task.guidance_scale, task.image_guidance_scale)
+            answers = np.split(output, len(output))
+            guided = combine(task.guidance, answers, task.guidance_scale, task.image_guidance_scale)
             latents = sampler.step(guided, index, latents, None if draw is None else draw(index, latents.shape))
             if progress is not None:
                 progress(index + 1, calls)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.guidance import ROWS
 from mtu_compile.core.tasks import MAX_SCALE, Task
-from mtu_compile.runtime.guidance import ROWS
 
 
 def check_request(

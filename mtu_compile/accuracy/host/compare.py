@@ -17,7 +17,7 @@ import numpy as np
 from mtu_compile.accuracy.metrics import Array, Feed, StepMetrics, step_metrics
 from mtu_compile.accuracy.thresholds import Failure
 from mtu_compile.core.errors import AccuracyError
-from mtu_compile.core.tasks import Guidance
+from mtu_compile.core.guidance import Guidance
 
 if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner

@@ -19,7 +19,7 @@ from mtu_compile.accuracy.host.compare import compare_recorded
 from mtu_compile.accuracy.metrics import StepMetrics, step_metrics
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import AccuracyError, TargetError
-from mtu_compile.core.tasks import Guidance
+from mtu_compile.core.guidance import Guidance
 from mtu_compile.runtime.engine import OUTPUT, Array, Engine, TensorSpec
 from mtu_compile.runtime.reference import Reference
 from targets.backend import Backend as Backend
