@@ -91,9 +91,9 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
     calls write equal bytes on the same machine with as many threads: torch adds up in another order with others.
 
     Raises:
-        ConfigError: an unknown task, a size the model can not make, or an output that exists.
+        ConfigError: an unknown task, a size the model cannot make, or an output that exists.
         ModelError: a model folder that is damaged or not multi-task.
-        CalibrationError, InputError: data that can not be used. Nothing is left at ``options.output``.
+        CalibrationError, InputError: data that cannot be used. Nothing is left at ``options.output``.
     """
     progress = progress or Progress()
     check_seed(options.seed)

@@ -84,7 +84,7 @@ def command(
 def read_tasks(path: Path) -> tuple[Task, ...]:
     """Task descriptions from a JSON list."""
     if not path.is_file():
-        raise ConfigError(f"{path} can not be read: there is no such file", hint=TASKS_HINT)
+        raise ConfigError(f"{path} cannot be read: there is no such file", hint=TASKS_HINT)
     try:
         tasks: tuple[Task, ...] = conform(Tasks, read_json(path, hint=TASKS_HINT))
     except Mismatch as mismatch:

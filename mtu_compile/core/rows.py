@@ -92,7 +92,7 @@ def read_rows(folder: Path) -> tuple[Row, ...]:
     except FileNotFoundError as error:
         raise InputError(f"there is no {path}", hint="one JSON object a line, with file_name and prompt") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can not be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -125,7 +125,7 @@ def read_json(
     except FileNotFoundError as missing:
         raise error(f"{path} is missing", hint=hint) from missing
     except (OSError, UnicodeDecodeError) as problem:
-        raise error(f"{path} can not be read: {problem}", hint=hint) from problem
+        raise error(f"{path} cannot be read: {problem}", hint=hint) from problem
     try:
         return parse_json(text, infinities=infinities)
     except ValueError as problem:
@@ -258,7 +258,7 @@ def show(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
         text = repr(value)
-    text = text.encode(errors="backslashreplace").decode()  # half a letter can not be printed
+    text = text.encode(errors="backslashreplace").decode()  # half a letter cannot be printed
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

@@ -151,7 +151,7 @@ def load_component(cls: Any, folder: Path, *, dtype: Any) -> Any:
         raise
     except Exception as error:  # libraries raise what they like; --debug shows it
         raise ModelError(
-            f"{folder} can not be loaded: {first_line(error)}", hint="fetch or build the model again"
+            f"{folder} cannot be loaded: {first_line(error)}", hint="fetch or build the model again"
         ) from error
     missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if missing:

@@ -108,7 +108,7 @@ def input_channels(
         return found
     if vae.get("shift_factor"):
         raise ModelError(
-            f"the autoencoder's shift_factor = {vae['shift_factor']!r} can not be undone in the UNet's input",
+            f"the autoencoder's shift_factor = {vae['shift_factor']!r} cannot be undone in the UNet's input",
             hint="an editing model of this kind is not supported",
         )
     return InputChannels(latent, condition, 1 / float(vae.get("scaling_factor", 0.18215)))

@@ -175,7 +175,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             on_unet_call: sees every UNet call.
 
         Raises:
-            ConfigError: an unknown task or seed, a missing picture or mask, or a size the model can not take.
+            ConfigError: an unknown task or seed, a missing picture or mask, or a size the model cannot take.
             ModelError: the decoded picture has NaN or Inf values.
         """
         task_id, spec = find_task(self.unet.tasks, task)
@@ -228,7 +228,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         return MTUPipelineOutput(images=array, latents=x, notices=notices)
 
     def resolve_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """Height and width in pixels, the UNet's own where not given; ``ConfigError`` for a size it can not make."""
+        """Height and width in pixels, the UNet's own where not given; ``ConfigError`` for a size it cannot make."""
         if height is None or width is None:
             default = self.default_size
             height, width = height or default[0], width or default[1]
@@ -323,4 +323,4 @@ def load_scheduler(name: str, folder: Path) -> Any:
     try:
         return cls.from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{folder} can not be loaded: {error}", hint="fetch the model again") from error
+        raise ModelError(f"{folder} cannot be loaded: {error}", hint="fetch the model again") from error

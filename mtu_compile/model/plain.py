@@ -25,7 +25,7 @@ AS_TASKS: Mapping[str, Task] = {
 }
 
 #: What is said of SDXL, whose UNet upcycles, and its hint.
-SDXL = "{} is an SDXL pipeline, whose UNet can be compiled but which can not be run whole yet"
+SDXL = "{} is an SDXL pipeline, whose UNet can be compiled but which cannot be run whole yet"
 SDXL_HINT = "use a model of the Stable Diffusion 1.5 or 2.x anatomy"
 
 #: Task of the pipelines whose UNet has a condition.
@@ -67,9 +67,7 @@ def require_plain(folder: Path, name: str) -> Task:
         ModelError: no pipeline folder; an SDXL pipeline.
     """
     if name not in AS_TASKS:
-        raise ConfigError(
-            f"a plain pipeline can not be compiled as {name!r}", hint=f"choose from {', '.join(AS_TASKS)}"
-        )
+        raise ConfigError(f"a plain pipeline cannot be compiled as {name!r}", hint=f"choose from {', '.join(AS_TASKS)}")
     kind = plain_class(folder)
     if kind is None:
         if (folder / "model_index.json").is_file():
@@ -90,7 +88,7 @@ def load_as_task(folder: Path, name: str) -> MTUPipeline:
     """A plain pipeline as a multi-task one with a single task and a single expert: the same function.
 
     Raises:
-        ConfigError, ModelError: as ``require_plain``, and for a pipeline that can not be upcycled.
+        ConfigError, ModelError: as ``require_plain``, and for a pipeline that cannot be upcycled.
     """
     import torch
     from diffusers import UNet2DConditionModel

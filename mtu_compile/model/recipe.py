@@ -34,7 +34,7 @@ def require_trainable(unet: MTUUNet2DConditionModel) -> None:
     """``ModelError`` for a UNet that this recipe's loss would break: one that was distilled to take big steps."""
     if (width := unet.config.time_cond_proj_dim) is not None:
         raise ModelError(
-            f"a latent consistency model (time_cond_proj_dim = {width}) can not be trained by the noise's error",
+            f"a latent consistency model (time_cond_proj_dim = {width}) cannot be trained by the noise's error",
             hint="upcycle and train the model it was distilled from",
         )
 
@@ -61,7 +61,7 @@ def loss_weights(noise: DDPMScheduler, gamma: float | None) -> Tensor:
     kind = noise.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ModelError(
-            f"the scheduler's prediction type {kind!r} can not be trained", hint="use epsilon or v_prediction"
+            f"the scheduler's prediction type {kind!r} cannot be trained", hint="use epsilon or v_prediction"
         )
     alphas = noise.alphas_cumprod.double()
     if gamma is None:

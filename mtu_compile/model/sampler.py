@@ -72,7 +72,7 @@ def use_sampler(pipeline: MTUPipeline, sampler: str | None) -> None:
     What that configuration left out has the new class's own default, as always in diffusers.
 
     Raises:
-        ConfigError: diffusers can not make the one of the other's configuration.
+        ConfigError: diffusers cannot make the one of the other's configuration.
     """
     import diffusers
 
@@ -83,7 +83,7 @@ def use_sampler(pipeline: MTUPipeline, sampler: str | None) -> None:
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(
-            f"diffusers can not make the {sampler} sampler of the model's {type(pipeline.scheduler).__name__}: {error}",
+            f"diffusers cannot make the {sampler} sampler of the model's {type(pipeline.scheduler).__name__}: {error}",
             hint="choose another with --scheduler",
         ) from error
 
@@ -113,7 +113,7 @@ def set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
     timestep -1: a model was never trained there, and alpha_bar is then read from the wrong end. It is taken out.
 
     Raises:
-        ConfigError: that can not be done for this scheduler.
+        ConfigError: that cannot be done for this scheduler.
     """
     scheduler.set_timesteps(steps, device=device)
     if int(scheduler.timesteps[-1]) >= 0:

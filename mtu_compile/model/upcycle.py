@@ -93,7 +93,7 @@ def upcycle_folder(
         options: as for ``upcycle_unet``.
 
     Raises:
-        ModelError: weights are missing, damaged or pickles, or the UNet can not be upcycled.
+        ModelError: weights are missing, damaged or pickles, or the UNet cannot be upcycled.
         ConfigError: ``destination`` exists.
     """
     check_destination(destination, force=force)

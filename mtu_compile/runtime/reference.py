@@ -102,7 +102,7 @@ class Reference:
             head, described = json.loads(metadata["head"]), json.loads(metadata["trajectories"])
             trajectories = tuple(_trajectory(tensors, i, one) for i, one in enumerate(described))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise BundleError(f"reference {path.name} can not be read: {error}") from error
+            raise BundleError(f"reference {path.name} cannot be read: {error}") from error
         for name, array in tensors.items():
             if not np.isfinite(array).all():
                 raise BundleError(

@@ -29,7 +29,7 @@ TOKENIZER_IR = "openvino_tokenizer.xml"
 #: bytes) and their ids. Between them are the merges, of which there may be none.
 _VOCABULARY, _LAST = (5, 6, 7), 4
 
-#: What a word of the vocabulary that can not be met becomes: a byte that no text has.
+#: What a word of the vocabulary that cannot be met becomes: a byte that no text has.
 _NEVER = b"\xff"
 
 

@@ -184,7 +184,7 @@ def test_a_build_with_another_sampler_passes_its_gate_and_keeps_it(sd15: Path, t
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, {"sampler": "euler"}, ModelError, "flow matching"),
         ({"beta_end": "0.012"}, {}, ModelError, "beta_end='0.012'"),
         ({"_class_name": "DDIMScheduler"}, {"steps": 1000}, ConfigError, "timestep 1000 of 1000"),
-        ({}, {"steps": 1000, "sampler": "dpm++"}, ConfigError, "can not take 1000 steps"),
+        ({}, {"steps": 1000, "sampler": "dpm++"}, ConfigError, "cannot take 1000 steps"),
         ({}, {"sampler": "plms"}, ConfigError, "unknown sampler 'plms'"),
     ],
 )

@@ -73,7 +73,7 @@ def test_what_conforms_comes_back_typed() -> None:
         ("[" * 65 + "]" * 65, "more than 64 levels"),
         ('{"a": ' * 200 + "1" + "}" * 200, "more than 64 levels"),
         ("9" * 5000, "is not JSON"),
-        (b"\xff\xfe", "can not be read"),
+        (b"\xff\xfe", "cannot be read"),
         (None, "is missing"),
     ],
 )

@@ -199,11 +199,11 @@ def test_any_number_of_steps_runs_or_is_refused(name: str, spacing: str) -> None
 def test_what_can_not_be_stepped_says_so() -> None:
     with pytest.raises(ConfigError, match="1000 steps with steps_offset=1 start at timestep 1000 of 1000"):
         from_config({**SD, "timestep_spacing": "leading"}, 1000, "ddim")
-    with pytest.raises(ConfigError, match=r"dpm\+\+ sampler can not take 1000 steps here: .* timestep twice"):
+    with pytest.raises(ConfigError, match=r"dpm\+\+ sampler cannot take 1000 steps here: .* timestep twice"):
         from_config(SD, 1000, "dpm++")
     with pytest.raises(ConfigError, match="51 steps are impossible with original_inference_steps=50"):
         from_config(SD, 51, "lcm")
-    with pytest.raises(ConfigError, match="pndm sampler can not take 3 steps"):
+    with pytest.raises(ConfigError, match="pndm sampler cannot take 3 steps"):
         from_config(SD, 3, "pndm")
     for steps in (0, -3, 1001):
         with pytest.raises(ConfigError, match=f"{steps} steps are impossible"):

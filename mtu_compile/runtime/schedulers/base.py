@@ -83,7 +83,7 @@ class Scheduler(ABC):
         self.timesteps = timesteps
 
     def _refuse_steps(self, why: str) -> ConfigError:
-        return ConfigError(f"the {self.name} sampler can not take {self.steps} steps here: {why}", hint="take fewer")
+        return ConfigError(f"the {self.name} sampler cannot take {self.steps} steps here: {why}", hint="take fewer")
 
     def scale_model_input(self, sample: Array, index: int) -> Array:
         """What the UNet sees of ``sample`` [B, C, h, w] at call ``index``."""

@@ -36,7 +36,7 @@ class DPMSolverSinglestep(Solver):
         zero = self.options["final_sigmas_type"] == "zero"
         if not self.options["lower_order_final"] and steps % order == 0 and not zero:
             return list(range(1, order + 1)) * (steps // order)
-        # diffusers turns lower_order_final on where the steps can not be divided, or the last sigma is zero
+        # diffusers turns lower_order_final on where the steps cannot be divided, or the last sigma is zero
         if order == 3:
             tail = {0: [1, 2, 1], 1: [1], 2: [1, 2]}[steps % 3]
         elif order == 2:
