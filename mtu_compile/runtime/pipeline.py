@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,32 +15,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtu_compile import bundle
-from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
-from mtu_compile.core import vendors
-from mtu_compile.core.errors import BundleError, ConfigError
+from mtu_compile.bundle import Manifest, TaskEntry
+from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.fit import Fit
-from mtu_compile.core.guidance import ROWS, combine
+from mtu_compile.core.guidance import ROWS
 from mtu_compile.core.noise import initial_noise, step_noise
 from mtu_compile.core.notices import Notice
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
-from mtu_compile.runtime import built, guidance, images, proven, schedulers
-from mtu_compile.runtime.engine import Engine, TensorSpec, open_engine
-from mtu_compile.runtime.finite import advice, require_finite
+from mtu_compile.runtime import guidance, images, proven, schedulers
+from mtu_compile.runtime.denoise import Progress, denoise
+from mtu_compile.runtime.engine import Engine
 from mtu_compile.runtime.fitting import Frame
 from mtu_compile.runtime.masks import MaskMode, check_selection, read_mask
+from mtu_compile.runtime.networks import Networks, Opener
 from mtu_compile.runtime.request import check_request
-from mtu_compile.runtime.text import Tokenizer
 
 Array = NDArray[Any]
 
 _log = logging.getLogger(__name__)
-
-#: Opens a network of the bundle in another way than the bundle says.
-Opener = Callable[[EngineRef], Engine]
-
-#: Called after each step with the number of steps done and their total.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -107,10 +100,7 @@ class Runtime:
 
     def __init__(self, root: Path, manifest: Manifest, opener: Opener | None = None) -> None:
         self.manifest = manifest
-        self._root = root
-        self._opener = opener or self._open_here
-        self._engines: dict[str, Engine] = {}
-        self._tokenizer: Tokenizer | None = None
+        self.networks = Networks(root, manifest, opener)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -189,28 +179,22 @@ class Runtime:
                 notify(notice)
         embeddings = self._embed(spec, prompt, negative_prompt)
         draw = partial(step_noise, seed) if sampler.draws_noise else None
-        final = self._denoise(entry, spec, sampler, noise, draw, condition.channels, embeddings, progress)
-        picture = self._decode(final)
+        unet = self.unet(task)
+        final = denoise(
+            unet, self.manifest, entry, spec, sampler, noise, draw, condition.channels, embeddings, progress
+        )
+        picture = self.networks.decode_picture(final)
         if paste_unmasked and condition.mask is not None and condition.picture is not None:
             picture = images.paste(picture, condition.picture, condition.mask)
         return Result(picture, final, condition.frame, notices)
 
     def unet(self, task: str) -> Engine:
         """The UNet of ``task``; opened and kept. ``BundleError`` if it is not what the manifest describes."""
-        entry = self._entry(task)
-        engine = self._open(entry.engine)
-        batch, channels = entry.task.unet_batch, self.manifest.latent_channels
-        wanted = (batch, channels + entry.task.condition_channels(channels), *self.manifest.latent_size)
-        _expect(engine, entry.engine, "sample", wanted)
-        if entry.task.guidance == "embedded":
-            _expect(engine, entry.engine, guidance.SCALE_INPUT, (batch, None))
-        return engine
+        return self.networks.unet(self._entry(task))
 
     def close(self) -> None:
         """Free all engines; a later run opens them again."""
-        for engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
+        self.networks.close()
 
     def __enter__(self) -> Runtime:
         return self
@@ -223,21 +207,6 @@ class Runtime:
     def _entry(self, task: str) -> TaskEntry:
         find_task(self.tasks, task)  # says which tasks there are if there is no such
         return self.manifest.tasks[task]
-
-    def _open(self, ref: EngineRef) -> Engine:
-        engine = self._engines.get(ref.path)
-        if engine is None:
-            engine = self._opener(ref)
-            self._engines[ref.path] = engine
-        return engine
-
-    def _open_here(self, ref: EngineRef) -> Engine:
-        """With what was built from the graph on this machine, else on the machine the bundle comes from."""
-        prebuilt = built.find(self._root, self.manifest, ref) if ref.kind in vendors.builders() else None
-        if prebuilt is None and ref.prebuilt is not None:
-            prebuilt = bundle.resolve(self._root, ref.prebuilt)
-        graph = bundle.resolve(self._root, ref.path)
-        return open_engine(ref.kind, graph, ref.config, prebuilt, cache=self._root / bundle.BUILT)
 
     def _noise(self, seed: int, latents: Array | None) -> Array:
         shape = (1, self.manifest.latent_channels, *self.manifest.latent_size)
@@ -275,33 +244,15 @@ class Runtime:
             if fill == "masked_image":
                 assert selected is not None
                 pixels *= 1 - selected
-            pieces.append(self._encode(pixels))
+            pieces.append(self.networks.encode_picture(pixels))
         channels = np.concatenate(pieces, axis=1) if pieces else None
         return Condition(channels, picture, selected, frame, notices)
-
-    def _encode(self, pixels: Array) -> Array:
-        """[1, 3, H, W] in [-1, 1] → [1, C, h, w], the mean of the posterior as a UNet latent."""
-        ref = self.manifest.vae_encoder
-        if ref is None:
-            raise BundleError("the bundle has no VAE encoder, which this task needs")
-        engine = self._open(ref)
-        _expect(engine, ref, "sample", pixels.shape)
-        moments = engine({"sample": pixels})["latent_parameters"]
-        require_finite(moments, "vae_encoder", hint=advice(self.manifest, ref))
-        return moments[:, : self.manifest.latent_channels] * np.float32(self.manifest.scaling_factor)
-
-    def _decode(self, latents: Array) -> Image.Image:
-        ref = self.manifest.vae_decoder
-        engine = self._open(ref)
-        _expect(engine, ref, "latent_sample", latents.shape)
-        decoded = engine({"latent_sample": latents / np.float32(self.manifest.scaling_factor)})["sample"]
-        return images.to_picture(require_finite(decoded, "vae_decoder", hint=advice(self.manifest, ref)))
 
     def _embed(self, task: Task, prompt: str, negative_prompt: str) -> Array:
         """Text embeddings [b, L, D] in the order of the guidance batch."""
         wanted = [prompt if row.prompt else negative_prompt for row in ROWS[task.guidance]]
         distinct = list(dict.fromkeys(wanted))
-        embeddings = dict(zip(distinct, self._encode_text(distinct), strict=True))
+        embeddings = dict(zip(distinct, self.networks.encode_text(distinct), strict=True))
         return np.stack([embeddings[text] for text in wanted])
 
     def _cut_prompts(self, task: Task, prompt: str, negative_prompt: str) -> tuple[Notice, ...]:
@@ -309,96 +260,6 @@ class Runtime:
         found = []
         for is_prompt in sorted({row.prompt for row in ROWS[task.guidance]}, reverse=True):
             what, text = ("prompt", prompt) if is_prompt else ("negative prompt", negative_prompt)
-            if (cut := self.tokenizer.cut(text)) is not None:
+            if (cut := self.networks.tokenizer.cut(text)) is not None:
                 found.append(cut.notice(what))
         return tuple(found)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer; opened and kept."""
-        if self._tokenizer is None:
-            text = self.manifest.text
-            path = bundle.resolve(self._root, text.tokenizer)
-            self._tokenizer = Tokenizer(path, text.max_length, text.pad_id)
-        return self._tokenizer
-
-    def _encode_text(self, prompts: Sequence[str]) -> list[Array]:
-        """One [L, D] for each prompt, in as few runs of the text encoder as its batch allows."""
-        text = self.manifest.text
-        engine = self._open(text.engine)
-        _expect(engine, text.engine, "input_ids", (None, text.max_length))
-        spec = engine.inputs["input_ids"]
-        batch = spec.shape[0] or len(prompts)
-        tokens = self.tokenizer(prompts).astype(spec.dtype, copy=False)
-        encoded: list[Array] = []
-        for start in range(0, len(prompts), batch):
-            part = tokens[start : start + batch]
-            used = len(part)
-            if used < batch:
-                part = np.concatenate([part, np.repeat(part[-1:], batch - used, axis=0)])
-            states = engine({"input_ids": part})["last_hidden_state"][:used]
-            encoded.extend(require_finite(states, "text_encoder", hint=advice(self.manifest, text.engine)))
-        return encoded
-
-    def _denoise(
-        self,
-        entry: TaskEntry,
-        task: Task,
-        sampler: schedulers.Scheduler,
-        noise: Array,
-        draw: Callable[[int, Sequence[int]], Array] | None,
-        condition: Array | None,
-        embeddings: Array,
-        progress: Progress | None,
-    ) -> Array:
-        """Noise [1, C, h, w] → final latent [1, C, h, w]; ``task`` as it is run, ``draw`` the fresh noise of a call."""
-        channels = self.manifest.latent_channels
-        unet = self.unet(task.name)
-        batch, rows = entry.task.unet_batch, ROWS[task.guidance]
-        padded = guidance.fill(rows, batch)
-        embeddings = guidance.fill(embeddings, batch)
-        # One buffer for all steps: the condition stays, and the noisy latent is written over.
-        sample = np.zeros((len(padded), channels + task.condition_channels(channels), *noise.shape[2:]), np.float32)
-        for index, row in enumerate(padded):
-            if condition is not None and row.condition:
-                sample[index, channels:] = condition[0]
-        timestep = np.zeros(1, np.float32)
-        inputs = {"sample": sample, "timestep": timestep, "encoder_hidden_states": embeddings}
-        if (taken := unet.inputs.get(guidance.SCALE_INPUT)) is not None:
-            inputs[guidance.SCALE_INPUT] = guidance.embed_scale(
-                task.guidance_scale, int(taken.shape[1] or 0), len(padded)
-            )
-
-        latents = noise * np.float32(sampler.init_noise_sigma)
-        calls = len(sampler.timesteps)
-        for index in range(calls):
-            sample[:, :channels] = sampler.scale_model_input(latents, index)
-            timestep[0] = sampler.timesteps[index]
-            output = guidance.run(unet, inputs, batch)[: len(rows)]
-            require_finite(
-                output,
-                "unet",
-                hint=advice(self.manifest, entry.engine),
-                task=task.name,
-                step=index + 1,
-                steps=calls,
-                timestep=float(timestep[0]),
-            )
-            answers = np.split(output, len(output))
-            guided = combine(task.guidance, answers, task.guidance_scale, task.image_guidance_scale)
-            latents = sampler.step(guided, index, latents, None if draw is None else draw(index, latents.shape))
-            if progress is not None:
-                progress(index + 1, calls)
-        return latents
-
-
-def _expect(engine: Engine, ref: EngineRef, name: str, shape: Sequence[int | None]) -> None:
-    """``BundleError`` unless ``engine`` has an input ``name`` that takes ``shape``."""
-    spec: TensorSpec | None = engine.inputs.get(name)
-    if spec is None:
-        raise BundleError(f"{ref.path} has no input {name!r}; it takes {', '.join(engine.inputs)}")
-    fits = len(spec.shape) == len(shape) and all(
-        None in (have, want) or have == want for have, want in zip(spec.shape, shape, strict=True)
-    )
-    if not fits:
-        raise BundleError(f"{ref.path} takes {name!r} as {spec}, and its manifest describes {list(shape)}")

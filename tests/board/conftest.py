@@ -195,7 +195,7 @@ def add_references(root: Path) -> None:
     tasks = {}
     for name, entry in loaded.manifest.tasks.items():
         loaded.unet(name)
-        recorder = loaded._engines[entry.engine.path] = Recorder(loaded.unet(name))  # type: ignore[assignment]
+        recorder = loaded.networks.engines[entry.engine.path] = Recorder(loaded.unet(name))  # type: ignore[assignment]
         image = None if name == "t2i" else Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB")
         noise = np.random.default_rng(3).standard_normal((1, 4, 8, 8), dtype=np.float32)
         made = loaded.run(name, "a red cat", image=image, latents=noise)

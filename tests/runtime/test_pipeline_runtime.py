@@ -203,13 +203,13 @@ def test_progress_and_default_steps(loaded: Runtime) -> None:
 
 def test_engines_are_opened_when_needed_and_kept(tiny_bundle: Any) -> None:
     with runtime.load(tiny_bundle[0]) as fresh:
-        assert fresh._engines == {}
+        assert fresh.networks.engines == {}
         fresh.run("t2i", "a", steps=1)
-        opened = dict(fresh._engines)
+        opened = dict(fresh.networks.engines)
         assert {path.split("/")[0] for path in opened} == {"text_encoder", "unet", "vae_decoder"}
         fresh.run("t2i", "b", steps=1)
-        assert fresh._engines == opened
-    assert fresh._engines == {}
+        assert fresh.networks.engines == opened
+    assert fresh.networks.engines == {}
 
 
 @pytest.mark.parametrize("guidance_batch", [1, 2, None])

@@ -1,0 +1,129 @@
+"""The networks of one bundle: opened when they are first needed, held against the manifest, and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mtu_compile import bundle
+from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
+from mtu_compile.core import vendors
+from mtu_compile.core.errors import BundleError
+from mtu_compile.runtime import built, guidance, images
+from mtu_compile.runtime.engine import Engine, TensorSpec, open_engine
+from mtu_compile.runtime.finite import advice, require_finite
+from mtu_compile.runtime.text import Tokenizer
+
+Array = NDArray[Any]
+
+#: Opens a network of the bundle in another way than the bundle says.
+Opener = Callable[[EngineRef], Engine]
+
+
+class Networks:
+    """The networks of one bundle.
+
+    Attributes:
+        engines: those that are open, by path of their graph.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, opener: Opener | None = None) -> None:
+        self._root, self._manifest = root, manifest
+        self._opener = opener or self._open_here
+        self.engines: dict[str, Engine] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    def open(self, ref: EngineRef) -> Engine:
+        """A network; opened and kept."""
+        engine = self.engines.get(ref.path)
+        if engine is None:
+            engine = self._opener(ref)
+            self.engines[ref.path] = engine
+        return engine
+
+    def close(self) -> None:
+        """Free all engines; they are opened again when they are needed again."""
+        for engine in self.engines.values():
+            engine.close()
+        self.engines.clear()
+
+    def unet(self, entry: TaskEntry) -> Engine:
+        """The UNet of a task; ``BundleError`` if it is not what the manifest describes."""
+        engine = self.open(entry.engine)
+        batch, channels = entry.task.unet_batch, self._manifest.latent_channels
+        wanted = (batch, channels + entry.task.condition_channels(channels), *self._manifest.latent_size)
+        _expect(engine, entry.engine, "sample", wanted)
+        if entry.task.guidance == "embedded":
+            _expect(engine, entry.engine, guidance.SCALE_INPUT, (batch, None))
+        return engine
+
+    def encode_picture(self, pixels: Array) -> Array:
+        """[1, 3, H, W] in [-1, 1] → [1, C, h, w], the mean of the posterior as a UNet latent."""
+        ref = self._manifest.vae_encoder
+        if ref is None:
+            raise BundleError("the bundle has no VAE encoder, which this task needs")
+        engine = self.open(ref)
+        _expect(engine, ref, "sample", pixels.shape)
+        moments = engine({"sample": pixels})["latent_parameters"]
+        require_finite(moments, "vae_encoder", hint=advice(self._manifest, ref))
+        return moments[:, : self._manifest.latent_channels] * np.float32(self._manifest.scaling_factor)
+
+    def decode_picture(self, latents: Array) -> Image.Image:
+        """[1, C, h, w], the final latent → the picture."""
+        ref = self._manifest.vae_decoder
+        engine = self.open(ref)
+        _expect(engine, ref, "latent_sample", latents.shape)
+        decoded = engine({"latent_sample": latents / np.float32(self._manifest.scaling_factor)})["sample"]
+        return images.to_picture(require_finite(decoded, "vae_decoder", hint=advice(self._manifest, ref)))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer; opened and kept."""
+        if self._tokenizer is None:
+            text = self._manifest.text
+            path = bundle.resolve(self._root, text.tokenizer)
+            self._tokenizer = Tokenizer(path, text.max_length, text.pad_id)
+        return self._tokenizer
+
+    def encode_text(self, prompts: Sequence[str]) -> list[Array]:
+        """One [L, D] for each prompt, in as few runs of the text encoder as its batch allows."""
+        text = self._manifest.text
+        engine = self.open(text.engine)
+        _expect(engine, text.engine, "input_ids", (None, text.max_length))
+        spec = engine.inputs["input_ids"]
+        batch = spec.shape[0] or len(prompts)
+        tokens = self.tokenizer(prompts).astype(spec.dtype, copy=False)
+        encoded: list[Array] = []
+        for start in range(0, len(prompts), batch):
+            part = tokens[start : start + batch]
+            used = len(part)
+            if used < batch:
+                part = np.concatenate([part, np.repeat(part[-1:], batch - used, axis=0)])
+            states = engine({"input_ids": part})["last_hidden_state"][:used]
+            encoded.extend(require_finite(states, "text_encoder", hint=advice(self._manifest, text.engine)))
+        return encoded
+
+    def _open_here(self, ref: EngineRef) -> Engine:
+        """With what was built from the graph on this machine, else on the machine the bundle comes from."""
+        prebuilt = built.find(self._root, self._manifest, ref) if ref.kind in vendors.builders() else None
+        if prebuilt is None and ref.prebuilt is not None:
+            prebuilt = bundle.resolve(self._root, ref.prebuilt)
+        graph = bundle.resolve(self._root, ref.path)
+        return open_engine(ref.kind, graph, ref.config, prebuilt, cache=self._root / bundle.BUILT)
+
+
+def _expect(engine: Engine, ref: EngineRef, name: str, shape: Sequence[int | None]) -> None:
+    """``BundleError`` unless ``engine`` has an input ``name`` that takes ``shape``."""
+    spec: TensorSpec | None = engine.inputs.get(name)
+    if spec is None:
+        raise BundleError(f"{ref.path} has no input {name!r}; it takes {', '.join(engine.inputs)}")
+    fits = len(spec.shape) == len(shape) and all(
+        None in (have, want) or have == want for have, want in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        raise BundleError(f"{ref.path} takes {name!r} as {spec}, and its manifest describes {list(shape)}")
