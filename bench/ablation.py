@@ -24,7 +24,8 @@ from bench import held_out, timing
 from calibration import quant_config
 from calibration.baselines import prompts_only, random_set
 from calibration.capture import capture
-from calibration.quantize import QuantSettings, quantize_onnx
+from calibration.quant_settings import QuantSettings
+from calibration.quantize import quantize_onnx
 from calibration.samples import split_samples
 from calibration.sets import CalibrationSet
 from mtu_compile.core.hashing import model_sha256

@@ -15,12 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from bench import held_out, timing
 from bench.seeding import defects, spoil
 from mtu_compile import bundle
-from mtu_compile.accuracy.thresholds import judge
+from mtu_compile.accuracy.metrics import METRICS
 from mtu_compile.accuracy.verdict import TaskCheck
 from mtu_compile.graph import io as graph_io
 from mtu_compile.runtime.reference import Reference
@@ -42,36 +40,19 @@ class Seen:
     beyond: bool
 
 
-#: Metrics of a guidance direction: name in the matrix → field of ``PooledGuidance``.
-GUIDANCE = {
-    "guidance_ratio": "worst_ratio",
-    "guidance_cosine": "cosine",
-    "pooled_guidance_ratio": "ratio",
-    "guidance_sqnr_db": "sqnr_db",
-}
-PICTURES = ("latent_psnr_db", "image_psnr_db", "ssim", "vif", "colour_difference", "inside_psnr_db", "outside_psnr_db")
-#: Columns of the matrix.
-METRICS = ("sqnr_db", "cosine", *GUIDANCE, *PICTURES, "truth_drop_db")
+#: Columns of the matrix: what is judged, and the colours.
+SHOWN = tuple(metric for metric in METRICS if metric.defaults is not None or metric.name == "colour_difference")
 
 
 def seen(check: TaskCheck) -> dict[str, Seen]:
     """What each metric that applies says."""
-    metrics = check.metrics
-    values: dict[str, float | None] = {"sqnr_db": check.worst_sqnr, "cosine": check.worst_cosine}
-    for name, field in GUIDANCE.items():
-        each = [getattr(one, field) for one in metrics.guidance.values()]
-        # Ratios are bad on both sides of 1, everything else of a delta when it is small.
-        by = (lambda ratio: -abs(np.log(max(ratio, 1e-12)))) if name.endswith("ratio") else float
-        values[name] = min(each, key=by) if each else None
-    values |= {name: getattr(metrics, name) for name in (*PICTURES, "truth_drop_db")}
-    beyond = {failure.metric for failure in judge(metrics, check.thresholds)}
-    for direction in metrics.guidance:
-        beyond |= {name.removeprefix(f"{direction}_") for name in beyond if "guidance" in name}
-    return {
-        name: Seen(round(float(value), 4), getattr(check.thresholds, name, None), name in beyond)
-        for name, value in values.items()
-        if value is not None
-    }
+    says = {}
+    for metric in SHOWN:
+        if (value := metric.worst(check.metrics)) is not None:
+            limit = check.thresholds[metric.name]
+            beyond = limit is not None and metric.missed(value, limit) is not None
+            says[metric.name] = Seen(round(float(value), 4), limit, beyond)
+    return says
 
 
 def record(model: Path, data: Path, names: Sequence[str], pictures: int, steps: int) -> dict[str, Reference]:
@@ -95,7 +76,7 @@ def markdown(results: Mapping[str, Mapping[str, Mapping[str, Seen]]]) -> str:
     """One table a task: defects × metrics, bold where a metric is beyond its threshold."""
     lines = []
     for task, rows in results.items():
-        columns = [name for name in METRICS if any(name in row for row in rows.values())]
+        columns = [one.name for one in SHOWN if any(one.name in row for row in rows.values())]
         thresholds = {name: next(row[name].threshold for row in rows.values() if name in row) for name in columns}
         lines += [f"### {task}", "", f"| defect | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
         asked = ("-" if thresholds[name] is None else f"{thresholds[name]:g}" for name in columns)

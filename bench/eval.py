@@ -61,7 +61,7 @@ def figures(check: TaskCheck) -> dict[str, Any]:
     summary = check.summary()
     keys = ("pictures", "worst_sqnr_db", "mean_sqnr_db", "guidance_ratio", "guidance", "latent_psnr_db")
     more = ("image_psnr_db", "ssim", "vif", "colour_difference", "inside_psnr_db", "outside_psnr_db", "truth", "region")
-    least = min(one.ssim for one in check.metrics.pictures if one.ssim is not None)
+    least = min(value for one in check.metrics.pictures if (value := one.values["ssim"]) is not None)
     return {**{key: summary[key] for key in (*keys, *more)}, "least_ssim": least}
 
 

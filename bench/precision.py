@@ -29,7 +29,7 @@ from calibration.fp8 import GEMMS, to_fp8
 from calibration.quantize import quantize_onnx
 from calibration.record import record_reference
 from calibration.samples import load_samples
-from mtu_compile.accuracy.metrics import sqnr_db
+from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.core.tasks import find_task
 from mtu_compile.graph import io as graph_io
 from mtu_compile.model import export

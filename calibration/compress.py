@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.quantize import load_float, quiet_nncf, resolve_scopes
+from calibration.nncf_run import quiet_nncf
+from calibration.quantize import load_float, resolve_scopes
 from mtu_compile.core.errors import ConfigError, PassError
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph import qdq

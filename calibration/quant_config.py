@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calibration.quantize import QuantSettings
+from calibration.quant_settings import QuantSettings
 from mtu_compile import bundle
 from mtu_compile.core.errors import ConfigError
 

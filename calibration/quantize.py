@@ -16,36 +16,22 @@ What NNCF 3.4 does to a Stable Diffusion UNet with the settings used here (prese
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
-from types import NoneType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from calibration.qdq import LAYERS, count_pairs, drop_idle, sign_activations, verify
+from calibration.nncf_graph import LAYERS, count_pairs, drop_idle, sign_activations, verify
+from calibration.nncf_run import Feed, run_nncf
+from calibration.quant_settings import QuantSettings
 from mtu_compile.core.errors import CalibrationError, ConfigError, ModelError, PassError
 
 if TYPE_CHECKING:
     import onnx
-
-Feed = Mapping[str, NDArray[Any]]
-
-
-#: Range estimators of activations, by NNCF's name for them (``RangeEstimatorParametersSet``).
-RANGE_ESTIMATORS = {
-    "minmax": "MINMAX",
-    "mean-minmax": "MEAN_MINMAX",
-    "median-minmax": "MEDIAN_MINMAX",
-    "histogram": "HISTOGRAM",
-}
 
 
 class HasInputs(Protocol):
@@ -53,64 +39,6 @@ class HasInputs(Protocol):
 
     @property
     def inputs(self) -> Sequence[Feed]: ...
-
-
-@dataclass(frozen=True)
-class QuantSettings:
-    """How a graph is quantised.
-
-    Attributes:
-        subset_size: calibration samples used, spread evenly over the set; ``None`` for all of them.
-        smooth_quant_alpha: SmoothQuant's migration strength of linear layers, 0 to 1; ``None`` switches it off. 0.95 is
-            NNCF's default for transformers.
-        range_estimator: what becomes of an activation's values over the samples: one of ``RANGE_ESTIMATORS``. NNCF's
-            default is the mean of the samples' extremes; a histogram whose range costs the least squared error is
-            better where timesteps differ much (emoji example, text-to-image: worst call 26.3 dB instead of 21.2).
-        weight_bits_fix: NNCF's overflow fix: the first layers' weights lose a bit, for CPUs that add products of 8 bits
-            in 16 (AVX2 without VNNI). Everything this project builds for adds them in 32.
-        fast_bias_correction: correct biases for the shift that quantised weights cause. ``False`` leaves them alone
-            (NNCF's slow correction, which it would fall back to, breaks ONNX graphs after SmoothQuant: 3.4.0).
-        ignored_scopes: what stays float: names of nodes, operation types, or regular expressions that match whole
-            node names, looked up in this order. One that matches nothing is an error.
-    """
-
-    subset_size: int | None = None
-    smooth_quant_alpha: float | None = 0.95
-    range_estimator: str = "mean-minmax"
-    weight_bits_fix: bool = False
-    fast_bias_correction: bool = True
-    ignored_scopes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.subset_size is not None and self.subset_size < 1:
-            raise ConfigError(f"subset size {self.subset_size} is not at least 1")
-        if self.smooth_quant_alpha is not None and not 0 <= self.smooth_quant_alpha <= 1:
-            raise ConfigError(f"smooth-quant alpha {self.smooth_quant_alpha} is not between 0 and 1")
-        if self.range_estimator not in RANGE_ESTIMATORS:
-            known = ", ".join(RANGE_ESTIMATORS)
-            raise ConfigError(f"there is no range estimator {self.range_estimator!r}", hint=f"known: {known}")
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "ignored_scopes": list(self.ignored_scopes)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> QuantSettings:
-        """The inverse of ``to_json``; ``ConfigError`` naming what is unknown or of the wrong kind."""
-        kinds: dict[str, tuple[type, ...]] = {
-            "subset_size": (int, NoneType),
-            "smooth_quant_alpha": (int, float, NoneType),
-            "range_estimator": (str,),
-            "weight_bits_fix": (bool,),
-            "fast_bias_correction": (bool,),
-            "ignored_scopes": (list,),
-        }
-        for name, value in data.items():
-            if name not in kinds:
-                raise ConfigError(f"unknown setting {name!r}", hint=f"known: {', '.join(kinds)}")
-            strings = name != "ignored_scopes" or (isinstance(value, list) and all(type(v) is str for v in value))
-            if type(value) not in kinds[name] or not strings:
-                raise ConfigError(f"setting {name!r} is {value!r}, which is not what belongs there")
-        return cls(**{**data, "ignored_scopes": tuple(data.get("ignored_scopes", ()))})
 
 
 @dataclass(frozen=True)
@@ -182,7 +110,7 @@ def quantize_onnx(
     samples = _pick(feeds, settings.subset_size)
     _check_samples(graph, samples)
     ignored = resolve_scopes(graph, settings.ignored_scopes)
-    quantised = _run_nncf(graph, model, samples, ignored, settings, progress)
+    quantised = run_nncf(graph, model, samples, ignored, settings, progress)
     sign_activations(quantised)
     drop_idle(quantised)
     layers, float_layers = verify(quantised)
@@ -262,101 +190,6 @@ def _check_samples(model: onnx.ModelProto, samples: Sequence[Feed]) -> None:
                 raise CalibrationError(f"calibration sample {index}: {name!r} is {found}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise CalibrationError(f"calibration sample {index}: {name!r} has NaN or Inf values")
-
-
-def _run_nncf(
-    model: onnx.ModelProto,
-    path: Path,
-    samples: Sequence[Feed],
-    ignored: Sequence[str],
-    settings: QuantSettings,
-    progress: Callable[[int, int], None] | None,
-) -> onnx.ModelProto:
-    with quiet_nncf():
-        import nncf
-        from nncf.onnx.quantization.backend_parameters import BackendParameters
-        from nncf.quantization.advanced_parameters import (
-            AdvancedQuantizationParameters,
-            AdvancedSmoothQuantParameters,
-            OverflowFix,
-        )
-        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-
-        smooth = settings.smooth_quant_alpha is not None
-        alpha = settings.smooth_quant_alpha if smooth else -1.0
-        total = len(samples) * (2 if smooth else 1)  # SmoothQuant collects statistics of its own first
-        seen = 0
-
-        def feed(sample: Feed) -> dict[str, NDArray[Any]]:
-            nonlocal seen
-            seen += 1
-            if progress is not None:
-                progress(min(seen, total), total)
-            return dict(sample)
-
-        advanced = AdvancedQuantizationParameters(
-            overflow_fix=OverflowFix.FIRST_LAYER if settings.weight_bits_fix else OverflowFix.DISABLE,
-            activations_range_estimator_params=getattr(
-                RangeEstimatorParametersSet, RANGE_ESTIMATORS[settings.range_estimator]
-            ),
-            smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=alpha),
-            disable_bias_correction=not settings.fast_bias_correction,
-            backend_params={BackendParameters.EXTERNAL_DATA_DIR: str(path.parent.resolve())},
-        )
-        # The decorator around nncf.quantize reports every call to its vendor's analytics service.
-        quantize = getattr(nncf.quantize, "__wrapped__", nncf.quantize)
-        try:
-            with _no_arena():
-                return quantize(
-                    model,
-                    nncf.Dataset(list(samples), feed),
-                    preset=nncf.QuantizationPreset.PERFORMANCE,
-                    model_type=nncf.ModelType.TRANSFORMER,
-                    subset_size=len(samples),
-                    ignored_scope=nncf.IgnoredScope(names=list(ignored)) if ignored else None,
-                    advanced_parameters=advanced,
-                )
-        except MemoryError:
-            raise
-        except Exception as error:  # NNCF, ONNX and ONNX Runtime each have their own
-            raise PassError(f"nncf cannot quantise {path.name}: {error}") from error
-
-
-@contextmanager
-def _no_arena() -> Iterator[None]:
-    """Let NNCF's ONNX Runtime sessions give memory back after a run; NNCF itself has no option for that.
-
-    Their arenas hold on to a gigabyte of a graph of Stable Diffusion 1.5's size, while others are opened.
-    """
-    import nncf.onnx.engine
-    import onnxruntime
-
-    def options() -> onnxruntime.SessionOptions:
-        made = onnxruntime.SessionOptions()
-        made.enable_cpu_mem_arena = False
-        return made
-
-    original = nncf.onnx.engine.rt
-    nncf.onnx.engine.rt = SimpleNamespace(SessionOptions=options, InferenceSession=onnxruntime.InferenceSession)
-    try:
-        yield
-    finally:
-        nncf.onnx.engine.rt = original
-
-
-@contextmanager
-def quiet_nncf() -> Iterator[None]:
-    """Keep NNCF's log and progress bars, which go to standard output, out of it."""
-    logger = logging.getLogger("nncf")
-    with redirect_stdout(StringIO()):
-        import nncf  # noqa: F401 (its import sets the logger up)
-
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 def _save(proto: onnx.ModelProto, out: Path) -> None:

@@ -1,9 +1,4 @@
-"""How large activations get: in each layer, in each task, and where one scale for all tasks would cost one of them.
-
-A symmetric INT8 quantiser has 127 steps up to its range, so its noise grows with the range. Engines that serve several
-tasks with one set of scales have to take the largest range, and a task whose own is smaller pays
-20·log10(shared / own) dB of signal to quantisation noise: 6 dB for each bit.
-"""
+"""How large activations get in each layer: as a quantised graph allows, and as a float graph has them."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ import math
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +19,9 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from mtu_compile.bundle import Manifest
-
-FORMAT = "mtu-activation-ranges-1"
 
 #: Largest integer of a symmetric int8 quantiser.
 INT8_MAX = 127.0
-
-#: A layer is a conflict where a shared scale costs some task more than this: one of its 8 bits.
-LIMIT_DB = 6.0
 
 #: Bytes of activations one run of a graph may hand out; more layers take more runs.
 OUTPUT_BYTES = 1 << 30
@@ -55,35 +44,6 @@ class Range:
     absmax: float
     p9999: float
     rms: float
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What one scale for all tasks would mean for a layer.
-
-    Attributes:
-        layer: name of the node.
-        ranges: by task, the largest magnitude of its own.
-        loss_db: by task, signal to quantisation noise lost to the scale of the largest.
-    """
-
-    layer: str
-    ranges: Mapping[str, float]
-    loss_db: Mapping[str, float]
-
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The task that loses most, and how many dB."""
-        task = max(self.loss_db, key=lambda name: self.loss_db[name])
-        return task, self.loss_db[task]
-
-    def __str__(self) -> str:
-        task, loss = self.worst
-        largest = max(self.ranges, key=lambda name: self.ranges[name])
-        return (
-            f"{self.layer}: the range of {largest} ({self.ranges[largest]:.3g}) costs {task} ({self.ranges[task]:.3g}) "
-            f"{loss:.1f} dB"
-        )
 
 
 def graph_ranges(int8_graph: Path) -> dict[str, float]:
@@ -157,59 +117,6 @@ def measure_ranges(
                     progress(1)
     measured = {name: counter.range() for name, counter in counters.items()}
     return {layer: max((measured[n] for n in names), key=lambda one: one.absmax) for layer, names in layers.items()}
-
-
-def spread(ranges: Mapping[str, Mapping[str, float]]) -> tuple[Shared, ...]:
-    """All layers that two or more tasks have, with what a shared scale costs, worst first.
-
-    A task in which a layer sees nothing but zeros loses nothing there.
-
-    Args:
-        ranges: by task and layer, the largest magnitude.
-    """
-    layers = dict.fromkeys(layer for one in ranges.values() for layer in one)
-    found = []
-    for layer in layers:
-        own = {task: one[layer] for task, one in ranges.items() if one.get(layer, 0.0) > 0}
-        if len(own) >= 2:
-            shared = max(own.values())
-            found.append(Shared(layer, own, {task: 20 * math.log10(shared / size) for task, size in own.items()}))
-    return tuple(sorted(found, key=lambda one: (-one.worst[1], one.layer)))
-
-
-def compare(ranges: Mapping[str, Mapping[str, float]], *, limit_db: float = LIMIT_DB) -> tuple[Shared, ...]:
-    """The conflicts: layers whose shared scale costs some task more than ``limit_db``, worst first; see ``spread``."""
-    return tuple(one for one in spread(ranges) if one.worst[1] > limit_db)
-
-
-def bundle_ranges(manifest: Manifest) -> dict[str, dict[str, float]]:
-    """By task and layer, the INT8 ranges a bundle was built with; tasks whose build recorded none are absent."""
-    found = {}
-    for task, entry in manifest.tasks.items():
-        quantisation = entry.extra.get("quantisation") or {}
-        if quantisation.get("ranges"):
-            found[task] = {str(layer): float(size) for layer, size in quantisation["ranges"].items()}
-    return found
-
-
-def largest(measured: Mapping[str, Mapping[str, Range]]) -> dict[str, dict[str, float]]:
-    """Measured ranges as ``spread`` and ``compare`` take them."""
-    return {task: {layer: one.absmax for layer, one in layers.items()} for task, layers in measured.items()}
-
-
-def to_json(measured: Mapping[str, Mapping[str, Range]]) -> dict[str, Any]:
-    """Measured ranges by task, and the conflicts between the tasks."""
-    conflicts = [
-        {"layer": one.layer, "ranges": dict(one.ranges), "loss_db": {t: round(x, 2) for t, x in one.loss_db.items()}}
-        for one in compare(largest(measured))
-    ]
-    return {
-        "format": FORMAT,
-        "tasks": {task: {layer: asdict(one) for layer, one in layers.items()} for task, layers in measured.items()},
-        "layers_compared": len(spread(largest(measured))),
-        "limit_db": LIMIT_DB,
-        "conflicts": conflicts,
-    }
 
 
 class _Counter:

@@ -101,7 +101,7 @@ def split_samples(
 
 
 def example_row(task: Task) -> str:
-    """A line of ``metadata.jsonl`` with what ``task`` can not do without; the pictures lie beside the file."""
+    """A line of ``metadata.jsonl`` with what ``task`` cannot do without; the pictures lie beside the file."""
     row = {} if task.guidance == "none" else {"prompt": "a red apple"}
     if "image" in task.condition and task.downscale is None:
         row["image_file_name"] = "1.png"

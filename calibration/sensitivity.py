@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.switches import SwitchedGraph, Unit
-from mtu_compile.accuracy.metrics import StepMetrics, decibels, step_metrics
+from calibration.switched_graph import SwitchedGraph
+from calibration.units import Unit
+from mtu_compile.accuracy.calls import StepMetrics, step_metrics
+from mtu_compile.accuracy.formulas import decibels
 from mtu_compile.core.errors import CalibrationError
 from mtu_compile.core.guidance import Guidance
 from mtu_compile.runtime.engine import OUTPUT
@@ -94,7 +96,7 @@ def measure(
         for output in graph.run_each(call.inputs):
             step = _compare(call, output, guidance)
             noise.append(10 ** (-step.sqnr_db / 10))
-            deltas.append([one.error_energy / one.energy if one.energy else 0.0 for one in step.guidance])
+            deltas.append([delta.error_energy / delta.energy if delta.energy else 0.0 for delta in step.guidance])
             if progress is not None:
                 progress(1)
     shape = (len(calls), len(graph.units))
@@ -106,7 +108,7 @@ def measure(
     )
 
 
-def compare(
+def compare_calls(
     graph: SwitchedGraph, calls: Sequence[Call], int8: Collection[str], *, guidance: Guidance
 ) -> tuple[StepMetrics, ...]:
     """Every call with the units named in ``int8`` quantised, against the float graph."""
@@ -119,7 +121,7 @@ def answers(graph: SwitchedGraph, inputs: Sequence[Feed]) -> tuple[Call, ...]:
     return tuple(Call(feed, output) for feed, output in zip(inputs, graph.run_all(inputs), strict=True))
 
 
-def spread(timesteps: Sequence[float], count: int) -> list[int]:
+def evenly_spread(timesteps: Sequence[float], count: int) -> list[int]:
     """Places of ``count`` of ``timesteps`` that differ as much as they can, in order; of equal ones those far apart."""
     if count >= len(timesteps):
         return list(range(len(timesteps)))

@@ -31,7 +31,7 @@ def write_folder(folder: Path, sets: Mapping[str, CalibrationSet], ranges: Mappi
     Args:
         folder: a staging folder (``mtu_compile.core.atomic.staging``): this is not atomic by itself.
         sets: at least one.
-        ranges: what ``calibration.ranges.to_json`` made of them.
+        ranges: what ``calibration.shared_scales.to_json`` made of them.
     """
     for task, made in sets.items():
         made.save(folder / _file(task))

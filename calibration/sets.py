@@ -1,4 +1,4 @@
-"""Calibration sets: real UNet inputs of one task of one model, on disk as safetensors that can not be mistaken.
+"""Calibration sets: real UNet inputs of one task of one model, on disk as safetensors that cannot be mistaken.
 
 A set knows what it was made for and hashes its content. ``verify`` refuses a set for another task or model, one whose
 bytes have changed, and tensors that do not come from a denoising trajectory.
@@ -161,7 +161,7 @@ class CalibrationSet:
             loaded = cls(inputs=inputs, **header)
             intact = loaded.sha256 == recorded
         except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise CalibrationError(f"{path} can not be read: {error}", hint=CAPTURE_HINT) from error
+            raise CalibrationError(f"{path} cannot be read: {error}", hint=CAPTURE_HINT) from error
         if not intact:
             raise CalibrationError(f"the content of {path} has changed since it was captured", hint=CAPTURE_HINT)
         return loaded
@@ -216,7 +216,7 @@ class CalibrationSet:
         return None
 
     def _not_a_trajectory(self) -> str | None:
-        """Why the inputs can not come from denoising trajectories; ``None`` if they can."""
+        """Why the inputs cannot come from denoising trajectories; ``None`` if they can."""
         for number, seed in enumerate(self.seeds):
             calls = [x for x, i in zip(self.inputs, self.trajectories, strict=True) if i == number]
             if reason := _inconsistent(calls, self.latent_channels) or _implausible(calls, self.latent_channels, seed):
@@ -247,7 +247,7 @@ def _pictureless(call: Inputs, channels: int) -> bool:
 
 
 def _implausible(calls: Sequence[Inputs], channels: int, seed: int) -> str | None:
-    """Why the latents of one trajectory can not be a denoising; ``None`` if they can.
+    """Why the latents of one trajectory cannot be a denoising; ``None`` if they can.
 
     It starts at the noise of its seed; time runs down; neighbouring latents are correlated, and less so the further
     apart they are, as the noise goes down along the schedule; yet every step changes something.

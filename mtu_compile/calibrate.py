@@ -11,9 +11,10 @@ from pathlib import Path
 
 from calibration.capture import CALLS
 from calibration.notices import RowNotice
-from calibration.ranges import Range, measure_ranges, to_json
+from calibration.ranges import Range, measure_ranges
 from calibration.set_folder import INDEX, write_folder
 from calibration.sets import CalibrationSet
+from calibration.shared_scales import to_json
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.hashing import model_sha256

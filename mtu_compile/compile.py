@@ -16,6 +16,7 @@ from pathlib import Path
 import passes
 import targets
 from mtu_compile import bundle
+from mtu_compile.accuracy.threshold_file import Limits
 from mtu_compile.core.atomic import scratch
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
@@ -26,6 +27,7 @@ from mtu_compile.stages.host_needs import host_needs, with_time
 from mtu_compile.stages.job import BuildOptions, BuildResult, Drawing, Graphs, Model, Observed, PlanOptions, Workload
 from mtu_compile.stages.layout import Layout, unet_folders
 from mtu_compile.stages.specialise import specialise
+from mtu_compile.stages.thresholds import asked_thresholds
 from targets.base import Target
 
 __all__ = ["BuildOptions", "BuildResult", "PlanOptions", "build", "plan"]
@@ -46,10 +48,11 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     target = targets.get(options.target)
     load.check_options(options, target)
     edits = passes.load_passes(options.passes)
+    thresholds = asked_thresholds(options)
     target.probe().require(target.spec.name)
     with bundle.staging(options.output, replace=options.force) as folder:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.work-") as work:
-            manifest = _compile(options, target, edits, folder, Path(work), progress)
+            manifest = _compile(options, target, edits, thresholds, folder, Path(work), progress)
         manifest, checked = pass_gate(folder, bundle.write(folder, manifest), target, options.gate, progress)
     return BuildResult(options.output, manifest, checked)
 
@@ -58,6 +61,7 @@ def _compile(
     options: BuildOptions,
     target: Target,
     edits: Sequence[passes.UserPass],
+    thresholds: Limits,
     folder: Path,
     work: Path,
     progress: Progress,
@@ -125,6 +129,7 @@ def _compile(
             steps=options.steps,
             given_set=options.calibration,
             notices=notices[name],
+            thresholds=thresholds.get(name),
             folder=folder,
         )
     layout.write(folder)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mtu_compile import bundle as bundles
 from mtu_compile import runtime
-from mtu_compile.accuracy.metrics import psnr_db
+from mtu_compile.accuracy.formulas import psnr_db
 
 MODEL = Path(__file__).parents[1] / "examples" / "emoji" / "model"
 #: Where ``make interop`` installs optimum-intel, which takes older transformers than this project.

@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw
 from skimage.restoration import inpaint_biharmonic
 
 from examples.emoji.make_tasks import seeded_mask
-from mtu_compile.accuracy.metrics import image_metrics, psnr_db
+from mtu_compile.accuracy.formulas import picture_psnr_db, psnr_db, ssim
+from mtu_compile.accuracy.threshold_file import THRESHOLDS
 from mtu_compile.model.pipeline import MTUPipeline
 
 HERE = Path(__file__).resolve().parent
@@ -46,6 +47,12 @@ def small(truth: Image.Image) -> Image.Image:
     return truth.resize((truth.width // 4, truth.height // 4), Image.Resampling.BOX)
 
 
+def likeness(truth: Image.Image, picture: Image.Image) -> tuple[float, float | None]:
+    """PSNR, decibels, and SSIM."""
+    pair = np.asarray(truth), np.asarray(picture)
+    return picture_psnr_db(*pair), ssim(*pair)
+
+
 def evaluate(pipeline: MTUPipeline, held_out: Path, limit: int) -> dict[str, dict[str, float]]:
     """Mean PSNR and SSIM against the truth on held-out rows, beside what doing nothing would give."""
     results = {}
@@ -57,8 +64,8 @@ def evaluate(pipeline: MTUPipeline, held_out: Path, limit: int) -> dict[str, dic
             source = small(truth) if task == "sr" else Image.open(held_out / task / row["image_file_name"])
             made = pipeline(row.get("prompt", ""), task=task, image=source, seed=seed, num_inference_steps=STEPS)
             plain = source.convert("RGB").resize(truth.size, Image.Resampling.BICUBIC)
-            ours.append(image_metrics(np.asarray(truth), np.asarray(made.images[0])))
-            theirs.append(image_metrics(np.asarray(truth), np.asarray(plain)))
+            ours.append(likeness(truth, made.images[0]))
+            theirs.append(likeness(truth, plain))
         results[task] = {
             "pictures": limit,
             "psnr_db": fmean(p for p, _ in ours),
@@ -145,6 +152,21 @@ def draw(bands: list[tuple[str, list[list[Image.Image]]]], columns: int, scale: 
     return sheet
 
 
+def replace_model(model: Path, trained: Path, samples: Path) -> None:
+    """Put a trained pipeline and its samples in the place of ``model``, which keeps its thresholds.
+
+    A model that was trained anew has to be as good in INT8 as the one before, or has to be given others
+    (``mtu-compile check --suggest-thresholds``).
+    """
+    thresholds = model / THRESHOLDS
+    asked = thresholds.read_bytes() if thresholds.is_file() else None
+    shutil.rmtree(model, ignore_errors=True)
+    shutil.copytree(trained, model)
+    shutil.copytree(samples, model / "samples")
+    if asked is not None and not thresholds.exists():
+        thresholds.write_bytes(asked)
+
+
 def demo_pictures(held_out: Path, folder: Path) -> None:
     """The held-out inputs ``make demo`` starts from."""
     folder.mkdir(exist_ok=True)
@@ -165,10 +187,7 @@ def main() -> None:
     trained = args.model or args.work / "mtu"
 
     pipeline = MTUPipeline.from_pretrained(trained)
-    target = HERE / "model"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(trained, target)
-    shutil.copytree(args.work / "samples", target / "samples")
+    replace_model(HERE / "model", trained, args.work / "samples")
     demo_pictures(args.work / "held-out", HERE / "demo")
     results = evaluate(pipeline, args.work / "held-out", args.limit)
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")

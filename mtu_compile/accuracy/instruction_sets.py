@@ -1,8 +1,9 @@
 """Is a bundle for CPUs right on other CPUs, too? Its UNets run at every instruction set this one can stand in for.
 
-Each level runs in a process of its own (``python -m mtu_compile.accuracy.instruction_sets BUNDLE``), as oneDNN reads
-its limit once. A level passes if each UNet call keeps its task's thresholds, and none is more than ``SLACK_DB`` worse
-than the worst one at this CPU's own level: kernels that compute what the graph says differ by rounding alone.
+Each level runs in a process of its own (``python -m mtu_compile.accuracy.instruction_sets BUNDLE [THRESHOLDS]``), as
+oneDNN reads its limit once. A level passes if each UNet call keeps its task's thresholds, and none is more than
+``SLACK_DB`` worse than the worst one at this CPU's own level: kernels that compute what the graph says differ by
+rounding alone.
 
 What is measured is accuracy. Times at an imitated level are not those of a CPU that has no other.
 """
@@ -21,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from mtu_compile import bundle, runtime
-from mtu_compile.accuracy.metrics import step_metrics
+from mtu_compile.accuracy.recorded import compare_recorded, some_calls
 from mtu_compile.accuracy.task_metrics import TaskMetrics
+from mtu_compile.accuracy.threshold_file import judged_by, read_thresholds
 from mtu_compile.accuracy.thresholds import Thresholds, in_words, judge
 from mtu_compile.bundle import InstructionSetProof, Manifest
 from mtu_compile.core.errors import BundleError, MtuError
 from mtu_compile.core.progress import Progress
 from mtu_compile.runtime import cpu_isa
-from mtu_compile.runtime.engine import OUTPUT
 from mtu_compile.runtime.reference import Reference
 
 #: UNet calls of each task, spread evenly over what was recorded.
@@ -46,14 +47,21 @@ MOST_DB = 300.0
 #: Differences above this are the order of sums, decibels (as ``parity.ENOUGH_DB``).
 ENOUGH_DB = 60.0
 
-#: Thresholds of single UNet calls; all others are about pictures, which are made at the CPU's own level.
-_OF_CALLS = ("sqnr_db", "cosine", "guidance_ratio", "guidance_cosine")
-
 
 def prove(
-    root: Path, *, levels: Sequence[str] | None = None, progress: Progress | None = None
+    root: Path,
+    *,
+    levels: Sequence[str] | None = None,
+    thresholds: Path | None = None,
+    progress: Progress | None = None,
 ) -> tuple[InstructionSetProof, ...]:
     """Run the bundle at each of ``levels``, by default all that this process's CPU can stand in for, lowest first.
+
+    Args:
+        root: the bundle's folder.
+        levels: in oneDNN's words.
+        thresholds: file of thresholds to judge by instead of those the bundle carries.
+        progress: told of every level.
 
     Raises:
         BundleError: the bundle is damaged, or carries no reference for a task.
@@ -70,34 +78,31 @@ def prove(
     ):
 
         def run(level: str) -> InstructionSetProof:
-            proof = _in_process(root, level, imitated=level != own)
+            proof = _in_process(root, thresholds, level, imitated=level != own)
             advance(1)
             return proof
 
         proofs = tuple(pool.map(run, levels))
-    at_home = next((one for one in proofs if one.level == own), None)
-    return proofs if at_home is None else tuple(_compared(one, at_home) for one in proofs)
+    at_home = next((proof for proof in proofs if proof.level == own), None)
+    return proofs if at_home is None else tuple(_compared(proof, at_home) for proof in proofs)
 
 
 def measure(root: Path, manifest: Manifest) -> dict[str, TaskMetrics]:
     """By task, some recorded UNet calls at this process's own level."""
-    found = {}
+    measured = {}
     for name, entry in manifest.tasks.items():
         if entry.reference is None:
             raise BundleError(f"the bundle carries no reference for task {name!r}", hint="build it again")
         reference = Reference.load(bundle.resolve(root, entry.reference))
-        steps = []
         with runtime.Runtime(root, manifest) as loaded:  # one UNet in memory at a time
-            unet = loaded.unet(name)
-            for inputs, output, timestep in reference.calls(CALLS):
-                measured = step_metrics({OUTPUT: output}, unet(inputs), timestep=timestep, guidance=entry.task.guided)
-                steps.append(measured)
-        found[name] = TaskMetrics(tuple(steps))
-    return found
+            calls = some_calls(reference, CALLS)
+            measured[name] = TaskMetrics(compare_recorded(loaded.unet(name), calls, guidance=entry.task.guided))
+    return measured
 
 
-def _in_process(root: Path, level: str, *, imitated: bool) -> InstructionSetProof:
-    command = [sys.executable, "-m", "mtu_compile.accuracy.instruction_sets", str(root)]
+def _in_process(root: Path, thresholds: Path | None, level: str, *, imitated: bool) -> InstructionSetProof:
+    files = [str(root), *([] if thresholds is None else [str(thresholds)])]
+    command = [sys.executable, "-m", "mtu_compile.accuracy.instruction_sets", *files]
     environment = {**os.environ, cpu_isa.LIMIT: level} if imitated else dict(os.environ)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     try:
@@ -112,24 +117,25 @@ def _in_process(root: Path, level: str, *, imitated: bool) -> InstructionSetProo
         ) from error
 
 
-def _compared(one: InstructionSetProof, at_home: InstructionSetProof) -> InstructionSetProof:
-    """``one`` with a failure for each task that is worse than at the CPU's own level by more than rounding."""
-    failures = list(one.failures)
-    for name, worst in one.worst_sqnr_db.items():
+def _compared(proof: InstructionSetProof, at_home: InstructionSetProof) -> InstructionSetProof:
+    """``proof`` with a failure for each task that is worse than at the CPU's own level by more than rounding."""
+    failures = list(proof.failures)
+    for name, worst in proof.worst_sqnr_db.items():
         expected = at_home.worst_sqnr_db.get(name)
         if expected is not None and worst < min(expected, ENOUGH_DB) - SLACK_DB:
             failures.append(f"{name}: {worst:.1f} dB, and {expected:.1f} dB at {at_home.level}")
-    return replace(one, failures=tuple(failures))
+    return replace(proof, failures=tuple(failures))
 
 
-def _proof(root: Path) -> InstructionSetProof:
-    manifest = bundle.read(root, verify=False)
+def _proof(root: Path, thresholds: Path | None = None) -> InstructionSetProof:
+    given = None if thresholds is None else read_thresholds(thresholds)
+    manifest = judged_by(bundle.read(root, verify=False), given, thresholds)
     measured = measure(root, manifest)
     failures: list[str] = []
     for name, metrics in measured.items():
-        every = Thresholds.default(manifest.precision, name)
-        thresholds = every.without([field for field in vars(every) if field not in _OF_CALLS])
-        failures += (f"{name}: {failure}" for failure in in_words(judge(metrics, thresholds), len(metrics.steps)))
+        # All others are about pictures, which are made at the CPU's own level.
+        asked = Thresholds.of_bundle(manifest.precision, manifest.tasks[name].thresholds).of_calls()
+        failures += (f"{name}: {failure}" for failure in in_words(judge(metrics, asked), len(metrics.steps)))
     # NaN has failed its threshold already, and outputs that are equal bit by bit have no noise.
     values = {name: min(step.sqnr_db for step in metrics.steps) for name, metrics in measured.items()}
     worst = {name: min(value, MOST_DB) for name, value in values.items() if not math.isnan(value)}
@@ -137,9 +143,9 @@ def _proof(root: Path) -> InstructionSetProof:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the proof of one bundle at this process's level as JSON."""
+    """Print the proof of a bundle at this process's level as JSON; judged by a file of thresholds, if one is given."""
     try:
-        print(json.dumps(_proof(Path(arguments[0])).to_json()))
+        print(json.dumps(_proof(*map(Path, arguments)).to_json()))
     except MtuError as error:
         print(json.dumps({"error": error.message}))
     return 0

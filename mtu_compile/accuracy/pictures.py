@@ -1,24 +1,21 @@
-"""How far a candidate's picture is from the float original's, and where in it."""
+"""The part of a picture that a task was to change, and what is measured of it; metrics that others hand in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mtu_compile.accuracy.metrics import image_metrics, psnr_db, unit_picture
-from mtu_compile.accuracy.task_metrics import ClipMetrics, PictureMetrics, RegionMetrics, TruthMetrics
+from mtu_compile.accuracy.formulas import Array, picture_psnr_db, psnr_db, ssim, unit_picture
+from mtu_compile.accuracy.task_metrics import ClipMetrics, RegionMetrics, TruthMetrics
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.tasks import Task
-from mtu_compile.runtime import Result
 from mtu_compile.runtime.fitting import Frame
 from mtu_compile.runtime.reference import Trajectory
-
-Array = NDArray[Any]
 
 #: By how much of the full range a colour channel has to differ for the float original to have changed a pixel. An
 #: autoencoder does not give a picture back exactly (the emoji example's: 29.8 dB, 0.03 of the range on average), and
@@ -58,80 +55,28 @@ class Region:
         source: [H, W, 3], uint8: the picture the task started from.
     """
 
-    kind: Any
+    kind: Literal["mask", "edit"]
     inside: NDArray[np.bool_]
     source: Array
 
 
-def measure_picture(
-    one: Trajectory, made: Result, task: Task, perceptual: Perceptual, fit: Fit = "crop"
-) -> PictureMetrics:
-    """Everything about one picture.
-
-    Args:
-        one: what the float original did.
-        made: what the candidate made from the same noise, nothing pasted back.
-        task: says which parts of the picture were to change.
-        perceptual: the metrics that need torch.
-        fit: how both fitted a picture of other proportions.
-
-    Raises:
-        AccuracyError: pictures or latents of different shapes, or not finite.
-    """
-    want, have = np.asarray(one.picture), np.asarray(made.image)
-    psnr, ssim = picture_metrics(want, have)
-    region = changed_region(one, task, fit)
-    clip = None if perceptual.clip is None else perceptual.clip(one.picture, made.image, one.prompt)
-    return PictureMetrics(
-        latent_psnr_db=psnr_db(one.latents, made.latents),
-        psnr_db=psnr,
-        ssim=ssim,
-        colour_difference=colour_difference(want, have),
-        vif=None if perceptual.vif is None else perceptual.vif(want, have),
-        region=None if region is None else region_metrics(region, want, have),
-        truth=None if one.target is None else truth_metrics(np.asarray(one.target), want, have),
-        clip=clip,
-    )
-
-
-def picture_metrics(reference: Array, candidate: Array) -> tuple[float, float | None]:
-    """PSNR (decibels, peak 1) of two pictures [H, W, 3], and SSIM where scikit-image is installed."""
-    try:
-        return image_metrics(reference, candidate)
-    except ImportError:
-        return psnr_db(unit_picture(reference), unit_picture(candidate), peak=1.0), None
-
-
-def colour_difference(reference: Array, candidate: Array) -> float | None:
-    """Mean CIEDE2000 over the pixels of two pictures [H, W, 3] in sRGB; ``None`` without scikit-image.
-
-    The CIE's formula of 2001 (Sharma et al., 2005): about 1 is the least difference that is seen, black and white are
-    100 apart.
-    """
-    try:
-        from skimage.color import deltaE_ciede2000, rgb2lab
-    except ImportError:
-        return None
-    return float(np.mean(deltaE_ciede2000(rgb2lab(unit_picture(reference)), rgb2lab(unit_picture(candidate)))))
-
-
-def changed_region(one: Trajectory, task: Task, fit: Fit = "crop") -> Region | None:
-    """What the task was to change of ``one``'s source picture; ``None`` where it makes all of the picture.
+def changed_region(trajectory: Trajectory, task: Task, fit: Fit = "crop") -> Region | None:
+    """What the task was to change of the source picture; ``None`` where it makes all of the picture.
 
     A task with a mask changes what is inside. A task that is guided by text and sees a whole picture of the output's
     size edits it, and where is known from the float original alone: pixels of which a channel differs by more than
     ``EDITED`` from the source, and all within ``REACH`` of them.
     """
-    if one.image is None:
+    if trajectory.image is None:
         return None
-    width, height = one.picture.size
-    frame = Frame.of(one.image.size, (height, width), fit)
-    source = np.asarray(frame.picture(one.image))
-    if one.mask is not None:
-        return Region("mask", frame.mask(one.mask) > 0.5, source)
+    width, height = trajectory.picture.size
+    frame = Frame.of(trajectory.image.size, (height, width), fit)
+    source = np.asarray(frame.picture(trajectory.image))
+    if trajectory.mask is not None:
+        return Region("mask", frame.mask(trajectory.mask) > 0.5, source)
     if "image" not in task.condition or task.downscale is not None or task.guidance == "none":
         return None
-    differing = np.abs(unit_picture(np.asarray(one.picture)) - unit_picture(source)).max(axis=-1) > EDITED
+    differing = np.abs(unit_picture(np.asarray(trajectory.picture)) - unit_picture(source)).max(axis=-1) > EDITED
     reach = 2 * max(1, round(REACH * min(width, height))) + 1
     grown = Image.fromarray((differing * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(reach))
     return Region("edit", np.asarray(grown) > 0, source)
@@ -158,4 +103,9 @@ def region_metrics(region: Region, reference: Array, candidate: Array) -> Region
 
 def truth_metrics(truth: Array, reference: Array, candidate: Array) -> TruthMetrics:
     """Candidate and float original against the wanted picture, all [H, W, 3]."""
-    return TruthMetrics(*picture_metrics(truth, candidate), *picture_metrics(truth, reference))
+    return TruthMetrics(
+        picture_psnr_db(truth, candidate),
+        ssim(truth, candidate),
+        picture_psnr_db(truth, reference),
+        ssim(truth, reference),
+    )

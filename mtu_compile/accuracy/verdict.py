@@ -10,15 +10,14 @@ from typing import Any
 from PIL import Image
 
 from mtu_compile import bundle, runtime
-from mtu_compile.accuracy.metrics import StepMetrics
-from mtu_compile.accuracy.pictures import Perceptual, measure_picture
+from mtu_compile.accuracy.calls import StepMetrics
+from mtu_compile.accuracy.metrics import Subject, absent_reasons, measure_picture, summarise
+from mtu_compile.accuracy.pictures import Perceptual
 from mtu_compile.accuracy.task_metrics import TaskMetrics
 from mtu_compile.accuracy.thresholds import Thresholds, in_words, judge
+from mtu_compile.core.precision import Precision
 from mtu_compile.core.progress import Advance
-from mtu_compile.core.tasks import Task
 from mtu_compile.runtime.reference import Reference
-
-NO_SCIKIT_IMAGE = "not measured: scikit-image is not installed here"
 
 #: What a board measures with.
 WITHOUT_TORCH = Perceptual(reason="not measured: a board's check does without torch")
@@ -30,10 +29,10 @@ class TaskCheck:
 
     Attributes:
         metrics: the UNet calls of all pictures one after the other, each picture, and means over the pictures.
-        thresholds: what was asked; ``None`` where a metric does not apply to the task or cannot be measured here.
+        thresholds: what was asked; nothing where a metric does not apply to the task or cannot be measured here.
         pictures: how many were made.
         failures: every miss, in words, one for each metric.
-        reasons: metric → why there is none.
+        reasons: figure, or group of them → why there is none.
         made: the candidate's pictures, nothing pasted back, in the order of the reference's trajectories; not in JSON.
     """
 
@@ -65,38 +64,27 @@ class TaskCheck:
         return min(step.cosine for step in self.metrics.steps)
 
     def summary(self) -> dict[str, Any]:
-        """What the manifest keeps."""
-        measured = self.metrics
-        deltas = [delta for step in measured.steps for delta in step.guidance]
+        """What the manifest keeps: the figures of every metric, and the verdict."""
+        figures = summarise(self.metrics)
+        if self.metrics.regions:
+            figures["region"] = {"kind": self.metrics.regions[0].kind, **figures["region"]}
         return {
             "pictures": self.pictures,
-            "worst_sqnr_db": self.worst_sqnr,
-            "mean_sqnr_db": self.mean_sqnr,
-            "worst_cosine": self.worst_cosine,
-            "guidance_ratio": [min(d.ratio for d in deltas), max(d.ratio for d in deltas)] if deltas else None,
-            "guidance": {name: asdict(one) for name, one in measured.guidance.items()} or None,
-            "latent_psnr_db": measured.latent_psnr_db,
-            "image_psnr_db": measured.image_psnr_db,
-            "ssim": measured.ssim,
+            **figures,
             "ssim_reason": self.ssim_reason,
-            "colour_difference": measured.colour_difference,
-            "vif": measured.vif,
-            "inside_psnr_db": measured.inside_psnr_db,
-            "outside_psnr_db": measured.outside_psnr_db,
-            "region": measured.region,
-            "truth_drop_db": measured.truth_drop_db,
-            "truth": measured.truth,
-            "clip": measured.clip,
             "reasons": dict(self.reasons),
-            "thresholds": asdict(self.thresholds),
+            "thresholds": self.thresholds.to_json(),
             "passed": not self.failures,
         }
 
     def to_json(self) -> dict[str, Any]:
         """The summary, every UNet call, every picture, and the failures."""
-        measured = self.metrics.to_json()
-        more = {"steps": measured["steps"], "picture_metrics": measured["pictures"]}
-        return {**self.summary(), **more, "failures": list(self.failures)}
+        return {
+            **self.summary(),
+            "steps": [asdict(step) for step in self.metrics.steps],
+            "picture_metrics": [picture.to_json() for picture in self.metrics.pictures],
+            "failures": list(self.failures),
+        }
 
 
 @dataclass(frozen=True)
@@ -106,11 +94,13 @@ class CheckResult:
     Attributes:
         tasks: by name.
         measured_with: what the networks ran on (``"onnxruntime 1.32.0 on CPU, …"``).
+        precision: of the bundle.
         instruction_sets: where a CPU runs the bundle, what it gives at each instruction set tried.
     """
 
     tasks: Mapping[str, TaskCheck]
     measured_with: str
+    precision: Precision
     instruction_sets: tuple[bundle.InstructionSetProof, ...] = ()
 
     @property
@@ -152,52 +142,23 @@ def check_task(
     """Make the reference's pictures again from the same noise; judge them together with the UNet calls ``steps``."""
     task = entry.task
     pictures, made = [], []
-    for one in reference.trajectories:
+    for trajectory in reference.trajectories:
         result = loaded.run(
             task.name,
-            one.prompt,
-            image=one.image,
-            mask=one.mask,
+            trajectory.prompt,
+            image=trajectory.image,
+            mask=trajectory.mask,
             steps=reference.steps,
-            seed=one.seed,
-            latents=one.noise,
+            seed=trajectory.seed,
+            latents=trajectory.noise,
             paste_unmasked=False,
         )
-        pictures.append(measure_picture(one, result, task, perceptual, loaded.manifest.fit))
+        pictures.append(measure_picture(trajectory, result, task, perceptual, loaded.manifest.fit))
         made.append(result.image)
         advance(1)
-    metrics = TaskMetrics.of(steps, pictures)
-    reasons = _unmeasured(metrics, reference, task, perceptual)
-    thresholds = Thresholds.default(loaded.manifest.precision, task.name).without(reasons)
+    metrics = TaskMetrics(tuple(steps), tuple(pictures))
+    wanted = any(trajectory.target is not None for trajectory in reference.trajectories)
+    reasons, absent = absent_reasons(Subject(task, metrics, perceptual, wanted))
+    thresholds = Thresholds.of_bundle(loaded.manifest.precision, entry.thresholds).without(absent)
     failures = in_words(judge(metrics, thresholds), len(metrics.steps))
     return TaskCheck(metrics, thresholds, len(pictures), failures, reasons, tuple(made))
-
-
-def _unmeasured(metrics: TaskMetrics, reference: Reference, task: Task, perceptual: Perceptual) -> dict[str, str]:
-    """Metric → why it does not apply to a task, or cannot be measured here.
-
-    A metric that applies and was not measured for no such reason is left out, and so fails its threshold.
-    """
-    reasons = {}
-    if metrics.ssim is None:
-        reasons["ssim"] = NO_SCIKIT_IMAGE
-    if metrics.colour_difference is None:
-        reasons["colour_difference"] = NO_SCIKIT_IMAGE
-    if perceptual.vif is None:
-        reasons["vif"] = str(perceptual.reason)
-    elif metrics.vif is None:
-        reasons["vif"] = "not measured: the pictures are too small, or blank"
-    if metrics.region is None:
-        reasons["inside_psnr_db"] = reasons["outside_psnr_db"] = "does not apply: the task makes the whole picture"
-    else:
-        if metrics.inside_psnr_db is None:
-            reasons["inside_psnr_db"] = "does not apply: the float original changes nothing"
-        if metrics.outside_psnr_db is None:
-            reasons["outside_psnr_db"] = "does not apply: nothing of the pictures was to stay"
-    if not task.condition:
-        reasons["truth_drop_db"] = "not judged: a picture made of words alone has no single right answer"
-    elif all(one.target is None for one in reference.trajectories):
-        reasons["truth_drop_db"] = "does not apply: the data have no wanted pictures"
-    if not perceptual.clip:
-        reasons["clip"] = "not measured: no CLIP model was given (mtu-compile check --clip DIR)"
-    return reasons

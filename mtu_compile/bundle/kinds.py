@@ -42,7 +42,7 @@ Scale = Annotated[int, Range(1, 256)]
 #: What a latent is multiplied by: 0.18215 for Stable Diffusion 1.5, 0.13025 for SDXL.
 Factor = Annotated[float, Range(1e-6, 1e6)]
 
-#: ``mtu_compile.accuracy.metrics`` keeps decibels from -200 to 200; differences of two of them are twice that at most.
+#: ``mtu_compile.accuracy.formulas`` keeps decibels from -200 to 200; differences of two of them are twice that at most.
 Decibels = Annotated[float, Range(-400, 400)]
 Cosine = Annotated[float, Range(-1.001, 1.001)]
 Share = Annotated[float, Range(0, 1)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 
-from mtu_compile.bundle.accuracy import Accuracy
+from mtu_compile.bundle.accuracy import Accuracy, Limits
 from mtu_compile.bundle.kinds import (
     Channels,
     Count,
@@ -134,6 +134,8 @@ class TaskEntry:
         accuracy: what the comparison with the float original measured, and on what (``measured_with``), or ``None``
             with ``accuracy_reason``.
         accuracy_reason: why nothing was measured.
+        thresholds: by metric, what the model asks of the task in this precision; ``None`` in a bundle without, which is
+            held to the defaults of its precision.
         reference: path of the float reference (safetensors), if the bundle carries one.
         extra: provenance for people: calibration details, build times.
     """
@@ -149,6 +151,7 @@ class TaskEntry:
     reference: Text | None = None
     extra: TaskExtra = field(default_factory=dict)
     user_passes: tuple[UserPassRecord, ...] = ()
+    thresholds: Limits | None = None
 
 
 @dataclass(frozen=True)

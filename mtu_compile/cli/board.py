@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtu_compile.cli.check import report
+from mtu_compile.cli.check import conclude
 from mtu_compile.cli.console import ConsoleProgress, megabytes, table
-from mtu_compile.cli.options import json_option, quiet_option
+from mtu_compile.cli.options import json_option, quiet_option, thresholds_option
 from mtu_compile.core.errors import TargetError
 
 if TYPE_CHECKING:
@@ -104,14 +104,12 @@ def build(bundle: Path, force: bool, ignore_memory: bool, as_json: bool, quiet: 
 
 @command.command("check")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@thresholds_option
 @json_option
 @quiet_option
-def check(bundle: Path, as_json: bool, quiet: bool) -> None:
+def check(bundle: Path, thresholds: Path | None, as_json: bool, quiet: bool) -> None:
     """Run BUNDLE's engines on this device and compare them with the recorded float original; below, exit 3."""
     from mtu_compile.board import check_bundle
-    from mtu_compile.runtime import proven
 
-    result = check_bundle(bundle, progress=ConsoleProgress(quiet or as_json))
-    if result.instruction_sets:
-        proven.record(bundle.resolve(), result.instruction_sets)
-    report(result, "board check", as_json=as_json, quiet=quiet)
+    result = check_bundle(bundle, thresholds=thresholds, progress=ConsoleProgress(quiet or as_json))
+    conclude(result, "board check", bundle, as_json=as_json, quiet=quiet)

@@ -17,6 +17,7 @@ from mtu_compile.cli.options import (
     scheduler_option,
     seed_option,
     steps_option,
+    thresholds_option,
     what_to_build,
 )
 from mtu_compile.core.fit import Fit
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What a task below its accuracy threshold does to the build.",
 )
+@thresholds_option
 @click.option(
     "--wheels/--no-wheels",
     "fetch_wheels",
@@ -99,6 +101,7 @@ def command(
     calibration_pictures: int,
     check_pictures: int,
     gate: str,
+    thresholds: Path | None,
     fetch_wheels: bool,
     seed: int,
     output: Path | None,
@@ -128,6 +131,7 @@ def command(
         data=data,
         calibration=calibration,
         quant_config=quant_config,
+        thresholds=thresholds,
         mixed=mixed,
         passes=passes,
         sampler=sampler,

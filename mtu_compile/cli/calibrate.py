@@ -25,7 +25,7 @@ from mtu_compile.cli.options import (
 from mtu_compile.core.fit import Fit
 
 if TYPE_CHECKING:
-    from calibration.ranges import Shared
+    from calibration.shared_scales import SharedScale
     from mtu_compile.calibrate import CalibrateResult
 
 #: Layers of the table of ranges.
@@ -104,7 +104,7 @@ def command(
 
 
 def _summary(result: CalibrateResult) -> dict[str, object]:
-    from calibration.ranges import to_json
+    from calibration.shared_scales import to_json
 
     compared = None if result.ranges is None else to_json(result.ranges)
     return {
@@ -127,11 +127,11 @@ def _print(result: CalibrateResult, quiet: bool) -> None:
 
 
 def _print_ranges(result: CalibrateResult, quiet: bool) -> None:
-    from calibration.ranges import LIMIT_DB, compare, largest, spread
+    from calibration.shared_scales import LIMIT_DB, conflicts, largest, shared_scales
 
     assert result.ranges is not None
     ranges = largest(result.ranges)
-    layers, conflicts = spread(ranges), compare(ranges)
+    layers, costly = shared_scales(ranges), conflicts(ranges)
     rows = []
     for one in layers[:_SHOWN]:
         cells = [_cell(one, task) for task in ranges]
@@ -140,10 +140,10 @@ def _print_ranges(result: CalibrateResult, quiet: bool) -> None:
     table(title, ("layer", *ranges), rows, quiet=quiet)
     if not quiet:
         verdict = f"one scale for all tasks costs some task more than {LIMIT_DB:g} dB"
-        click.echo(f"{len(conflicts)} of {len(layers)} layers: {verdict}; each task has scales of its own", err=True)
+        click.echo(f"{len(costly)} of {len(layers)} layers: {verdict}; each task has scales of its own", err=True)
 
 
-def _cell(layer: Shared, task: str) -> str:
+def _cell(layer: SharedScale, task: str) -> str:
     """A task's own range, and what the shared one costs it."""
     if task not in layer.ranges:
         return ""

@@ -26,6 +26,12 @@ clip_option = click.option(
     metavar="DIR",
     help="Ask the CLIP model of this folder (transformers' layout, safetensors) about the pictures, too.",
 )
+thresholds_option = click.option(
+    "--thresholds",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Judge by the thresholds of this file, not the model's own (docs/accuracy.md).",
+)
 model_argument = click.argument("model", required=False, type=click.Path(path_type=Path))
 task_option = click.option("--task", "tasks", multiple=True, help="Only this task; may be repeated.")
 as_task_option = click.option(

@@ -6,6 +6,16 @@ import stat
 from pathlib import Path
 
 
+def is_inside(folder: Path, path: Path) -> bool:
+    """Whether ``path`` leads to a file of ``folder``, links followed."""
+    real = path.resolve()
+    roots = [folder.resolve()]
+    if roots[0].parent.name == "snapshots":
+        # A snapshot in the Hugging Face cache is made of links into its own store of blobs.
+        roots.append(roots[0].parents[1] / "blobs")
+    return any(real.is_relative_to(root) for root in roots)
+
+
 def what_else(path: Path) -> str | None:
     """What ``path`` is if not a plain file, in words; ``None`` if it is one. ``OSError`` if it is not there.
 

@@ -79,10 +79,12 @@ class Entries:
     Attributes:
         needed: entries that have to be there.
         known: entries that may.
+        last_words: others, by the last word of their name, words being parted by ``_``.
     """
 
     needed: Mapping[str, Any] = field(default_factory=dict)
     known: Mapping[str, Any] = field(default_factory=dict)
+    last_words: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, value: Mapping[str, Any], key: str) -> None:
         """``Mismatch`` for the first entry that is missing or wrong."""
@@ -91,6 +93,10 @@ class Entries:
                 raise Mismatch(_join(key, name), None, describe(kind))
         for name, kind in (*self.needed.items(), *self.known.items()):
             if name in value:
+                conform(kind, value[name], _join(key, name))
+        others = (name for name in value if name not in self.needed and name not in self.known)
+        for name in others:
+            if (kind := self.last_words.get(name.rpartition("_")[2])) is not None:
                 conform(kind, value[name], _join(key, name))
 
 

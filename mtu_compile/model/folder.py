@@ -16,6 +16,7 @@ import diffusers
 import transformers
 
 from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.files import is_inside
 from mtu_compile.core.hashing import IGNORED
 from mtu_compile.core.schema import Mismatch, conform, read_json
 from mtu_compile.model.configs import check_configs
@@ -109,7 +110,7 @@ def _check_component(folder: Path, component: Path, stem: str | None) -> Weights
     if not component.is_dir():
         raise ModelError(f"{component} is missing", hint="fetch the model again")
     for path in (component, *sorted(path for path in component.rglob("*") if not path.is_dir())):
-        if not _is_inside(folder, path):
+        if not is_inside(folder, path):
             raise ModelError(f"{path} points out of {folder}", hint="copy the file into the folder")
         if path.suffix == ".json":
             read_json(path, hint="fetch the model again", infinities=component.name == "scheduler")
@@ -118,15 +119,6 @@ def _check_component(folder: Path, component: Path, stem: str | None) -> Weights
     if not (component / "config.json").is_file():
         raise ModelError(f"{component / 'config.json'} is missing", hint="fetch the model again")
     return find_weights(component, stem)
-
-
-def _is_inside(folder: Path, path: Path) -> bool:
-    real = path.resolve()
-    roots = [folder.resolve()]
-    if roots[0].parent.name == "snapshots":
-        # A snapshot in the Hugging Face cache is made of links into its own store of blobs.
-        roots.append(roots[0].parents[1] / "blobs")
-    return any(real.is_relative_to(root) for root in roots)
 
 
 def load_component(cls: Any, folder: Path, *, dtype: Any) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from calibration.mixed import MixedPrecision
-from calibration.ranges import Shared
-from mtu_compile.accuracy.metrics import StepMetrics
+from calibration.shared_scales import SharedScale
+from mtu_compile.accuracy.calls import StepMetrics
 from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 
@@ -22,7 +22,7 @@ Value = float | tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricLine:
     """One line of a task's table of metrics.
 
     Attributes:
@@ -100,7 +100,7 @@ class TaskReport:
     """
 
     entry: TaskEntry
-    metrics: tuple[Metric, ...]
+    metrics: tuple[MetricLine, ...]
     thresholds: Thresholds
     failures: tuple[str, ...]
     pictures: tuple[PicturePair, ...]
@@ -203,7 +203,7 @@ class Report:
     tasks: tuple[TaskReport, ...]
     networks: tuple[Network, ...]
     other_files: Mapping[str, int]
-    ranges: tuple[Shared, ...]
+    ranges: tuple[SharedScale, ...]
     facts: tuple[Fact, ...]
     commands: tuple[tuple[str, str], ...]
 
@@ -227,6 +227,8 @@ def _plain(value: Any) -> Any:
         return value.to_json()
     if isinstance(value, TaskEntry):
         return value.task.name
+    if isinstance(value, Thresholds):
+        return value.to_json()
     if isinstance(value, Path):
         return str(value)
     if is_dataclass(value):

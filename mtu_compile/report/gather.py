@@ -11,7 +11,7 @@ from pathlib import Path
 
 import targets
 from calibration.mixed import MixedPrecision
-from calibration.ranges import bundle_ranges, spread
+from calibration.shared_scales import bundle_ranges, shared_scales
 from mtu_compile import bundle
 from mtu_compile.accuracy.host.check import check_bundle
 from mtu_compile.accuracy.task_metrics import PictureMetrics
@@ -20,7 +20,7 @@ from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.version import __version__
 from mtu_compile.report.data import Fact, Network, PicturePair, Report, TaskReport
-from mtu_compile.report.metrics import label, metric_rows
+from mtu_compile.report.metrics import label, metric_lines
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.stages.job import CAPTURED
 
@@ -58,7 +58,7 @@ def gather(path: Path, *, clip: Path | None = None, progress: Progress | None = 
             tasks=tuple(_task(path, entry, check.tasks[name]) for name, entry in manifest.tasks.items()),
             networks=networks,
             other_files=_other_files(path, manifest, networks),
-            ranges=spread(bundle_ranges(manifest)),
+            ranges=shared_scales(bundle_ranges(manifest)),
             facts=tuple(_facts(manifest, check, target.spec.device)),
             commands=tuple(_commands(path, manifest)),
         )
@@ -84,7 +84,7 @@ def _task(path: Path, entry: bundle.TaskEntry, check: TaskCheck) -> TaskReport:
     )
     return TaskReport(
         entry=entry,
-        metrics=metric_rows(check.summary(), entry.accuracy, check.thresholds),
+        metrics=metric_lines(check.summary(), entry.accuracy, check.thresholds),
         thresholds=check.thresholds,
         failures=check.failures,
         pictures=pictures,
@@ -101,7 +101,7 @@ def picture_numbers(measured: PictureMetrics, *, wanted: bool) -> dict[str, floa
         measured: of this picture.
         wanted: whether the data's picture is the one right answer; there is none to words alone.
     """
-    numbers = {"PSNR dB": measured.psnr_db, "SSIM": measured.ssim}
+    numbers = {"PSNR dB": measured.values.get("image_psnr_db"), "SSIM": measured.values.get("ssim")}
     if measured.region is not None:
         where = "in the mask" if measured.region.kind == "mask" else "where edited"
         numbers[f"PSNR {where} dB"] = measured.region.inside_psnr_db
@@ -187,10 +187,10 @@ _Said = tuple[str, str, str, str]
 
 def _accuracy_facts(manifest: bundle.Manifest, check: CheckResult) -> Iterator[_Said]:
     for name, entry in manifest.tasks.items():
-        for metric, reason in check.tasks[name].reasons.items():
+        for figure, reason in check.tasks[name].reasons.items():
             said, _, why = reason.partition(": ")
             if said == "not measured":  # what does not apply to a task is no gap
-                yield label(metric), name, why, "not measured"
+                yield label(figure), name, why, "not measured"
         recorded = entry.accuracy
         if recorded is None:
             yield "accuracy at the build", name, str(entry.accuracy_reason), "not measured"

@@ -27,7 +27,7 @@ DIRECTIONS = ((SERIES_A, "-"), (SERIES_B, "-."), (SERIES_C, ":"))
 def sqnr_plot(task: TaskReport) -> str:
     """SQNR of the UNet's output at every call, a line a picture, their mean and the threshold."""
     lines = [[call.sqnr_db for call in picture.calls] for picture in task.pictures]
-    threshold = task.thresholds.sqnr_db
+    threshold = task.thresholds["sqnr_db"]
     with figure() as drawn:
         axes = _trajectory_axes(drawn.add_subplot(), task.pictures)
         axes.set_ylabel("SQNR, dB")
@@ -50,7 +50,7 @@ def guidance_plot(task: TaskReport) -> str | None:
     directions = list(dict.fromkeys(d.direction for one in task.pictures for call in one.calls for d in call.guidance))
     if not directions:
         return None
-    allowed = task.thresholds.guidance_ratio
+    allowed = task.thresholds["guidance_ratio"]
     said = []
     with figure() as drawn:
         axes = _trajectory_axes(drawn.add_subplot(), task.pictures)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from calibration.mixed import MixedPrecision
-from calibration.ranges import LIMIT_DB
+from calibration.shared_scales import LIMIT_DB
 from mtu_compile.bundle import PassRecord, UserPassRecord
 from mtu_compile.core.errors import ToolchainMissing
 from mtu_compile.planner import size
 from mtu_compile.report import plots
-from mtu_compile.report.data import Bounds, Metric, Network, PicturePair, Report, TaskReport, Value
-from mtu_compile.report.metrics import bounds, label
+from mtu_compile.report.data import Bounds, MetricLine, Network, PicturePair, Report, TaskReport, Value
+from mtu_compile.report.metrics import bounds, label, symbol
 from mtu_compile.report.pictures import AMPLIFIED, data_uri, difference, is_reduced
 from mtu_compile.runtime.fitting import fit_mask
 
@@ -137,7 +137,7 @@ def _shown(report: Report, task: TaskReport, pair: PicturePair) -> Iterator[Show
     yield shown(difference(pair.reference, pair.made), f"difference ×{AMPLIFIED}", alt)
 
 
-def _headlines(task: TaskReport) -> tuple[Metric, ...]:
+def _headlines(task: TaskReport) -> tuple[MetricLine, ...]:
     """The few numbers that are read first."""
     wanted = ("worst_sqnr_db", "image_psnr_db", "ssim", "guidance_ratio")
     found = {metric.key: metric for metric in task.metrics}
@@ -147,7 +147,7 @@ def _headlines(task: TaskReport) -> tuple[Metric, ...]:
 def _search_rows(mixed: MixedPrecision) -> Iterator[tuple[str, str, str, str]]:
     """(what, wanted, with everything in INT8, as built) of a mixed-precision search."""
     for key in dict.fromkeys((*mixed.all_int8, *mixed.chosen)):
-        unit = "dB" if key.endswith("_db") else ""
+        unit = symbol(key)
         before, after = (_search_value(accuracy.get(key), unit) for accuracy in (mixed.all_int8, mixed.chosen))
         yield label(key), show_bounds(bounds(key, asdict(mixed.criteria)), unit), before, after
     for key, wanted in asdict(mixed.criteria).items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from calibration.quantize import QuantSettings
+from calibration.quant_settings import QuantSettings
 from calibration.sets import CalibrationSet
 from mtu_compile import bundle
 from mtu_compile.accuracy.host.half_range import HalfRange
@@ -72,6 +72,7 @@ class BuildOptions:
         calibration: folder of calibration sets (``mtu-compile calibrate``) to quantise with, or ``None`` to capture
             the inputs of the model on ``data``.
         quant_config: a bundle or a JSON file that says how each task is quantised, or ``None`` to find out.
+        thresholds: file of thresholds to judge by, or ``None`` for the model's own.
         mixed: keep layers float where the device runs INT8 slower, or where accuracy needs it.
         passes: graph passes of the user's own (``FILE.py:function``, or an entry point's name), run in this order on
             each task's float graph (``passes.user``).
@@ -99,6 +100,7 @@ class BuildOptions:
     data: Path | None = None
     calibration: Path | None = None
     quant_config: Path | None = None
+    thresholds: Path | None = None
     mixed: bool = True
     passes: tuple[str, ...] = ()
     sampler: str | None = None

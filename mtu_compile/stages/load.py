@@ -9,7 +9,7 @@ from typing import Protocol
 
 from calibration import quant_config
 from calibration.notices import RowNotice, row_notices
-from calibration.quantize import QuantSettings
+from calibration.quant_settings import QuantSettings
 from calibration.samples import Sample, split_samples
 from calibration.set_folder import load_folder
 from calibration.sets import CalibrationSet

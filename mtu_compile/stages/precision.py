@@ -10,10 +10,11 @@ from calibration.compress import CompressSettings, compress_onnx
 from calibration.dequantise import dequantise_onnx
 from calibration.fp8 import to_fp8
 from calibration.mixed import Effort, MixedPrecision, choose
-from calibration.quantize import QuantisationReport, QuantSettings, quantize_onnx
+from calibration.quant_settings import QuantSettings
+from calibration.quantize import QuantisationReport, quantize_onnx
 from calibration.ranges import graph_ranges
 from calibration.sets import CalibrationSet
-from calibration.switches import SwitchedGraph
+from calibration.switched_graph import SwitchedGraph
 from mtu_compile import bundle
 from mtu_compile.core.progress import Progress
 from mtu_compile.graph import io as graph_io

@@ -68,6 +68,7 @@ def describe_task(
     steps: int,
     given_set: Path | None,
     notices: tuple[RowNotice, ...],
+    thresholds: Mapping[str, float | None] | None,
     folder: Path,
 ) -> bundle.TaskEntry:
     """A task as the manifest of the bundle in ``folder`` has it.
@@ -76,6 +77,7 @@ def describe_task(
         steps: denoising steps unless the user says otherwise.
         given_set: folder of the calibration set; ``None`` if the build captured its own.
         notices: what there is to say of the rows it was calibrated and is checked with.
+        thresholds: what the model asks of it; ``None`` if it has none of its own.
     """
     extra: dict[str, object] = {"build_seconds": built.seconds, "parity": built.parity.to_json()}
     if notices:
@@ -99,6 +101,7 @@ def describe_task(
         accuracy_reason="not checked",
         reference=observed.reference.relative_to(folder).as_posix(),
         extra=extra,
+        thresholds=thresholds,
     )
 
 

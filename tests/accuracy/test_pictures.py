@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from mtu_compile.accuracy.formulas import colour_difference
 from mtu_compile.accuracy.host.perceptual import ClipModel, perceptual, vif
-from mtu_compile.accuracy.pictures import Perceptual, changed_region, colour_difference, measure_picture, truth_metrics
+from mtu_compile.accuracy.metrics import measure_picture, summarise
+from mtu_compile.accuracy.pictures import Perceptual, changed_region, truth_metrics
 from mtu_compile.accuracy.task_metrics import PictureMetrics, TaskMetrics
+from mtu_compile.accuracy.thresholds import Thresholds
+from mtu_compile.accuracy.verdict import TaskCheck
 from mtu_compile.core.errors import AccuracyError, ConfigError, ModelError
 from mtu_compile.core.tasks import PAPER_TASKS, Task
 from mtu_compile.runtime import Result
@@ -55,8 +59,10 @@ def measure(one: Trajectory, picture: Image.Image, task: Task = T2I, measures: P
 def test_an_equal_picture_is_perfect_by_every_metric() -> None:
     one = trajectory(scene(), image=scene(1), target=scene())
     metrics = measure(one, scene(), EDIT, perceptual())
-    assert (metrics.latent_psnr_db, metrics.psnr_db, metrics.colour_difference) == (200, 200, 0)
-    assert metrics.ssim == pytest.approx(1) and metrics.vif == pytest.approx(1, abs=1e-6)
+    values = metrics.values
+    assert (values["latent_psnr_db"], values["image_psnr_db"], values["colour_difference"]) == (200, 200, 0)
+    assert values["ssim"] == pytest.approx(1) and values["vif"] == pytest.approx(1, abs=1e-6)
+    assert values["truth_drop_db"] == 0
     assert metrics.region is not None and metrics.region.inside_psnr_db == 200
     assert metrics.truth is not None and (metrics.truth.psnr_db, metrics.truth.drop_db) == (200, 0)
 
@@ -144,8 +150,9 @@ def test_a_mask_that_covers_everything_leaves_nothing_outside() -> None:
     one = trajectory(scene(), image=scene(1), mask=Image.new("L", (SIDE, SIDE), 255))
     metrics = measure(one, shifted(scene(), 10), INPAINT)
     assert metrics.region.outside_psnr_db is None and metrics.region.source_psnr_db is None
-    task = TaskMetrics.of((), [metrics])
-    assert task.outside_psnr_db is None and task.inside_psnr_db == pytest.approx(metrics.region.inside_psnr_db)
+    task = summarise(TaskMetrics((), (metrics,)))
+    assert task["outside_psnr_db"] is None
+    assert task["inside_psnr_db"] == pytest.approx(metrics.region.inside_psnr_db)
 
 
 def test_the_drop_against_the_truth_is_the_floats_psnr_minus_the_candidates() -> None:
@@ -164,13 +171,12 @@ def test_the_means_of_a_task_pool_regions_by_their_errors() -> None:
     one = trajectory(Image.new("RGB", (SIDE, SIDE), (100, 100, 100)), image=scene(), mask=mask, target=scene(1))
     equal = measure(one, one.picture, INPAINT)
     spoilt = measure(one, shifted(one.picture, 51), INPAINT)
-    task = TaskMetrics.of((), [equal, spoilt])
-    assert task.outside_psnr_db == pytest.approx(20 * math.log10(5) + 10 * math.log10(2), abs=1e-6)
-    assert task.image_psnr_db == pytest.approx((200 + 20 * math.log10(5)) / 2)
-    assert task.pictures == (equal, spoilt)
-    assert task.region is not None and task.region["share"] == pytest.approx(0.5) and task.region["kind"] == "mask"
-    assert task.truth is not None and task.truth_drop_db == pytest.approx(spoilt.truth.drop_db / 2)
-    json.dumps(task.to_json(), allow_nan=False)
+    task = TaskCheck(TaskMetrics((), (equal, spoilt)), Thresholds({}), 2, ()).summary()
+    assert task["outside_psnr_db"] == pytest.approx(20 * math.log10(5) + 10 * math.log10(2), abs=1e-6)
+    assert task["image_psnr_db"] == pytest.approx((200 + 20 * math.log10(5)) / 2)
+    assert task["region"]["share"] == pytest.approx(0.5) and task["region"]["kind"] == "mask"
+    assert task["truth"] is not None and task["truth_drop_db"] == pytest.approx(spoilt.truth.drop_db / 2)
+    json.dumps(task, allow_nan=False)
 
 
 def test_pictures_of_other_sizes_are_refused() -> None:
@@ -179,9 +185,9 @@ def test_pictures_of_other_sizes_are_refused() -> None:
 
 
 def test_means_without_any_measurement_are_none() -> None:
-    task = TaskMetrics.of((), [PictureMetrics(30.0, 30.0)])
-    assert (task.ssim, task.vif, task.inside_psnr_db, task.truth_drop_db) == (None,) * 4
-    assert (task.region, task.truth, task.clip) == (None, None, None)
+    task = summarise(TaskMetrics((), (PictureMetrics({"latent_psnr_db": 30.0, "image_psnr_db": 30.0}),)))
+    assert (task["ssim"], task["vif"], task["inside_psnr_db"], task["truth_drop_db"]) == (None,) * 4
+    assert (task["region"], task["truth"], task["clip"]) == (None, None, None)
 
 
 def test_a_reference_keeps_the_wanted_picture_and_older_ones_have_none(tmp_path: Path) -> None:
@@ -224,7 +230,7 @@ def test_a_clip_model_compares_pictures_and_prompt(clip_folder: Path) -> None:
     measured = measure(trajectory(scene()), scene(1), T2I, perceptual(clip_folder))
     assert measured.clip is not None
     assert asdict(measured.clip) == pytest.approx(asdict(other), abs=1e-5)
-    assert TaskMetrics.of((), [measured]).clip == asdict(measured.clip)
+    assert summarise(TaskMetrics((), (measured,)))["clip"] == asdict(measured.clip)
 
 
 def without_weights(folder: Path) -> None:

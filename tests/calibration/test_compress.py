@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import passes
 from calibration.compress import CompressSettings, compress_onnx
-from mtu_compile.accuracy.metrics import sqnr_db
+from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.core.errors import ConfigError, ModelError, PassError
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph import qdq

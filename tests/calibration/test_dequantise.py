@@ -10,8 +10,9 @@ import onnx
 import pytest
 
 from calibration.dequantise import dequantise_onnx
-from calibration.quantize import QuantisationReport, QuantSettings, quantize_onnx
-from calibration.switches import SwitchedGraph
+from calibration.quant_settings import QuantSettings
+from calibration.quantize import QuantisationReport, quantize_onnx
+from calibration.switched_graph import SwitchedGraph
 from mtu_compile.core.errors import PassError
 from tests.calibration.test_sensitivity import feeds, run, write_graph
 

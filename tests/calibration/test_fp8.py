@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import passes
 from calibration.fp8 import FP8_MAX, GEMMS, Fp8Report, to_fp8
-from mtu_compile.accuracy.metrics import sqnr_db
+from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.core.errors import PassError
 from mtu_compile.graph import io as graph_io
 

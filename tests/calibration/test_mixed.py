@@ -12,10 +12,10 @@ import pytest
 
 from calibration import mixed, quant_config
 from calibration.mixed import Criteria, Effort, choose
-from calibration.quantize import QuantSettings
+from calibration.quant_settings import QuantSettings
 from calibration.sensitivity import Sensitivity
-from calibration.switches import Unit
-from mtu_compile.accuracy.metrics import step_metrics
+from calibration.units import Unit
+from mtu_compile.accuracy.calls import step_metrics
 from mtu_compile.core.errors import ConfigError
 from targets.base import LayerCosts
 from targets.costs.layers import ComparedCosts

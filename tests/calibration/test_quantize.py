@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import passes
 import targets
-from calibration.qdq import sign_activations, verify
-from calibration.quantize import QuantSettings, quantize_onnx, resolve_scopes
+from calibration.nncf_graph import sign_activations, verify
+from calibration.quant_settings import QuantSettings
+from calibration.quantize import quantize_onnx, resolve_scopes
 from mtu_compile.core.errors import CalibrationError, ConfigError, ModelError, PassError
 from mtu_compile.graph import io as graph_io
 

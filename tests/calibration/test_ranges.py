@@ -12,18 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.quantize import QuantSettings, quantize_onnx
-from calibration.ranges import (
-    LIMIT_DB,
-    Range,
-    bundle_ranges,
-    compare,
-    graph_ranges,
-    largest,
-    measure_ranges,
-    spread,
-    to_json,
-)
+from calibration.quant_settings import QuantSettings
+from calibration.quantize import quantize_onnx
+from calibration.ranges import Range, graph_ranges, measure_ranges
+from calibration.shared_scales import LIMIT_DB, bundle_ranges, conflicts, largest, shared_scales, to_json
 from mtu_compile.bundle import Manifest
 from mtu_compile.core.errors import CalibrationError, ConfigError
 
@@ -138,12 +130,12 @@ def test_an_int8_graph_holds_what_was_measured(graph: Path, tmp_path: Path) -> N
 def test_a_task_that_loses_bits_to_a_shared_scale_is_found(graph: Path) -> None:
     """Twice the input is 6.02 dB in each linear layer; four times that, where both factors of a product grow."""
     measured = {"small": measure_ranges(graph, calls(3)), "large": measure_ranges(graph, calls(3, 2.0))}
-    layers = spread(largest(measured))
+    layers = shared_scales(largest(measured))
     assert {one.layer for one in layers} == set(measured["small"])
     for one in layers:
         assert one.worst == ("small", pytest.approx(6.02, abs=0.02)) and one.loss_db["large"] == 0
-    assert len(compare(largest(measured))) == 5 and compare(largest(measured), limit_db=6.1) == ()
-    assert compare(largest({"small": measured["small"], "twin": measured["small"]})) == ()
+    assert len(conflicts(largest(measured))) == 5 and conflicts(largest(measured), limit_db=6.1) == ()
+    assert conflicts(largest({"small": measured["small"], "twin": measured["small"]})) == ()
 
 
 def test_conflicts_come_worst_first_and_say_what_they_cost() -> None:
@@ -152,13 +144,13 @@ def test_conflicts_come_worst_first_and_say_what_they_cost() -> None:
         "sr": {"a": 4.0, "b": 1.0, "dead": 3.0},
         "edit": {"a": 4.0, "b": 8.0, "dead": 1.6},
     }
-    worst, second = compare(ranges)
+    worst, second = conflicts(ranges)
     assert worst.layer == "b" and worst.worst == ("sr", pytest.approx(18.06, abs=0.01))
     assert second.layer == "a" and second.worst == ("t2i", pytest.approx(12.04, abs=0.01))
     assert str(worst) == "b: the range of t2i (8) costs sr (1) 18.1 dB"
     # A layer only one task has is nobody's conflict, and one that sees only zeros loses nothing.
-    assert [one.layer for one in spread(ranges)] == ["b", "a", "dead"]
-    assert set(spread(ranges)[-1].loss_db) == {"sr", "edit"} and spread(ranges)[-1].worst[1] < LIMIT_DB
+    assert [one.layer for one in shared_scales(ranges)] == ["b", "a", "dead"]
+    assert set(shared_scales(ranges)[-1].loss_db) == {"sr", "edit"} and shared_scales(ranges)[-1].worst[1] < LIMIT_DB
 
 
 def test_a_bundle_tells_its_conflicts() -> None:
@@ -166,9 +158,9 @@ def test_a_bundle_tells_its_conflicts() -> None:
         return SimpleNamespace(extra={} if ranges is None else {"quantisation": {"ranges": ranges}})
 
     tasks = {"t2i": entry({"a": 1.0}), "sr": entry({"a": 2.5}), "float": entry(None)}
-    (found,) = compare(bundle_ranges(cast(Manifest, SimpleNamespace(tasks=tasks))))
+    (found,) = conflicts(bundle_ranges(cast(Manifest, SimpleNamespace(tasks=tasks))))
     assert found.layer == "a" and set(found.ranges) == {"t2i", "sr"}
-    assert compare(bundle_ranges(cast(Manifest, SimpleNamespace(tasks={"t2i": entry({"a": 1.0})})))) == ()
+    assert conflicts(bundle_ranges(cast(Manifest, SimpleNamespace(tasks={"t2i": entry({"a": 1.0})})))) == ()
 
 
 def test_the_record_is_plain_json() -> None:

@@ -111,7 +111,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no rows"):
         load_samples(tmp_path, EDIT)
     (tmp_path / "edit" / "metadata.jsonl").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(InputError, match="can not be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_samples(tmp_path, EDIT)
     (tmp_path / "edit" / "metadata.jsonl").write_text('{"a": \n')
     with pytest.raises(InputError, match="line 1: not JSON"):

@@ -12,11 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import passes
-from calibration.parts import split
-from calibration.quantize import QuantSettings, quantize_onnx
-from calibration.sensitivity import answers, compare, measure, spread
-from calibration.switches import SwitchedGraph, join
-from mtu_compile.accuracy.metrics import sqnr_db
+from calibration.joined_graph import join
+from calibration.quant_settings import QuantSettings
+from calibration.quantize import quantize_onnx
+from calibration.segments import cut
+from calibration.sensitivity import answers, compare_calls, evenly_spread, measure
+from calibration.switched_graph import SwitchedGraph
+from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.core.errors import CalibrationError, PassError
 from mtu_compile.graph import io as graph_io
 
@@ -146,7 +148,7 @@ def test_the_measurement_points_at_the_layer_that_lost_its_steps(tmp_path: Path)
         with SwitchedGraph(source, folder / "int8.onnx") as graph:
             calls = answers(graph, feeds(3))
             found = measure(graph, calls, guidance="text", progress=told.append)
-            everything = compare(graph, calls, [unit.name for unit in graph.units], guidance="text")
+            everything = compare_calls(graph, calls, [unit.name for unit in graph.units], guidance="text")
         place = [unit.name for unit in found.units].index("ff.down")
         decibels[wild] = found.sqnr_db(place)
         assert found.worst_sqnr_db(place) <= found.sqnr_db(place) and sum(told) == 3 * len(found.units)
@@ -163,8 +165,8 @@ def test_the_measurement_points_at_the_layer_that_lost_its_steps(tmp_path: Path)
 def test_runs_that_begin_in_the_middle_and_beside_each_other_give_the_same(
     graphs: tuple[Path, Path], switched: SwitchedGraph, monkeypatch: pytest.MonkeyPatch, parallel: bool, count: int
 ) -> None:
-    monkeypatch.setattr("calibration.switches._cores", lambda: 3)
-    monkeypatch.setattr("calibration.switches.PARTS", count)
+    monkeypatch.setattr("calibration.switched_graph._cores", lambda: 3)
+    monkeypatch.setattr("calibration.switched_graph.SEGMENTS", count)
     names = [unit.name for unit in switched.units]
     with SwitchedGraph(*graphs, parallel=parallel) as cut:
         for feed in feeds(2):
@@ -179,11 +181,11 @@ def test_runs_that_begin_in_the_middle_and_beside_each_other_give_the_same(
 def test_a_graph_is_cut_where_it_is_said(tmp_path: Path) -> None:
     model = graph_io.load(write_graph(tmp_path / "m.onnx"))
     nodes = {node.name: node for node in model.graph}
-    parts = split(model, [nodes["attn.q"], nodes["attn.qk"], nodes["ff.up"]])
-    assert [next(iter(part.model.graph)).name for part in parts] == ["conv_in", "attn.q", "attn.qk", "ff.up"]
-    assert sum(len(part.model.graph) for part in parts) == len(nodes)
-    assert [set(part.inputs) for part in parts] == [{"sample"}, {"t"}, {"q", "kt", "v", "t"}, {"res"}]
-    assert [set(part.outputs) for part in parts] == [{"t"}, {"q", "kt", "v"}, {"res"}, {"out_sample"}]
+    segments = cut(model, [nodes["attn.q"], nodes["attn.qk"], nodes["ff.up"]])
+    assert [next(iter(segment.model.graph)).name for segment in segments] == ["conv_in", "attn.q", "attn.qk", "ff.up"]
+    assert sum(len(segment.model.graph) for segment in segments) == len(nodes)
+    assert [set(segment.inputs) for segment in segments] == [{"sample"}, {"t"}, {"q", "kt", "v", "t"}, {"res"}]
+    assert [set(segment.outputs) for segment in segments] == [{"t"}, {"q", "kt", "v"}, {"res"}, {"out_sample"}]
 
 
 def test_without_guidance_there_are_no_deltas(switched: SwitchedGraph) -> None:
@@ -211,6 +213,6 @@ def test_graphs_that_do_not_belong_together_are_refused(graphs: tuple[Path, Path
 
 def test_calls_are_spread_over_the_timesteps() -> None:
     timesteps = [float(t) for _ in range(3) for t in range(900, -1, -100)]
-    picked = [timesteps[i] for i in spread(timesteps, 4)]
+    picked = [timesteps[i] for i in evenly_spread(timesteps, 4)]
     assert sorted(picked)[0] == 0.0 and sorted(picked)[-1] == 900.0 and len(set(picked)) == 4
-    assert spread(timesteps, 99) == list(range(30))
+    assert evenly_spread(timesteps, 99) == list(range(30))

@@ -27,8 +27,10 @@ def test_a_bundle_says_what_it_is_and_was_measured(tiny_bundle: Path, tiny_model
     assert manifest.source.name == tiny_model.name
     for entry in manifest.tasks.values():
         assert entry.calibration is not None
-        assert entry.accuracy is not None and entry.accuracy["worst_sqnr_db"] > 5
-        assert entry.accuracy["ssim"] > 0.9
+        # All layers in INT8 give 24 dB at the worst call, and the search gives some of them back.
+        assert entry.accuracy is not None and entry.accuracy["worst_sqnr_db"] > 22
+        assert entry.accuracy["mean_sqnr_db"] > 28 and entry.accuracy["worst_cosine"] > 0.995
+        assert entry.accuracy["ssim"] > 0.99 and entry.accuracy["image_psnr_db"] > 35
         assert sum(record.rewrites for record in entry.passes) > 0
         layers = entry.extra["quantisation"]["layers"]
         quantised, total = layers["Conv"]
@@ -70,18 +72,16 @@ def test_an_existing_output_is_kept_unless_forced(
     assert list(bundle.read(out).tasks) == ["t2i"]
 
 
-def test_a_task_below_its_threshold_fails_the_build(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
-    stricter = (
-        "import dataclasses, mtu_compile.accuracy.thresholds as c\n"
-        "c.PRECISION_THRESHOLDS = {'int8': dataclasses.replace(c.PRECISION_THRESHOLDS['int8'], ssim=1.1)}\n"
-        "c.TASK_THRESHOLDS = {}"
-    )
-    out = tmp_path / "b"
-    done = mtu("build", tiny_model, "-o", out, *QUICK, before=stricter)
+def test_a_task_below_its_threshold_fails_the_build(
+    tiny_model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Run
+) -> None:
+    out, stricter = tmp_path / "b", tmp_path_factory.mktemp("thresholds") / "stricter.json"
+    stricter.write_text('{"format": "mtu-thresholds-1", "thresholds": {"int8": {"t2i": {"ssim": 1.1}}}}')
+    done = mtu("build", tiny_model, "-o", out, "--thresholds", stricter, *QUICK)
     assert done.code == 3 and "t2i: ssim" in done.err
     assert "t2i loses most to INT8 in " in done.err and "--quant-config" in done.err
     assert list(tmp_path.iterdir()) == []
-    done = mtu("build", tiny_model, "-o", out, "--accuracy-gate", "warn", *QUICK, before=stricter)
+    done = mtu("build", tiny_model, "-o", out, "--accuracy-gate", "warn", "--thresholds", stricter, *QUICK)
     assert done.code == 0, done.err
     accuracy = bundle.read(out).tasks["t2i"].accuracy
     assert accuracy is not None and accuracy["passed"] is False

@@ -79,6 +79,36 @@ def test_check_fails_on_an_engine_that_is_wrong(copy: Path, mtu: Run) -> None:
     error = next(line for line in done.err.splitlines() if line.startswith("error: "))
     assert error.startswith("error: inpaint: sqnr_db below 60 at 8 of 8 calls, worst ") and "t2i" not in error
     assert "FAIL" in done.out
+    assert same_verdict(copy, mtu) == 3
+
+
+def same_verdict(folder: Path, mtu: Run) -> int:
+    """Host and board measure and say the same of one bundle, but for what a board has no library for."""
+    host, board = (mtu(*command, folder, "--json") for command in (("check",), ("board", "check")))
+    assert host.code == board.code, host.err + board.err
+    first, second = (json.loads(done.out)["tasks"] for done in (host, board))
+    assert first.keys() == second.keys()
+    for name, task in first.items():
+        assert task["failures"] == second[name]["failures"]
+        assert_same({k: v for k, v in task.items() if k != "reasons"}, second[name], name)
+    return int(host.code)
+
+
+def assert_same(first: Any, second: Any, where: str) -> None:
+    if isinstance(first, dict):
+        assert first.keys() <= second.keys(), where
+        for key, value in first.items():
+            assert_same(value, second[key], f"{where}.{key}")
+    elif isinstance(first, list):
+        assert len(first) == len(second), where
+        for i, value in enumerate(first):
+            assert_same(value, second[i], f"{where}[{i}]")
+    else:
+        assert second == pytest.approx(first, rel=1e-6) if isinstance(first, float) else second == first, where
+
+
+def test_host_and_board_say_the_same_of_a_bundle(tiny_bundle: Path, mtu: Run) -> None:
+    assert same_verdict(tiny_bundle, mtu) in (0, 3)  # INT8 of random weights
 
 
 @pytest.mark.parametrize("command", ["check", "inspect", "run"])

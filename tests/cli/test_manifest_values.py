@@ -16,8 +16,8 @@ import pytest
 
 import targets
 from calibration.quant_config import of_bundle
-from calibration.quantize import QuantSettings
-from calibration.ranges import bundle_ranges, spread
+from calibration.quant_settings import QuantSettings
+from calibration.shared_scales import bundle_ranges, shared_scales
 from mtu_compile.bundle import Manifest, read
 from mtu_compile.bundle.files import _sealed
 from mtu_compile.core import vendors
@@ -39,7 +39,7 @@ NULLABLE = re.compile(
     r"scheduler\.(?!_class_name)\w+|vae_encoder|.*\.(calibration|reference|prebuilt|estimate|config|mixed|costs|kept|clip|dependencies)"
     r"|.*\.(region|truth|guidance|guidance_ratio|ssim_reason|subset_size|smooth_quant_alpha|guidance_db|float_ms|int8_ms)"
     r"|.*\.(agreement_db|worst_guidance_ratio|downscale|colour_difference|vif|ssim|reference_ssim|truth_drop_db)"
-    r"|.*\.(latent|image|inside|outside|source|reference|reference_source)?_?psnr_db|.*\.accuracy\.thresholds\.\w+"
+    r"|.*\.(latent|image|inside|outside|source|reference|reference_source)?_?psnr_db|.*\.thresholds(\.\w+)?"
     r"|extra\.plan\.(device_bytes|available_bytes|one_engine_bytes|least_bytes|fits|build)|.*\.class_label"
     r"|extra\.plan\.build\.(available_bytes|smaller|seconds|fits)"
 )
@@ -148,7 +148,7 @@ def use(manifest: Manifest) -> None:
     assert manifest.latent_size[0] >= 1
     for entry in manifest.tasks.values():
         assert entry.task.unet_batch >= 1 and entry.task.condition_channels(manifest.latent_channels) >= 0
-    spread(bundle_ranges(manifest))
+    shared_scales(bundle_ranges(manifest))
     json.dumps([*_commands(Path("bundle"), manifest)])
     with suppress(BundleError):  # a search of another version
         json.dumps([*_build_facts(manifest)])
@@ -179,6 +179,7 @@ def raw(tiny_bundle: Path) -> Any:
     small["extra"] = trimmed(small["extra"])
     small["vae_decoder"]["estimate"] = {"source": "a compiler", "latency_ms": 1.5, "busy_ms": {"dpu": 0.5}}
     small["tasks"]["inpaint"]["extra"]["compression"] = COMPRESSION
+    small["tasks"]["inpaint"]["thresholds"] = {"sqnr_db": 20.0, "vif": None, "guidance_ratio": 0.7}
     return small
 
 
@@ -236,6 +237,7 @@ def test_a_missing_or_foreign_entry_is_refused_by_name(raw: Any) -> None:
         "calibration",
         "accuracy_reason",
         "reference",
+        "thresholds",
     }
     optional |= {
         "instruction_sets",

@@ -12,7 +12,8 @@ import onnx_graphsurgeon as gs
 import pytest
 
 import passes
-from calibration.quantize import QuantSettings, quantize_onnx
+from calibration.quant_settings import QuantSettings
+from calibration.quantize import quantize_onnx
 
 SETTINGS = {"task_id": 0, "channels": 4, "batch": 2, "height": 8, "width": 4, "text_length": 5}
 KINDS = ("specialised", "qdq", "fp16", "bf16", "qdq-fp16")

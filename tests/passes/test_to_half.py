@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 import passes
-from mtu_compile.accuracy.metrics import sqnr_db
+from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.core.errors import PassError
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph.edit import op_counts

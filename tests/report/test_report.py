@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.ranges import spread
+from calibration.shared_scales import shared_scales
 from mtu_compile import bundle, report
-from mtu_compile.accuracy.metrics import GuidanceMetrics, StepMetrics
+from mtu_compile.accuracy.calls import GuidanceMetrics, StepMetrics
 from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.tasks import Task
 from mtu_compile.report.data import Fact, Network, PicturePair, Report, TaskReport
 from mtu_compile.report.gather import read_mixed
-from mtu_compile.report.metrics import bounds, metric_rows
+from mtu_compile.report.metrics import bounds, metric_lines
 from mtu_compile.report.pictures import AMPLIFIED, LONGEST, data_uri, difference
 from mtu_compile.report.render import render
 from tests.report_checks import Page, decode, markup_problems
@@ -108,7 +108,7 @@ def make_task(name: str, *, guided: bool = True, mixed: Any = None, prompt: str 
     )
     made = TaskReport(
         entry=entry,
-        metrics=metric_rows(SUMMARY, None, thresholds),
+        metrics=metric_lines(SUMMARY, None, thresholds),
         thresholds=thresholds,
         failures=(),
         pictures=pairs,
@@ -148,7 +148,7 @@ def make_report(*tasks: TaskReport, ranges: Any = None, device_here: bool = True
         tasks=tasks,
         networks=(Network("text encoder", part, ("text/model.xml",), 123_456),),
         other_files={"reference": 2_000_000},
-        ranges=spread(ranges or {}),
+        ranges=shared_scales(ranges or {}),
         facts=(Fact("latency", "a report times nothing", "not measured"),),
         commands=(("build it", "mtu-compile build tiny"),),
     )
@@ -281,7 +281,7 @@ def test_ranges_are_compared_between_the_tasks(full: str) -> None:
 
 
 def test_numbers_nobody_has_named_yet_are_shown() -> None:
-    rows = {row.key: row for row in metric_rows(SUMMARY, {"image_psnr_db": 30.0}, Thresholds.default("int8"))}
+    rows = {row.key: row for row in metric_lines(SUMMARY, {"image_psnr_db": 30.0}, Thresholds.default("int8"))}
     assert rows["a_new_metric"].label == "a new metric" and rows["a_new_metric"].passed is None
     assert rows["guidance.text.sqnr_db"].unit == "dB"
     assert rows["image_psnr_db"].recorded == 30.0 and rows["image_psnr_db"].passed is True
@@ -291,14 +291,10 @@ def test_numbers_nobody_has_named_yet_are_shown() -> None:
 
 
 def test_a_metric_is_judged_on_the_right_side() -> None:
-    asked = replace(
-        Thresholds.default("int8"),
-        truth_drop_db=1.0,
-        guidance_ratio=0.6,
-        pooled_guidance_ratio=0.85,
-        guidance_cosine=0.7,
+    asked = Thresholds.default("int8").changed(
+        {"truth_drop_db": 1.0, "guidance_ratio": 0.6, "pooled_guidance_ratio": 0.85, "guidance_cosine": 0.7}
     )
-    rows = {row.key: row for row in metric_rows(SUMMARY, None, asked)}
+    rows = {row.key: row for row in metric_lines(SUMMARY, None, asked)}
     assert rows["truth_drop_db"].bounds == (None, 1.0) and rows["truth_drop_db"].passed is False
     low, high = rows["guidance_ratio"].bounds or (None, None)
     assert low == 0.6 and high == pytest.approx(1 / 0.6) and rows["guidance_ratio"].passed is True

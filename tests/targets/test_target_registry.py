@@ -24,7 +24,7 @@ def test_every_name_gives_the_target_of_that_name():
 def test_every_precision_of_every_target_has_accuracy_thresholds():
     for name in targets.names():
         for precision in targets.get(name).spec.precisions:
-            assert Thresholds.default(precision).sqnr_db is not None
+            assert Thresholds.default(precision)["sqnr_db"] is not None
 
 
 def test_every_pipeline_is_made_of_passes_that_exist_in_an_order_they_allow():

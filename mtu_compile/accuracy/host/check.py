@@ -8,21 +8,28 @@ from pathlib import Path
 import targets
 from mtu_compile import bundle, runtime
 from mtu_compile.accuracy import instruction_sets
-from mtu_compile.accuracy.host.compare import compare_recorded
+from mtu_compile.accuracy.host.compare import compare_runner
 from mtu_compile.accuracy.host.perceptual import perceptual
 from mtu_compile.accuracy.pictures import Perceptual
+from mtu_compile.accuracy.recorded import calls_of
+from mtu_compile.accuracy.threshold_file import judged_by, read_thresholds
 from mtu_compile.accuracy.verdict import CheckResult, TaskCheck, check_task
 from mtu_compile.core.atomic import scratch
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Advance, Progress
 from mtu_compile.runtime import proven
-from mtu_compile.runtime.engine import OUTPUT, Engine
+from mtu_compile.runtime.engine import Engine
 from mtu_compile.runtime.reference import Reference
 from passes import write_simulation
 
 
 def check_bundle(
-    path: Path, *, clip: Path | None = None, everywhere: bool = True, progress: Progress | None = None
+    path: Path,
+    *,
+    clip: Path | None = None,
+    thresholds: Path | None = None,
+    everywhere: bool = True,
+    progress: Progress | None = None,
 ) -> CheckResult:
     """Compare every task's engine and pictures with the float reference recorded in the bundle.
 
@@ -32,20 +39,22 @@ def check_bundle(
     Args:
         path: the bundle's folder.
         clip: folder of a CLIP model in transformers' layout, to be asked about the pictures; ``None`` does without.
+        thresholds: file of thresholds to judge by instead of those the bundle carries.
         everywhere: where a CPU runs the bundle, also at every lesser instruction set this one can stand in for.
         progress: told of every stage.
 
     Raises:
-        ConfigError, ModelError: ``clip`` is no CLIP model that can be read.
+        ConfigError, ModelError: ``clip`` is no CLIP model that can be read, ``thresholds`` no file of thresholds.
         BundleError: the bundle is damaged, or carries no reference for a task.
         AccuracyError: an engine cannot be compared at all (outputs missing, NaN); a merely inaccurate one is a
             failure in the result.
     """
     progress = progress or Progress()
+    given = None if thresholds is None else read_thresholds(thresholds)
     measures = perceptual(clip)
     with scratch("mtu-check") as work:
         with progress.stage("verify"):
-            manifest = bundle.read(path)
+            manifest = judged_by(bundle.read(path), given, thresholds)
             target = targets.get(manifest.target)
             on_device = target.device_here()
             opener = None if on_device else _host_opener(target, path, work)
@@ -60,8 +69,8 @@ def check_bundle(
                     checks[name] = measure_task(entry, reference, loaded, advance, measures)
     unets = [entry.engine for entry in manifest.tasks.values()]
     tried = everywhere and proven.on_cpu(manifest)
-    proofs = instruction_sets.prove(path, progress=progress) if tried else ()
-    return CheckResult(checks, target.measured_with(unets[0], on_device=on_device), proofs)
+    proofs = instruction_sets.prove(path, thresholds=thresholds, progress=progress) if tried else ()
+    return CheckResult(checks, target.measured_with(unets[0], on_device=on_device), manifest.precision, proofs)
 
 
 def _host_opener(target: targets.Target, root: Path, work: Path) -> Callable[[bundle.EngineRef], Engine]:
@@ -81,9 +90,8 @@ def measure_task(
     from mtu_compile.accuracy.host.engine_runner import EngineRunner
 
     task = entry.task
-    inputs = [step for one in reference.trajectories for step in one.inputs]
-    outputs = [{OUTPUT: output} for one in reference.trajectories for output in one.outputs]
+    calls = [call for trajectory in reference.trajectories for call in calls_of(trajectory)]
     runner = EngineRunner(loaded.unet(task.name), name="bundle")
-    steps = compare_recorded(runner, inputs, outputs, guidance=task.guided)
+    steps = compare_runner(runner, calls, guidance=task.guided)
     advance(1)
     return check_task(entry, reference, steps, loaded, advance, measures)

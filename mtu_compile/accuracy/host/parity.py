@@ -1,26 +1,26 @@
 """Cross-backend parity: does one graph compute the same wherever it runs?
 
-The same file runs over the same recorded inputs on ONNX Runtime, OpenVINO and whatever device is here, each behind
-Polygraphy's comparator with the guards of ``mtu_compile.accuracy.host.compare``. Each is compared with the float
+The same file runs over the same recorded inputs on ONNX Runtime, OpenVINO and whatever device is here, with the guards
+of ``mtu_compile.accuracy.recorded``. Each is compared with the float
 original, which says what the graph's precision costs, and with the first backend, which says whether a backend computes
 something else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mtu_compile.accuracy.host.compare import compare_recorded
-from mtu_compile.accuracy.metrics import StepMetrics, step_metrics
+from mtu_compile.accuracy.calls import StepMetrics, distance, step_metrics
+from mtu_compile.accuracy.recorded import compare_recorded, some_calls
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import AccuracyError, TargetError
 from mtu_compile.core.guidance import Guidance
-from mtu_compile.runtime.engine import OUTPUT, Array, Engine, TensorSpec
+from mtu_compile.runtime.engine import Array
 from mtu_compile.runtime.reference import Reference
 from targets.backend import Backend as Backend
 from targets.backend import Offer
@@ -33,7 +33,7 @@ SLACK_DB = 3.0
 
 
 @dataclass(frozen=True)
-class Row:
+class BackendResult:
     """One backend over all calls.
 
     Attributes:
@@ -73,7 +73,7 @@ class Parity:
     graph: str
     reference: str
     calls: int
-    rows: tuple[Row, ...]
+    rows: tuple[BackendResult, ...]
     not_run: Mapping[str, str]
 
     @property
@@ -130,11 +130,9 @@ def parity(
     """
     if calls < 1:
         raise AccuracyError(f"{calls} calls compare nothing")
-    recorded = reference.calls(calls)
-    inputs, wanted = [call[0] for call in recorded], [{OUTPUT: call[1]} for call in recorded]
-
-    rows: list[Row] = []
-    first: list[dict[str, Array]] = []
+    recorded = some_calls(reference, calls)
+    rows: list[BackendResult] = []
+    first: list[Mapping[str, Array]] = []
     not_run: dict[str, str] = {}
     for backend in (*backends(graph, native=native), *extra):
         try:
@@ -142,42 +140,37 @@ def parity(
         except TargetError as error:
             not_run[backend.name] = error.message
             continue
-        with _kept(engine) as kept:
-            steps = compare_recorded(_runner(kept, backend.name), inputs, wanted, guidance=guidance)
-        row = _row(backend, steps)
+        answers: list[Mapping[str, Array]] = []
+        with closing(engine):
+            steps = compare_recorded(engine, recorded, guidance=guidance, name=backend.name, told=answers.append)
+        row = _result(backend, steps)
         if rows:
-            row = replace(row, agreement_db=min(_sqnr(*pair) for pair in zip(first, kept.outputs_kept, strict=True)))
+            row = replace(row, agreement_db=min(_sqnr(*pair) for pair in zip(first, answers, strict=True)))
         else:
-            first = kept.outputs_kept
+            first = answers
         rows.append(row)
     if not rows:
         why = "; ".join(f"{name}: {reason}" for name, reason in not_run.items())
         raise AccuracyError(f"no backend on this machine runs {graph.name} ({why})")
-    return Parity(reference.task, graph.name, reference.producer, len(inputs), tuple(rows), not_run)
+    return Parity(reference.task, graph.name, reference.producer, len(recorded), tuple(rows), not_run)
 
 
 def backends(graph: Path, *, native: str | None = None) -> tuple[Backend, ...]:
     """What any build machine can run a graph with, as the vendors offer it; the one that leads comes first."""
     offers: list[Offer] = [vendors.load(place) for place in vendors.backends()]
-    found = [backend for offer in offers if (backend := offer(graph, native)) is not None]
-    return tuple(sorted(found, key=lambda backend: not backend.leads))
+    able = [backend for offer in offers if (backend := offer(graph, native)) is not None]
+    return tuple(sorted(able, key=lambda backend: not backend.leads))
 
 
-def _runner(engine: Engine, name: str) -> Any:
-    from mtu_compile.accuracy.host.engine_runner import EngineRunner
-
-    return EngineRunner(engine, name=name)
-
-
-def _row(backend: Backend, steps: Sequence[StepMetrics]) -> Row:
+def _result(backend: Backend, steps: Sequence[StepMetrics]) -> BackendResult:
     ratios = [delta.ratio for step in steps for delta in step.guidance]
-    return Row(
+    return BackendResult(
         backend=backend.name,
         version=backend.version,
         worst_sqnr_db=min(step.sqnr_db for step in steps),
         mean_sqnr_db=fmean(step.sqnr_db for step in steps),
         worst_cosine=min(step.cosine for step in steps),
-        worst_guidance_ratio=max(ratios, key=lambda ratio: abs(ratio - 1)) if ratios else None,
+        worst_guidance_ratio=max(ratios, key=distance) if ratios else None,
         agreement_db=None,
         judged=backend.judged,
     )
@@ -185,36 +178,3 @@ def _row(backend: Backend, steps: Sequence[StepMetrics]) -> Row:
 
 def _sqnr(reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> float:
     return step_metrics(reference, candidate, timestep=None).sqnr_db
-
-
-class _Kept:
-    """An engine whose outputs are kept, as Polygraphy's results are gone when the comparison ends."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.outputs_kept: list[dict[str, Array]] = []
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._engine.outputs
-
-    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        outputs = self._engine(inputs)
-        self.outputs_kept.append(outputs)
-        return outputs
-
-    def close(self) -> None:
-        self._engine.close()
-
-
-@contextmanager
-def _kept(engine: Engine) -> Iterator[_Kept]:
-    kept = _Kept(engine)
-    try:
-        yield kept
-    finally:
-        kept.close()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mtu_compile.accuracy.metrics import unit_picture
+from mtu_compile.accuracy.formulas import unit_picture
 from mtu_compile.accuracy.pictures import Perceptual
 from mtu_compile.accuracy.task_metrics import ClipMetrics
 from mtu_compile.core.errors import ConfigError, ModelError

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from polygraphy.comparator import Comparator
 
-from mtu_compile.accuracy.host.compare import compare_recorded
+from mtu_compile.accuracy.host.compare import compare_runner
 from mtu_compile.accuracy.host.engine_runner import EngineRunner
 from mtu_compile.core.errors import AccuracyError, TargetError
 from mtu_compile.runtime.engine import Array, TensorSpec, check_inputs
+from tests.recording import recorded_calls
 
 SPEC = TensorSpec("sample", (2, 3), np.dtype(np.float32))
 FEED = {"sample": np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -55,12 +56,14 @@ def test_only_an_engine_the_runner_opened_is_closed_with_it() -> None:
 
 def test_a_wrong_engine_is_seen() -> None:
     reference = [{"out_sample": 2 * FEED["sample"]}]
-    good = compare_recorded(EngineRunner(Doubling()), [FEED], reference, timesteps=[1])
-    wrong = compare_recorded(EngineRunner(Doubling(1.9)), [FEED], reference, timesteps=[1])
+    calls = recorded_calls([FEED], reference)
+    good = compare_runner(EngineRunner(Doubling()), calls)
+    wrong = compare_runner(EngineRunner(Doubling(1.9)), calls)
     assert good[0].sqnr_db > 100
     assert wrong[0].sqnr_db == pytest.approx(20 * np.log10(2.0 / 0.1), abs=0.1)
 
 
 def test_inputs_the_engine_has_not_are_refused() -> None:
     with pytest.raises((AccuracyError, TargetError), match="timestep"):
-        compare_recorded(EngineRunner(Doubling()), [{**FEED, "timestep": np.zeros(1, np.float32)}], [FEED])
+        feed = {**FEED, "timestep": np.zeros(1, np.float32)}
+        compare_runner(EngineRunner(Doubling()), recorded_calls([feed], [{"out_sample": FEED["sample"]}]))

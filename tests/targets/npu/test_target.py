@@ -13,7 +13,7 @@ import pytest
 
 import targets
 import targets.npu.target as intel_npu
-from mtu_compile.accuracy.metrics import sqnr_db
+from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import EXIT_TOOLCHAIN, ConfigError, ToolchainMissing
 from mtu_compile.runtime.engine import open_engine

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import targets.openvino.target
-from mtu_compile.accuracy.host.compare import compare_recorded
+from mtu_compile.accuracy.formulas import sqnr_db
+from mtu_compile.accuracy.host.compare import compare_runner
 from mtu_compile.accuracy.host.engine_runner import EngineRunner
-from mtu_compile.accuracy.metrics import sqnr_db
 from mtu_compile.core.errors import BuildError, ConfigError, ModelError, MtuError, ToolchainMissing
 from mtu_compile.runtime.engine import open_engine
 from targets.base import Artifact
 from targets.openvino.cpu import CpuTarget
+from tests.recording import recorded_calls
 
 pytestmark = pytest.mark.int8
 
@@ -42,7 +43,7 @@ def test_what_is_built_computes_the_graph(unet_like, feeds, run_reference, nativ
     assert artifact.toolchain.startswith("openvino 20")
     assert artifact.config["INFERENCE_PRECISION_HINT"] == ("bf16" if native_bf16 and precision != "fp32" else "f32")
     reference = [{"out_sample": run_reference(unet_like, feed)} for feed in feeds]
-    steps = compare_recorded(run(artifact), feeds, reference)
+    steps = compare_runner(run(artifact), recorded_calls(feeds, reference))
     assert [step.timestep for step in steps] == [999, 777, 333, 1]
     assert min(step.sqnr_db for step in steps) > least_db
     assert leftovers(tmp_path) == ["out"]
@@ -142,6 +143,6 @@ def test_wrong_weights_are_seen(unet_like, feeds, run_reference, write_unet_like
     other = write_unet_like(tmp_path / "graphs" / "other.onnx", scale=1.5)
     artifact = CpuTarget().build(other, tmp_path / "out", precision="fp32")
     reference = [{"out_sample": run_reference(unet_like, feed)} for feed in feeds]
-    steps = compare_recorded(run(artifact), feeds, reference)
+    steps = compare_runner(run(artifact), recorded_calls(feeds, reference))
     assert max(step.sqnr_db for step in steps) < 10
     assert np.isclose(steps[0].sqnr_db, sqnr_db(reference[0]["out_sample"], 1.5 * reference[0]["out_sample"]), atol=0.1)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_compile.accuracy.metrics import sqnr_db
+from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.runtime.engine import open_engine
 from targets.openvino.float_engine import multiply_in_float
 

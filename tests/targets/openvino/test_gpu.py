@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import targets.openvino.gpu
-from mtu_compile.accuracy.host.compare import compare_recorded
+from mtu_compile.accuracy.host.compare import compare_runner
 from mtu_compile.accuracy.host.engine_runner import EngineRunner
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import BuildError, ConfigError, TargetError, ToolchainMissing
@@ -16,6 +16,7 @@ from mtu_compile.runtime.engine import open_engine
 from targets.openvino.gpu import IntelGpuTarget
 from targets.openvino.host import HOST_CONFIG
 from targets.openvino.ir import free_batch, read_graph, whole_timesteps, write_ir
+from tests.recording import recorded_calls
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_what_is_built_without_a_gpu_computes_the_graph_on_the_cpu(
     assert host.config == HOST_CONFIG
     engine = open_engine(host.kind, Path(host.path), host.config)
     wanted = [{"out_sample": run_reference(unet_like, feed)} for feed in feeds]
-    assert min(step.sqnr_db for step in compare_recorded(EngineRunner(engine), feeds, wanted)) > least_db
+    assert min(step.sqnr_db for step in compare_runner(EngineRunner(engine), recorded_calls(feeds, wanted))) > least_db
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -142,7 +143,7 @@ def test_whole_timesteps_survive_low_precision(unet_like, feeds, run_reference, 
     """OpenVINO GenAI on a CPU runs in bf16 unless told otherwise, where timestep 999 would be 1000."""
     import openvino
 
-    from mtu_compile.accuracy.metrics import sqnr_db
+    from mtu_compile.accuracy.formulas import sqnr_db
     from targets.openvino.ir import keep_angles_precise
 
     model = read_graph(unet_like)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_compile.accuracy.metrics import sqnr_db
+from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.runtime.engine import open_engine
 from targets.openvino.half_ir import HalfEngine, RoundHalf, simulate_half_ir
 from targets.openvino.host import HOST_CONFIG

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_compile.accuracy.metrics import sqnr_db
+from mtu_compile.accuracy.formulas import sqnr_db
 from targets.openvino.ir import keep_angles_precise, read_graph, write_ir
 
 

@@ -1,7 +1,7 @@
-"""A graph cut into parts that run one after the other.
+"""A graph cut into segments that run one after the other.
 
 Where many runs differ only from some layer on, what comes before that layer need not run again: its results are kept,
-and the runs begin at the part the layer is in.
+and the runs begin at the segment the layer is in.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """Nodes of a graph that stand next to each other, as a graph of their own.
 
     Attributes:
         model: the graph.
-        inputs: names of what it reads: inputs of the whole graph, and results of earlier parts.
-        outputs: names of what it makes and later parts read, or is the whole graph's output.
+        inputs: names of what it reads: inputs of the whole graph, and results of earlier segments.
+        outputs: names of what it makes and later segments read, or is the whole graph's output.
     """
 
     model: ir.Model
@@ -29,40 +29,40 @@ class Part:
     outputs: tuple[str, ...]
 
 
-def split(model: ir.Model, starts: Sequence[ir.Node]) -> tuple[Part, ...]:
+def cut(model: ir.Model, starts: Sequence[ir.Node]) -> tuple[Segment, ...]:
     """Cut ``model``, whose nodes are in topological order, before each of ``starts``.
 
-    Weights are not copied, but shared between the model and its parts.
+    Weights are not copied, but shared between the model and its segments.
     """
     import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
 
     ShapeInferencePass()(model)  # inputs of a graph have to say what type they are
-    part_of: dict[ir.Node, int] = {}
+    segment_of: dict[ir.Node, int] = {}
     index, remaining = 0, set(starts)
     for i, node in enumerate(model.graph):
         index += i > 0 and node in remaining
-        part_of[node] = index
+        segment_of[node] = index
     reads: list[dict[ir.Value, None]] = [{} for _ in range(index + 1)]
     needed: list[dict[ir.Value, None]] = [{} for _ in range(index + 1)]
-    for node, part in part_of.items():
+    for node, segment in segment_of.items():
         for value in _read(node):
             maker = value.producer()
             if maker is None and value.is_graph_input():
-                reads[part][value] = None
-            elif maker in part_of and part_of[maker] != part:
-                reads[part][value] = None
-                needed[part_of[maker]][value] = None
+                reads[segment][value] = None
+            elif maker in segment_of and segment_of[maker] != segment:
+                reads[segment][value] = None
+                needed[segment_of[maker]][value] = None
     for value in model.graph.outputs:
         maker = value.producer()
         if maker is not None:
-            needed[part_of[maker]][value] = None
-    parts = []
+            needed[segment_of[maker]][value] = None
+    segments = []
     for inputs, outputs in zip(reads, needed, strict=True):
         graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
         names = tuple(str(value.name) for value in inputs), tuple(str(value.name) for value in outputs)
-        parts.append(Part(ir.Model(graph, ir_version=model.ir_version), *names))
-    return tuple(parts)
+        segments.append(Segment(ir.Model(graph, ir_version=model.ir_version), *names))
+    return tuple(segments)
 
 
 def _read(node: ir.Node) -> Iterator[ir.Value]:

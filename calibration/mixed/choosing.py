@@ -1,0 +1,172 @@
+"""The search for the layers that stay float; see ``calibration.mixed``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.mixed.choice import LayerChoice, MixedPrecision, Why
+from calibration.mixed.evaluating import Criteria, Evaluator, accuracy, telling_calls
+from calibration.mixed.ranking import Ranking
+from calibration.sensitivity import Feed, Sensitivity, answers, evenly_spread, measure, timestep
+from calibration.switched_graph import SwitchedGraph
+from mtu_compile.core.guidance import Guidance
+from targets.costs.layers import ComparedCosts
+
+#: Networks with more weights than this are measured less: a run of the emoji example takes 20 ms, one of Stable
+#: Diffusion 1.5 two seconds, and there are hundreds.
+LARGE = 200_000_000
+
+#: Where the whole choice misses what its parts promised, the parts have to promise this much more.
+_STRICTER = 0.8
+_ROUNDS = 8
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        calls: UNet calls each layer is measured on.
+        check_calls: calls a whole choice is run on.
+        rounds: inferences the layers are timed over.
+        parallel: whether inferences that are not timed run beside each other, see ``SwitchedGraph``.
+    """
+
+    calls: int = 8
+    check_calls: int = 40
+    rounds: int = 96
+    parallel: bool = True
+
+    @classmethod
+    def of(cls, weights: int) -> Effort:
+        """What a network of so many weights is worth."""
+        return cls() if weights <= LARGE else cls(calls=2, check_calls=10, rounds=24, parallel=False)
+
+
+def choose(
+    graph: SwitchedGraph,
+    inputs: Sequence[Feed],
+    *,
+    guidance: Guidance,
+    effort: Effort | None = None,
+    costs: ComparedCosts | None = None,
+    criteria: Criteria | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> MixedPrecision:
+    """Choose the layers of one task's UNet that stay float.
+
+    Args:
+        graph: the float graph with its INT8 twin, quantised as the device will run it.
+        inputs: of the UNet, the task's calibration set; a few of them are used, the same every time.
+        guidance: the task's kind of guidance.
+        effort: how much is measured; what a small network is worth if not given.
+        costs: what the layers cost on the device.
+        criteria: what to keep; the defaults of ``Criteria`` if not given.
+        progress: called with 1 after each unit's run on each call it is measured on.
+    """
+    criteria, effort = criteria or Criteria(), effort or Effort()
+    timesteps = [timestep(feed) for feed in inputs]
+    calls = answers(graph, [inputs[i] for i in evenly_spread(timesteps, effort.check_calls)])
+    evaluator = Evaluator(graph, calls, guidance)
+    all_int8 = evaluator.run(set())
+    measured_on = telling_calls(calls, all_int8, criteria, effort.calls)
+    sensitivity = measure(graph, measured_on, guidance=guidance, progress=progress)
+    search = _Search(Ranking.of(sensitivity, costs, criteria))
+    steps = evaluator.run(search.kept) if search.kept else all_int8
+    limit = 1.0
+    for _ in range(_ROUNDS):
+        if criteria.met_by(steps):
+            break
+        before = set(search.kept)
+        affordable = search.reduce(limit)
+        if search.kept != before:
+            steps = evaluator.run(search.kept)
+        elif not affordable:
+            break
+        limit *= _STRICTER
+    if search.accuracy and criteria.met_by(steps):
+        needed, smaller = set(search.kept), search.pruned(limit / _STRICTER)
+        if smaller != needed and criteria.met_by(again := evaluator.run(smaller)):
+            search.kept, steps = smaller, again
+    return MixedPrecision(
+        criteria=criteria,
+        met=criteria.met_by(steps),
+        calls=len(measured_on),
+        check_calls=len(calls),
+        layers=tuple(_layer(sensitivity, i, search) for i in range(len(graph.units))),
+        costs=None if costs is None else {"source": costs.source, "measured": costs.measured},
+        all_int8=accuracy(all_int8),
+        chosen=accuracy(steps),
+    )
+
+
+class _Search:
+    """Which units stay float; starts with those the device runs slower in INT8."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        self.ranking = ranking
+        self.kept: set[int] = set(ranking.slower)
+
+    @property
+    def accuracy(self) -> set[int]:
+        """Units that are float for accuracy."""
+        return self.kept - self.ranking.slower
+
+    def reduce(self, limit: float) -> bool:
+        """Make units float until no load is above ``limit``; ``False`` if the budget is spent before."""
+        ranking = self.ranking
+        while True:
+            totals = self._totals(self.kept)
+            over = totals > limit
+            if not over.any():
+                return True
+            spent = sum(ranking.prices[i] for i in self.accuracy)
+            candidates = [
+                i
+                for i in range(len(ranking.prices))
+                if i not in self.kept and spent + ranking.prices[i] <= ranking.budget and ranking.loads[i][over].any()
+            ]
+            if not candidates:
+                return False
+            relief = {i: ranking.relief(i, over, totals) for i in candidates}
+            self.kept.add(max(candidates, key=lambda i: (relief[i], -i)))
+
+    def pruned(self, limit: float) -> set[int]:
+        """Without the units whose INT8 the limit still allows, the least harmful first."""
+        kept = set(self.kept)
+        for i in sorted(self.accuracy, key=self.ranking.harm):
+            if not (self._totals(kept - {i}) > limit).any():
+                kept.remove(i)
+        return kept
+
+    def why(self, index: int) -> Why | None:
+        if index not in self.kept:
+            return None
+        return "slower" if index in self.ranking.slower else "accuracy"
+
+    def _totals(self, kept: set[int]) -> Array:
+        """[conditions]: what all units in INT8 use up together."""
+        rest = [i for i in range(len(self.ranking.prices)) if i not in kept]
+        totals: Array = self.ranking.loads[rest].sum(axis=0)
+        return totals
+
+
+def _layer(sensitivity: Sensitivity, index: int, search: _Search) -> LayerChoice:
+    unit, times = sensitivity.units[index], search.ranking.times[index]
+    return LayerChoice(
+        unit.name,
+        unit.members,
+        unit.op_type,
+        sensitivity.sqnr_db(index),
+        sensitivity.worst_sqnr_db(index),
+        sensitivity.guidance_db(index),
+        None if times is None else times[0],
+        None if times is None else times[1],
+        search.why(index),
+    )
