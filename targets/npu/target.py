@@ -18,7 +18,8 @@ from mtu_compile.core.progress import Progress
 from targets.base import COST_ROUNDS, GIB, Availability, LayerCosts, Precision, TargetSpec
 from targets.npu.compiler import SETUP, compile_blob, find_compiler
 from targets.npu.compiler import Compiled as Blob
-from targets.openvino.costs import IR, scheduled
+from targets.npu.costs import scheduled
+from targets.openvino.costs import IR
 from targets.openvino.engine import for_device, reason
 from targets.openvino.ir import BLOB_NAME, IR_NAME, probe_openvino
 from targets.openvino.target import Compiled, OpenVINOTarget

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mtu_compile.core.errors import BuildError, ConfigError
 from targets.base import LayerCosts
 from targets.costs.layers import Kernel, Layers, attribute
-from targets.npu.report import Report
+from targets.costs.timing import undisturbed
 from targets.openvino.engine import for_device, reason
 
 #: Inferences before the first that counts: the first one packs weights, and takes three times as long as the others.
@@ -117,19 +117,6 @@ def of_each_run(averages: NDArray[np.float64], runs: int) -> tuple[NDArray[np.fl
     return np.diff(totals, axis=0), counts[1:, 0]
 
 
-def undisturbed(runs: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of each kernel over the runs in which no other process got between: those below twice the median.
-
-    Args:
-        runs: [runs, kernels] in microseconds.
-        errors: [runs], how wrong one may be.
-    """
-    typical = np.median(runs, axis=0)
-    quiet = runs <= 2 * typical + errors[:, None]
-    mean: NDArray[np.float64] = (runs * quiet).sum(axis=0) / np.maximum(1, quiet.sum(axis=0))
-    return np.maximum(mean, 0.0, out=mean)
-
-
 def _inputs(compiled: Any) -> dict[Any, Any]:
     """Numbers of the right shapes: noise, and a timestep in the middle."""
     rng = np.random.default_rng(0)
@@ -181,36 +168,6 @@ def _constant(operation: Any) -> bool:
     """Whether what an operation makes depends on constants alone."""
     sources = [port.get_source_output().get_node() for port in operation.inputs()]
     return all(_constant(source) for source in sources) if sources else _kind(operation) in ("Const", "Constant")
-
-
-def scheduled(model: Any, report: Report, layers: Layers, source: str) -> LayerCosts:
-    """What the NPU's compiler estimated, by the parts of the latency its layers are answerable for.
-
-    Args:
-        model: the IR that was compiled; its operations have the names of the schedule.
-        report: with the schedule.
-    """
-    operations = list(model.get_ordered_ops())
-    kernels = link(operations, [layers.of([str(one.get_friendly_name())]) for one in operations])
-    parts: dict[str, float] = {}
-    fused: set[str] = set()
-    for one in report.layers:
-        parts[one.name] = parts.get(one.name, 0.0) + (one.dpu_us + one.shave_us + one.dma_us) / 1e3
-        if one.type == "ScaledDotProductAttention":
-            fused.add(one.name)
-    kernels = [replace(k, layers=(*_product_before(kernels, k), *k.layers)) if k.name in fused else k for k in kernels]
-    spent = [parts.pop(kernel.name, 0.0) for kernel in kernels]
-    costs = attribute(kernels, spent, layers, source=source, measured=False)
-    return replace(costs, total_ms=costs.total_ms + sum(parts.values()))
-
-
-def _product_before(kernels: Sequence[Kernel], kernel: Kernel) -> tuple[str, ...]:
-    """The query·key product of a fused attention, which is called by its product with value."""
-    while kernel.reads:
-        kernel = kernels[kernel.reads[0]]
-        if kernel.layers:
-            return kernel.layers
-    return ()
 
 
 def link(operations: Sequence[Any], layers: Sequence[tuple[str, ...]]) -> list[Kernel]:

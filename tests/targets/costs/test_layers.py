@@ -11,7 +11,8 @@ import targets
 from mtu_compile.core.errors import ConfigError, ModelError
 from targets.base import LayerCosts
 from targets.costs.layers import ComparedCosts, Kernel, charge, compare_costs, read_layers
-from targets.openvino.costs import of_each_run, undisturbed
+from targets.costs.timing import undisturbed
+from targets.openvino.costs import of_each_run
 
 LAYERS = ("conv_in", "to_q", "to_k", "scores", "weighted", "to_out", "conv_out")
 
