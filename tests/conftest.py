@@ -1,12 +1,61 @@
-"""Tiny models of every supported anatomy, built once per test session."""
+"""Tiny models of every supported anatomy, and what every test shares: each is made once a run, for all workers."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
+
+from tests.shared_exports import shared_export
+
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def run_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run, the same one for every worker of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared(run_folder: Path) -> Shared:
+    """``shared(name, make)``: the folder of that name, which ``make(folder)`` fills for the first who asks in a run.
+
+    The folder is everybody's: copy it to change it.
+    """
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder = run_folder / name
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                partial = run_folder / f"{name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def shared_exports(run_folder: Path) -> Iterator[Path]:
+    """For a module's tests: what has been exported once in a run is not exported again; see ``tests.shared_exports``."""
+    from mtu_compile.model import export
+
+    folder = run_folder / "exports"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_export", shared_export(folder))
+        yield folder
+
 
 TINY: dict[str, dict[str, Any]] = {
     "sd15": {
@@ -163,17 +212,18 @@ def save_base_pipeline(folder: Path, kind: str = "sd15") -> Path:
 
 
 @pytest.fixture(scope="session")
-def base_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_pipeline_dir(shared: Shared) -> Path:
     """A tiny pretrained text-to-image pipeline folder (random weights)."""
-    return save_base_pipeline(tmp_path_factory.mktemp("base") / "pipeline")
+    return shared("base", lambda folder: save_base_pipeline(folder / "pipeline")) / "pipeline"
 
 
 @pytest.fixture(scope="session")
-def mtu_pipeline_dir(base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mtu_pipeline_dir(base_pipeline_dir: Path, shared: Shared) -> Path:
     """``base_pipeline_dir`` upcycled for the paper's four tasks, with four untrained experts; copy it to change it."""
     from mtu_compile.core.tasks import PAPER_TASKS
     from mtu_compile.model.upcycle import upcycle_folder
 
-    folder = tmp_path_factory.mktemp("mtu") / "pipeline"
-    upcycle_folder(base_pipeline_dir, folder, PAPER_TASKS, num_experts=4, d_task=16, router_width=16)
-    return folder
+    def make(folder: Path) -> None:
+        upcycle_folder(base_pipeline_dir, folder / "pipeline", PAPER_TASKS, num_experts=4, d_task=16, router_width=16)
+
+    return shared("mtu", make) / "pipeline"

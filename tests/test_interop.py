@@ -27,7 +27,7 @@ SAME_DB = 50.0
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Path:
     """The example's text-to-image and inpainting tasks for a CPU, in float32."""
     from mtu_compile.compile import BuildOptions, build
 

@@ -27,7 +27,7 @@ TASK, OTHER = "inpaint", "sr"
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Path:
     """The example's inpainting task in INT8, checked on two of its samples, and another task's graph."""
     from mtu_compile.compile import BuildOptions, build
 

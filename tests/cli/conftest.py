@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
+from tests.commands import Commands, Outcome
 
 TASKS = [
     {"name": "t2i", "guidance": "text", "guidance_scale": 2.0},
@@ -27,32 +26,19 @@ TASKS = [
 ]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(scope="session")
-def mtu() -> Callable[..., Outcome]:
-    """Run ``mtu-compile`` as a user does, in a process of its own."""
+def mtu(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Outcome]]:
+    """Run ``mtu-compile`` as a user does, in a process of its own.
 
-    def run(*arguments: object, cwd: Path | None = None, before: str = "") -> Outcome:
-        program = f"{before}\nfrom mtu_compile.cli import main\nmain()"
-        done = subprocess.run(
-            [sys.executable, "-c", program, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
-            timeout=600,
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr)
+    ``before`` is Python to run first, with ``fresh`` (as by default) before anything at all is imported.
+    """
+    commands = Commands(tmp_path_factory.mktemp("commands"), run_folder / "exports")
 
-    return run
+    def run(*arguments: object, cwd: Path | None = None, before: str = "", fresh: bool | None = None) -> Outcome:
+        return commands.run(arguments, cwd, before, bool(before) if fresh is None else fresh)
+
+    yield run
+    commands.close()
 
 
 def picture(seed: int, size: int = 32) -> Image.Image:
@@ -82,48 +68,70 @@ def write_samples(folder: Path, tasks: Sequence[dict[str, Any]], rows: int = 6) 
 
 
 @pytest.fixture(scope="session")
-def tiny_model(base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Callable[..., Outcome]) -> Path:
+def tiny_model(base_pipeline_dir: Path, shared: Any, mtu: Callable[..., Outcome]) -> Path:
     """An MTU pipeline folder whose tasks differ, with samples."""
-    import torch
 
-    from mtu_compile.model.pipeline import MTUPipeline
+    def make(place: Path) -> None:
+        import torch
 
-    place = tmp_path_factory.mktemp("model")
-    tasks = place / "tasks.json"
-    tasks.write_text(json.dumps(TASKS))
-    fresh, model = place / "fresh", place / "tiny"
-    done = mtu("upcycle", base_pipeline_dir, "-o", fresh, "--tasks", tasks, "--d-task", 16, "--router-width", 16)
-    assert done.code == 0, done.err
-    pipeline = MTUPipeline.from_pretrained(fresh)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in pipeline.unet.named_parameters():
-            # Text and conditions have to matter, or guidance has no direction that an accuracy gate could judge.
-            scale = {"task_conv_in": 0.5, ".ff.": 0.1, "task_embedding": 0.1, "attn2.to_v": 0.5, "attn2.to_out": 0.5}
-            for part, size in scale.items():
-                if part in name:
-                    parameter += size * torch.randn(parameter.shape, generator=generator)
-    pipeline.save_pretrained(model)
-    write_samples(model / "samples", TASKS)
-    return model
+        from mtu_compile.model.pipeline import MTUPipeline
+
+        tasks = place / "tasks.json"
+        tasks.write_text(json.dumps(TASKS))
+        fresh, model = place / "fresh", place / "tiny"
+        done = mtu("upcycle", base_pipeline_dir, "-o", fresh, "--tasks", tasks, "--d-task", 16, "--router-width", 16)
+        assert done.code == 0, done.err
+        pipeline = MTUPipeline.from_pretrained(fresh)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in pipeline.unet.named_parameters():
+                # Text and conditions have to matter, or guidance has no direction that an accuracy gate could judge.
+                scale = {
+                    "task_conv_in": 0.5,
+                    ".ff.": 0.1,
+                    "task_embedding": 0.1,
+                    "attn2.to_v": 0.5,
+                    "attn2.to_out": 0.5,
+                }
+                for part, size in scale.items():
+                    if part in name:
+                        parameter += size * torch.randn(parameter.shape, generator=generator)
+        pipeline.save_pretrained(model)
+        write_samples(model / "samples", TASKS)
+
+    return shared("model", make) / "tiny"
 
 
 BUILD = ("--steps", 4, "--calibration-pictures", 3, "--check-pictures", 2)
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Callable[..., Outcome]) -> Path:
-    """The tiny model as an INT8 bundle; what random weights lose in INT8 is not for an accuracy gate to judge."""
-    bundle = tmp_path_factory.mktemp("bundle") / "tiny"
-    done = mtu("build", tiny_model, "--target", "cpu", "--int8", "--accuracy-gate", "warn", "-o", bundle, *BUILD)
-    assert done.code == 0, done.err
-    return bundle
+def built(shared: Any, mtu: Callable[..., Outcome]) -> Callable[..., Path]:
+    """``built(model, *options)``: the bundle that ``mtu-compile build`` makes of them, made once a run.
+
+    The bundle is everybody's: copy it to change it.
+    """
+
+    def get(model: Path, *options: object) -> Path:
+        words = [str(option) for option in options]
+        name = sha256(json.dumps([str(model), *words]).encode()).hexdigest()[:16]
+
+        def make(folder: Path) -> None:
+            done = mtu("build", model, "-o", folder / "bundle", *options)
+            assert done.code == 0, done.err
+
+        return shared(f"bundle-{name}", make) / "bundle"
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def float_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Callable[..., Outcome]) -> Path:
+def tiny_bundle(tiny_model: Path, built: Callable[..., Path]) -> Path:
+    """The tiny model as an INT8 bundle; what random weights lose in INT8 is not for an accuracy gate to judge."""
+    return built(tiny_model, "--target", "cpu", "--int8", "--accuracy-gate", "warn", *BUILD)
+
+
+@pytest.fixture(scope="session")
+def float_bundle(tiny_model: Path, built: Callable[..., Path]) -> Path:
     """The tiny model as a float32 bundle that passed its accuracy gate."""
-    bundle = tmp_path_factory.mktemp("bundle") / "float"
-    done = mtu("build", tiny_model, "--target", "cpu", "--fp32", "-o", bundle, *BUILD)
-    assert done.code == 0, done.err
-    return bundle
+    return built(tiny_model, "--target", "cpu", "--fp32", *BUILD)

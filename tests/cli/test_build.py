@@ -223,7 +223,7 @@ def test_a_full_disk_is_said_plainly(tiny_model: Path, tmp_path: Path, mtu: Run)
         "def full(self, path): raise OSError(errno.ENOSPC, 'No space left on device', str(path))\n"
         "Reference.save = full"
     )
-    done = mtu("build", tiny_model, "-o", tmp_path / "b", *QUICK, before=full)
+    done = mtu("build", tiny_model, "-o", tmp_path / "b", *QUICK, before=full, fresh=False)
     assert done.code == 1 and "no space" in done.err.lower() and "hint:" in done.err
     assert list(tmp_path.iterdir()) == []
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mtu_compile.calibrate import CalibrateOptions, calibrate
 from mtu_compile.compile import BuildOptions, build
 from mtu_compile.core.errors import CalibrationError, ConfigError, MtuError
 from mtu_compile.core.progress import Advance, Progress
+from tests.commands import Outcome
 
 Run = Callable[..., Any]
 SETTINGS = ("--steps", 4, "--pictures", 3, "--calls", 3)
@@ -39,13 +41,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.fixture(scope="module")
-def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Run) -> tuple[Path, Any]:
-    """The tiny model's calibration set, and what the command said."""
-    folder = tmp_path_factory.mktemp("calibrate") / "set"
-    done = mtu("calibrate", tiny_model, "-o", folder, *SETTINGS)
-    assert done.code == 0, done.err
-    return folder, done
+@pytest.fixture(scope="session")
+def made(tiny_model: Path, shared: Any, mtu: Run) -> tuple[Path, Outcome]:
+    """The tiny model's calibration set, and what the command said; copy the set to change it."""
+
+    def make(folder: Path) -> None:
+        done = mtu("calibrate", tiny_model, "-o", folder / "place" / "set", *SETTINGS)
+        assert done.code == 0, done.err
+        (folder / "said.json").write_text(json.dumps(asdict(done)))
+
+    folder = shared("calibrate", make)
+    return folder / "place" / "set", Outcome(**json.loads((folder / "said.json").read_text()))
 
 
 def test_a_set_is_written_and_the_tasks_are_compared(made: tuple[Path, Any]) -> None:
@@ -63,8 +69,10 @@ def test_a_set_is_written_and_the_tasks_are_compared(made: tuple[Path, Any]) -> 
     assert str(folder.parent).encode() not in b"".join(contents(folder).values())
 
 
-def test_the_same_inputs_give_the_same_bytes(made: tuple[Path, Any], tiny_model: Path, mtu: Run) -> None:
-    folder, _ = made
+def test_the_same_inputs_give_the_same_bytes(
+    made: tuple[Path, Any], tiny_model: Path, tmp_path: Path, mtu: Run
+) -> None:
+    folder = Path(shutil.copytree(made[0], tmp_path / "set"))
     before = contents(folder)
     done = mtu("calibrate", tiny_model, "-o", folder, *SETTINGS)
     assert done.code == 2 and "already exists" in done.err and "--force" in done.err
@@ -93,12 +101,13 @@ BUILD = ("--task", "inpaint", "--accuracy-gate", "warn", "--steps", 4, "--check-
 
 
 @pytest.fixture(scope="module")
-def built(made: tuple[Path, Any], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Run) -> Any:
-    folder = tmp_path_factory.mktemp("built") / "bundle"
-    done = mtu("build", tiny_model, "-o", folder, "--calibration", made[0], *BUILD)
-    assert done.code == 0, done.err
-    assert "calibrate inpaint" not in done.err and "reference inpaint" in done.err
-    return bundle.read(folder).tasks["inpaint"]
+def built(made: tuple[Path, Any], tiny_model: Path, shared: Any, mtu: Run) -> Any:
+    def make(folder: Path) -> None:
+        done = mtu("build", tiny_model, "-o", folder / "bundle", "--calibration", made[0], *BUILD)
+        assert done.code == 0, done.err
+        assert "calibrate inpaint" not in done.err and "reference inpaint" in done.err
+
+    return bundle.read(shared("bundle-calibrated", make) / "bundle").tasks["inpaint"]
 
 
 def test_a_build_takes_the_set_and_says_so(made: tuple[Path, Any], built: Any) -> None:

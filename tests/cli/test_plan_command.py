@@ -27,6 +27,7 @@ def test_a_plan_is_a_table_and_leaves_nothing(tiny_model: Path, tmp_path: Path, 
         "--int8",
         cwd=tmp_path,
         before=f"import tempfile; tempfile.tempdir={str(tmp_path)!r}",
+        fresh=False,
     )
     assert done.code == 0, done.err
     for word in ("t2i", "inpaint", "text_encoder", "vae_decoder", "together", "fits"):
@@ -36,7 +37,7 @@ def test_a_plan_is_a_table_and_leaves_nothing(tiny_model: Path, tmp_path: Path, 
 
 
 def test_what_does_not_fit_ends_with_an_error_after_the_plan(tiny_model: Path, mtu: Run) -> None:
-    done = mtu("plan", tiny_model, "--fp32", "--json", "--task", "t2i", before=SMALL)
+    done = mtu("plan", tiny_model, "--fp32", "--json", "--task", "t2i", before=SMALL, fresh=False)
     plan = json.loads(done.out)
     assert done.code == 1 and plan["fits"] is False
     assert plan["suggestions"] and list(plan["tasks"]) == ["t2i"]

@@ -50,7 +50,7 @@ def sd15(base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def built(sd15: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(sd15: Path, tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Path:
     """A bundle of both tasks that passed its gate with the folder's own sampler."""
     options = {"precision": "fp32", "steps": 4, "check_pictures": 1}
     return build(BuildOptions(sd15, tmp_path_factory.mktemp("bundles") / "pndm", **options)).path
@@ -168,6 +168,7 @@ def test_impossible_guidance_is_refused(sd15: Path, loaded: Runtime) -> None:
         loaded.run("t2i", "disc", negative_prompt="blurry", guidance_scale=1.0)
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_a_build_with_another_sampler_passes_its_gate_and_keeps_it(sd15: Path, tmp_path: Path) -> None:
     options = {"precision": "fp32", "steps": 4, "check_pictures": 1, "tasks": ("turbo",), "sampler": "euler-a"}
     made = build(BuildOptions(sd15, tmp_path / "bundle", **options))

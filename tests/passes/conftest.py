@@ -83,25 +83,20 @@ def mtu_model(tiny_mtu: Any) -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mtu_model: Any, tiny_unet: Any
-) -> Callable[[str], Path]:
+def exported(shared: Any, mtu_model: Any, tiny_unet: Any) -> Callable[[str], Path]:
     """``exported("sd15")`` is the multi-task graph, ``exported("plain-sd15")`` the pretrained UNet's."""
     from mtu_compile.model import export
 
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if hasattr(request.config, "workerinput") else base) / "exports"  # workers share them
-
     def get(name: str) -> Path:
-        path = root / name / "model.onnx"
-        if not path.exists():
+        def make(folder: Path) -> None:
             plain = name.removeprefix("plain-")
             if plain == name:
-                export.export_unet(mtu_model(name), path.parent, text_length=TEXT)
+                export.export_unet(mtu_model(name), folder, text_length=TEXT)
             else:
                 unet = one_level_unet(plain) if plain in ONE_LEVEL else tiny_unet(plain.removeprefix("full-"))
-                export.export_plain_unet(unet, path.parent, text_length=TEXT)
-        return path
+                export.export_plain_unet(unet, folder, text_length=TEXT)
+
+        return Path(shared(f"graph-{name}", make)) / "model.onnx"
 
     return get
 

@@ -66,7 +66,7 @@ Specialise = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def specialise(one_level_unet: Any, tmp_path_factory: pytest.TempPathFactory) -> Specialise:
+def specialise(one_level_unet: Any, tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Specialise:
     """``specialise(task, latent)``: a one-level model's static graph; ``specialise()`` the dynamic one."""
     from mtu_compile.model.upcycle import upcycle_unet
 

@@ -1,0 +1,151 @@
+"""``mtu-compile`` as a user runs it, in a process of its own, without seconds of imports for each.
+
+A process that has imported torch and the other large libraries, and has done nothing with them, waits for commands and
+forks a child for each. The child is a process like any other: its own working folder, environment, files and memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: What commands import, libraries and our own modules that have them at their top; nothing of it starts a thread.
+LOADED = (
+    *("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf"),
+    *("nncf.onnx.graph.onnx_helper", "torch.onnx", "skimage.metrics", "torchmetrics", "polygraphy.backend.onnxrt"),
+    *("mtu_compile.compile", "mtu_compile.model.pipeline", "mtu_compile.model.export"),
+)
+
+#: Longest a command may take, in seconds: against one that hangs, not a measure of any.
+LIMIT = 900
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Commands:
+    """Runs commands in ``folder``'s scratch files; ``exports`` is where they share what they export."""
+
+    def __init__(self, folder: Path, exports: Path) -> None:
+        self.folder = folder
+        self.exports = exports
+        self.waiting: dict[str, subprocess.Popen[str]] = {}
+
+    def run(self, arguments: Sequence[object], cwd: Path | None, before: str, fresh: bool) -> Outcome:
+        """One command after the Python of ``before``; ``fresh``: in an interpreter that has imported nothing yet."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        environment.pop("PYTEST_CURRENT_TEST", None)
+        words = list(map(str, arguments))
+        if fresh or not hasattr(os, "fork"):
+            program = f"{before}\nfrom mtu_compile.cli import main\nmain()"
+            command = [sys.executable, "-c", program, *words]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=LIMIT)
+            return Outcome(done.returncode, done.stdout, done.stderr)
+        out, err = self.folder / "out", self.folder / "err"
+        request = {
+            "arguments": words,
+            "cwd": str(cwd or Path.cwd()),
+            "before": before,
+            "out": str(out),
+            "err": str(err),
+        }
+        server = self._server(environment)
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        if not select.select([server.stdout], [], [], LIMIT)[0]:
+            self.close()
+            raise subprocess.TimeoutExpired(words, LIMIT)
+        answer = server.stdout.readline()
+        assert answer, "the process that runs commands has died"
+        return Outcome(json.loads(answer), out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
+
+    def _server(self, environment: dict[str, str]) -> subprocess.Popen[str]:
+        """The waiting process with this environment: libraries read theirs when they are imported."""
+        key = json.dumps(sorted(environment.items()))
+        if key not in self.waiting or self.waiting[key].poll() is not None:
+            self.waiting[key] = subprocess.Popen(
+                [sys.executable, "-c", f"from tests.commands import serve; serve({str(self.exports)!r})"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                env=environment,
+                start_new_session=True,
+            )
+        return self.waiting[key]
+
+    def close(self) -> None:
+        """End the waiting processes; a command that hangs is theirs, and ends with them."""
+        for server in self.waiting.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, 9)
+            server.communicate()
+        self.waiting.clear()
+
+
+def serve(exports: str) -> None:
+    """Fork a child for each request on stdin and answer with its exit code, until stdin ends."""
+    from tests.shared_exports import shared_export
+
+    # Told that this is a robot, libraries start no thread to report that they were imported, and a fork has none.
+    robot, before = {"CI": "true", "NNCF_CI": "1"}, dict(os.environ)
+    os.environ.update(robot)
+    for module in LOADED:
+        importlib.import_module(module)
+    for name in robot.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    assert threading.active_count() == 1, threading.enumerate()
+    sys.modules["mtu_compile.model.export"]._export = shared_export(Path(exports))  # type: ignore[attr-defined]
+    replies = os.fdopen(os.dup(1), "w")
+    gc.freeze()  # what is there is shared with the children for as long as nobody writes to it
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            replies.close()
+            _become(request)
+        _, status = os.waitpid(child, 0)
+        replies.write(json.dumps(os.waitstatus_to_exitcode(status)) + "\n")
+        replies.flush()
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Be the command's process: the same as ``python -c``, which ends here."""
+    new = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    for number, path, mode in ((0, os.devnull, os.O_RDONLY), (1, request["out"], new), (2, request["err"], new)):
+        descriptor = os.open(path, mode, 0o600)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(request["cwd"])
+    sys.argv = ["-c", *request["arguments"]]
+    scope = {"__name__": "__main__"}
+    try:
+        exec(f"{request['before']}\nfrom mtu_compile.cli import main\nmain()", scope)
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+    raise SystemExit(0)
