@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := examples/emoji/model
 DEMO := build/demo
+HERE := not slow and not gpu and not npu and not jetson
 
-.PHONY: help setup npu-compiler demo test test-int8 test-slow interop lint format types imports check-all bench eval ablation example clean
+.PHONY: help setup npu-compiler demo test test-all test-int8 test-slow interop lint format types imports check-all bench eval ablation example clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,13 +27,19 @@ npu-compiler: $(READY) ## set up Intel's NPU compiler (Debian/Ubuntu without an 
 demo: $(READY) ## compile the example model to INT8 for this CPU, check it, and make a picture with each of its four tasks
 	@BIN=$(BIN) MODEL=$(MODEL) OUT=$(DEMO) sh examples/emoji/demo.sh
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# A worker for each core, and one thread in each: more would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test: $(READY) ## run the tests but those that take minutes each
+	$(PYTEST)
+
+test-all: $(READY) ## run the tests of builds that take minutes, too
+	$(PYTEST) -m '$(HERE)'
 
 test-int8: $(READY) ## run the tests of INT8 layers alone; with ONEDNN_MAX_CPU_ISA=AVX2 as on a lesser CPU
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'int8 and not slow and not gpu and not npu and not jetson'
+	$(PYTEST) -m 'int8 and $(HERE)'
 
-test-slow: $(READY) ## run the long tests too (SD 1.5-sized graphs: 16 GB of memory)
+test-slow: $(READY) ## run the largest tests too (SD 1.5-sized graphs: 16 GB of memory)
 	$(BIN)/python -m pytest -m 'slow or not slow' -n 0
 
 # optimum-intel wants an older transformers than this project, so it gets an environment of its own.
@@ -58,7 +65,7 @@ types: $(READY) ## mypy, strict
 imports: $(READY) ## the layering contract
 	$(BIN)/lint-imports
 
-check-all: lint types imports test ## what CI runs
+check-all: lint types imports test-all ## what CI runs
 
 bench: $(READY) ## side-by-side timings; writes build/bench/*.json (see docs/benchmarks.md)
 	$(BIN)/python -m bench.unet example

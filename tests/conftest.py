@@ -48,7 +48,7 @@ def shared(run_folder: Path) -> Shared:
 
 @pytest.fixture(scope="module")
 def shared_exports(run_folder: Path) -> Iterator[Path]:
-    """For a module's tests: what has been exported once in a run is not exported again; see ``tests.shared_exports``."""
+    """For a module's tests: what was exported once in a run is not exported again; see ``tests.shared_exports``."""
     from mtu_compile.model import export
 
     folder = run_folder / "exports"

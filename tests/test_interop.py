@@ -25,6 +25,8 @@ F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 #: OpenVINO GenAI cuts fractions off where we round to the nearest grey: half a grey apart on average (53 dB).
 SAME_DB = 50.0
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Path:

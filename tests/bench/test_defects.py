@@ -25,6 +25,8 @@ from mtu_compile.graph import io as graph_io
 MODEL = Path(__file__).parents[2] / "examples" / "emoji" / "model"
 TASK, OTHER = "inpaint", "sr"
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Path:

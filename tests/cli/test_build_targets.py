@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import targets
 from mtu_compile import bundle
 from mtu_compile.core.errors import ToolchainMissing
 
@@ -18,27 +20,32 @@ QUICK = ("--int8", "--steps", 4, "--calibration-pictures", 2, "--check-pictures"
 
 
 @pytest.fixture(scope="module")
-def rtx_bundle(tmp_path_factory: pytest.TempPathFactory, mtu: Run) -> Path:
-    out = tmp_path_factory.mktemp("rtx") / "bundle"
-    done = mtu("build", EXAMPLE, "--target", "rtx-ada", "--task", "sr", *QUICK, "-o", out)
-    assert done.code == 0, done.err
-    return out
+def rtx_bundle(built: Callable[..., Path]) -> Path:
+    return built(EXAMPLE, "--target", "rtx-ada", "--task", "sr", *QUICK)
 
 
-def test_an_rtx_bundle_has_an_engine_built_without_a_gpu(rtx_bundle: Path) -> None:
+@pytest.fixture(scope="module")
+def rtx_here() -> bool:
+    """Whether this machine has a GPU the bundle is for: then it was measured there."""
+    return targets.get("rtx-ada").device_here()
+
+
+@pytest.mark.heavy
+def test_an_rtx_bundle_has_an_engine_built_with_or_without_a_gpu(rtx_bundle: Path, rtx_here: bool) -> None:
     manifest = bundle.read(rtx_bundle)
     for where, engine in manifest.engines():
         assert engine.kind == "tensorrt-rtx", where
         assert engine.prebuilt is not None
         assert (rtx_bundle / engine.prebuilt).stat().st_size > 100_000
-        assert engine.status.startswith(("built, not run", "runs here"))
+        assert engine.status.startswith("built, not run") is not rtx_here, engine.status
         assert engine.config["compute_capabilities"] == "8.9"
     entry = manifest.tasks["sr"]
     assert [record.id for record in entry.passes[-2:]] == ["mtu::legalise-qdq", "mtu::to-fp16"]
     assert entry.accuracy is not None and entry.accuracy["passed"]
-    assert "no GeForce RTX 40" in entry.accuracy["measured_with"] or "tensorrt" in entry.accuracy["measured_with"]
+    assert ("tensorrt" if rtx_here else "no GeForce RTX 40") in entry.accuracy["measured_with"]
 
 
+@pytest.mark.heavy
 def test_a_board_is_shown_what_the_bundle_brings(rtx_bundle: Path, mtu: Run) -> None:
     done = mtu("board", "info", rtx_bundle, "--json")
     assert done.code == 0, done.err
@@ -48,28 +55,34 @@ def test_a_board_is_shown_what_the_bundle_brings(rtx_bundle: Path, mtu: Run) -> 
     assert sizes["unet_sr/model.onnx"] == (rtx_bundle / "unet_sr" / "model.onnx").stat().st_size
 
 
-def test_every_backend_of_the_build_machine_agrees(rtx_bundle: Path, mtu: Run) -> None:
+@pytest.mark.heavy
+def test_every_backend_of_the_build_machine_agrees(rtx_bundle: Path, rtx_here: bool, mtu: Run) -> None:
     parity = bundle.read(rtx_bundle).tasks["sr"].extra["parity"]
-    assert [row["backend"] for row in parity["rows"]] == ["ONNX Runtime CPU", "OpenVINO CPU, f32"]
+    assert [row["backend"] for row in parity["rows"]][:2] == ["ONNX Runtime CPU", "OpenVINO CPU, f32"]
+    assert len(parity["rows"]) == (3 if rtx_here else 2)
     assert parity["failures"] == []
     shown = mtu("inspect", rtx_bundle)
-    assert shown.code == 0 and "OpenVINO CPU, f32" in shown.out and "not run" in shown.out
+    assert shown.code == 0 and "OpenVINO CPU, f32" in shown.out and ("not run" in shown.out) is not rtx_here
 
 
-def test_a_wrong_graph_in_the_bundle_is_refused(rtx_bundle: Path, tmp_path: Path, mtu: Run) -> None:
-    import shutil
-
-    broken = shutil.copytree(rtx_bundle, tmp_path / "broken")
-    engine = broken / "unet_sr" / "model.engine"
-    engine.write_bytes(engine.read_bytes()[:-1] + b"\0")
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["unet_sr/model.engine", "unet_sr/model.onnx"])
+def test_a_changed_engine_or_graph_in_the_bundle_is_refused(
+    name: str, rtx_bundle: Path, tmp_path: Path, mtu: Run
+) -> None:
+    broken = Path(shutil.copytree(rtx_bundle, tmp_path / "broken"))
+    content = bytearray((broken / name).read_bytes())
+    content[-1] ^= 1
+    (broken / name).write_bytes(content)
     done = mtu("check", broken)
-    assert done.code == 5 and "unet_sr/model.engine" in done.err
+    assert done.code == 5 and name in done.err
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(
     "not __import__('targets').get('intel-npu').probe().ok", reason="no NPU compiler; `make npu-compiler` sets it up"
 )
-def test_an_npu_bundle_has_a_blob_built_without_an_npu(tmp_path: Path, mtu: Run) -> None:
+def test_an_npu_bundle_has_a_blob_built_with_or_without_an_npu(tmp_path: Path, mtu: Run) -> None:
     out = tmp_path / "bundle"
     done = mtu("build", EXAMPLE, "--target", "intel-npu", "--task", "sr", *QUICK, "-o", out, "--json")
     assert done.code == 0, done.err
@@ -79,7 +92,7 @@ def test_an_npu_bundle_has_a_blob_built_without_an_npu(tmp_path: Path, mtu: Run)
     assert engine.prebuilt is not None and (out / engine.prebuilt).stat().st_size > 1_000_000
     assert engine.estimate is not None and 0.1 < engine.estimate["latency_ms"] < 100
     assert "cost model" in engine.estimate["source"]
-    assert engine.status.startswith(("built, not run", "runs here"))
+    assert engine.status.startswith("built, not run") is not targets.get("intel-npu").device_here(), engine.status
     assert json.loads(done.out)["engines"]["tasks.sr.engine"]["estimate"] == dict(engine.estimate)
 
 
@@ -96,12 +109,12 @@ def test_a_jetson_bundle_carries_graph_recipe_wheel_and_requirements(
     assert [path.name.split("-")[0] for path in (out / "wheels").iterdir()] == ["mtu_compile"]
     assert manifest.extra["board"]["compute_capability"] == "8.7"
     refused = mtu("run", out, "--task", "t2i", "--prompt", "a", "-o", tmp_path / "a.png")
-    assert refused.code in (1, 4) and "tensorrt" in refused.err and not (tmp_path / "a.png").exists()
+    # no engine has been built, or there is nothing that could open one
+    assert refused.code == (1 if targets.get("tensorrt").probe().ok else 4), refused.err
+    assert "tensorrt" in refused.err and not (tmp_path / "a.png").exists()
 
 
 def test_a_target_whose_toolchain_is_missing_says_what_installs_it(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
-    import targets
-
     if targets.get("tensorrt").probe().ok:
         pytest.skip("TensorRT is installed here")
     done = mtu("build", tiny_model, "--target", "tensorrt", "--fp16", "-o", tmp_path / "b")

@@ -27,15 +27,12 @@ target = targets.get("cpu")
 target._spec = replace(target.spec, lowering={"int8": ("mtu::legalise-qdq",)})
 """
 
-pytestmark = pytest.mark.int8
+pytestmark = [pytest.mark.int8, pytest.mark.heavy]
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory, mtu: Callable[..., Any]) -> Path:
-    folder = tmp_path_factory.mktemp("example") / "bundle"
-    done = mtu("build", EXAMPLE, *OPTIONS, *PICTURES, "-o", folder)
-    assert done.code == 0, done.err
-    return folder
+def example(built: Callable[..., Path]) -> Path:
+    return built(EXAMPLE, *OPTIONS, *PICTURES)
 
 
 def test_a_build_passes_at_every_level_and_says_so(example: Path) -> None:
@@ -52,9 +49,8 @@ def test_a_build_passes_at_every_level_and_says_so(example: Path) -> None:
 
 
 def test_signed_activations_are_stopped_by_the_gate(example: Path, tmp_path: Path, mtu: Callable[..., Any]) -> None:
-    done = mtu(
-        "build", EXAMPLE, *OPTIONS[:-1], "--quant-config", example, *PICTURES, "-o", tmp_path / "signed", before=SIGNED
-    )
+    options = (*OPTIONS[:-1], "--quant-config", example, *PICTURES)
+    done = mtu("build", EXAMPLE, *options, "-o", tmp_path / "signed", before=SIGNED, fresh=False)
     assert done.code == 3, done.err
     assert "sr" in done.err
     assert not (tmp_path / "signed").exists()

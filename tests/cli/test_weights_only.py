@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mtu_compile import bundle
 
 Run = Callable[..., Any]
@@ -14,6 +16,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "emoji" / "model"
 QUICK = ("--steps", 3, "--check-pictures", 1)
 
 
+@pytest.mark.heavy
 def test_the_example_in_int4_weights_passes_its_gate(tmp_path: Path, mtu: Run) -> None:
     out = tmp_path / "b"
     done = mtu("build", EXAMPLE, "--int4-weights", "--task", "sr", "-o", out, "--json", *QUICK)

@@ -25,6 +25,7 @@ from targets.nvidia import engine as tensorrt_engine
 from targets.nvidia.builder import Recipe, build_engine
 from targets.nvidia.cuda import Device, device_info, load_cudart
 from targets.nvidia.engine import TensorRTEngine, TensorRTRTXEngine
+from targets.nvidia.library import load_tensorrt
 
 SHAPE = (2, 3)
 X = np.arange(6, dtype=np.float32).reshape(SHAPE)
@@ -336,11 +337,14 @@ print(json.dumps(found))
 
 
 def test_the_real_libraries_without_a_gpu() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'mtu-compile[rtx]'", exc_type=ImportError)
     # On a machine with a GPU it is hidden; CUDA then says that there is none, as without a driver.
     command, environment = [sys.executable, "-c", NO_GPU], {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
-    for kind, message, hint in json.loads(done.stdout):
+    errors = json.loads(done.stdout)
+    assert len(errors) == 2
+    for kind, message, hint in errors:
         assert kind == "TargetError"
         assert message.startswith("no NVIDIA ")
         assert "nvidia-smi" in hint
@@ -422,9 +426,13 @@ def write_model(path: Path) -> Path:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["tensorrt-rtx", "tensorrt"])
 def test_an_engine_built_here_computes_the_graph_on_the_gpu(kind: str, tmp_path: Path) -> None:
-    """Proves that an engine loads, that a step is one CUDA graph, and that it agrees with ONNX Runtime; run it with
-    either library installed (the other's case then fails with the command that installs it).
+    """Proves that an engine loads, that a step is one CUDA graph, and that it agrees with ONNX Runtime; each case needs
+    its own library.
     """
+    try:
+        load_tensorrt(kind)
+    except ToolchainMissing as error:
+        pytest.skip(f"{error.message}; run: {error.hint}")
     graph = write_model(tmp_path / "model.onnx")
     build_engine(graph, tmp_path / "model.engine", Recipe(), kind=kind)
     engine = open_engine(kind, graph, {}, tmp_path / "model.engine")
