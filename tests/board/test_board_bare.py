@@ -88,8 +88,7 @@ def test_engines_are_built_killed_truncated_and_continued(bare: Path, make_bundl
     first = subprocess.Popen(
         [bare / "mtu-compile", "board", "build", root], env=environment(), cwd=bare, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while len(recorded()) < 3 and first.poll() is None and time.monotonic() < deadline:
+    while len(recorded()) < 3 and first.poll() is None:
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     _, errors = first.communicate()

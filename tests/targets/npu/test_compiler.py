@@ -153,7 +153,18 @@ sys.exit(5)"""
         with pytest.raises(CompilerFailed, match=r"refused net: .*FeasibleAllocation Pass failed : Scheduler failure"):
             compile_blob(save_ir(tmp_path / "net"), tmp_path / "b", platform="4000", provider=pretend(script))
 
-    def test_one_that_hangs_is_stopped_with_its_children(self, tmp_path: Path) -> None:
+    def test_one_that_hangs_is_stopped_with_its_children(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As if its time were up once it has started a child, whenever that is on this machine."""
+        real = subprocess.Popen.wait
+
+        def expired(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+            if timeout is None:
+                return real(self)
+            while not started.exists() or not started.read_text():
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+        monkeypatch.setattr(subprocess.Popen, "wait", expired)
         started = tmp_path / "pid"
         child = f"pathlib.Path({str(started)!r}).write_text(str(subprocess.Popen(['sleep', '600']).pid))"
         script = f"import subprocess\n{child}\ntime.sleep(600)"
