@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from tests.shared_exports import shared_export
 
-Shared = Callable[[str, Callable[[Path], object]], Path]
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +26,8 @@ def run_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
-def shared(run_folder: Path) -> Shared:
-    """``shared(name, make)``: the folder of that name, which ``make(folder)`` fills for the first who asks in a run.
+def made_once(run_folder: Path) -> MadeOnce:
+    """``made_once(name, make)``: the folder of that name, which ``make(folder)`` fills for the first who asks in a run.
 
     The folder is everybody's: copy it to change it.
     """
@@ -212,13 +212,13 @@ def save_base_pipeline(folder: Path, kind: str = "sd15") -> Path:
 
 
 @pytest.fixture(scope="session")
-def base_pipeline_dir(shared: Shared) -> Path:
+def base_pipeline_dir(made_once: MadeOnce) -> Path:
     """A tiny pretrained text-to-image pipeline folder (random weights)."""
-    return shared("base", lambda folder: save_base_pipeline(folder / "pipeline")) / "pipeline"
+    return made_once("base", lambda folder: save_base_pipeline(folder / "pipeline")) / "pipeline"
 
 
 @pytest.fixture(scope="session")
-def mtu_pipeline_dir(base_pipeline_dir: Path, shared: Shared) -> Path:
+def mtu_pipeline_dir(base_pipeline_dir: Path, made_once: MadeOnce) -> Path:
     """``base_pipeline_dir`` upcycled for the paper's four tasks, with four untrained experts; copy it to change it."""
     from mtu_compile.core.tasks import PAPER_TASKS
     from mtu_compile.model.upcycle import upcycle_folder
@@ -226,4 +226,4 @@ def mtu_pipeline_dir(base_pipeline_dir: Path, shared: Shared) -> Path:
     def make(folder: Path) -> None:
         upcycle_folder(base_pipeline_dir, folder / "pipeline", PAPER_TASKS, num_experts=4, d_task=16, router_width=16)
 
-    return shared("mtu", make) / "pipeline"
+    return made_once("mtu", make) / "pipeline"

@@ -68,7 +68,7 @@ def write_samples(folder: Path, tasks: Sequence[dict[str, Any]], rows: int = 6) 
 
 
 @pytest.fixture(scope="session")
-def tiny_model(base_pipeline_dir: Path, shared: Any, mtu: Callable[..., Outcome]) -> Path:
+def tiny_model(base_pipeline_dir: Path, made_once: Any, mtu: Callable[..., Outcome]) -> Path:
     """An MTU pipeline folder whose tasks differ, with samples."""
 
     def make(place: Path) -> None:
@@ -99,15 +99,15 @@ def tiny_model(base_pipeline_dir: Path, shared: Any, mtu: Callable[..., Outcome]
         pipeline.save_pretrained(model)
         write_samples(model / "samples", TASKS)
 
-    return shared("model", make) / "tiny"
+    return made_once("model", make) / "tiny"
 
 
 BUILD = ("--steps", 4, "--calibration-pictures", 3, "--check-pictures", 2)
 
 
 @pytest.fixture(scope="session")
-def built(shared: Any, mtu: Callable[..., Outcome]) -> Callable[..., Path]:
-    """``built(model, *options)``: the bundle that ``mtu-compile build`` makes of them, made once a run.
+def build_once(made_once: Any, mtu: Callable[..., Outcome]) -> Callable[..., Path]:
+    """``build_once(model, *options)``: the bundle that ``mtu-compile build`` makes of them, made once a run.
 
     The bundle is everybody's: copy it to change it.
     """
@@ -120,18 +120,18 @@ def built(shared: Any, mtu: Callable[..., Outcome]) -> Callable[..., Path]:
             done = mtu("build", model, "-o", folder / "bundle", *options)
             assert done.code == 0, done.err
 
-        return shared(f"bundle-{name}", make) / "bundle"
+        return made_once(f"bundle-{name}", make) / "bundle"
 
     return get
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_model: Path, built: Callable[..., Path]) -> Path:
+def tiny_bundle(tiny_model: Path, build_once: Callable[..., Path]) -> Path:
     """The tiny model as an INT8 bundle; what random weights lose in INT8 is not for an accuracy gate to judge."""
-    return built(tiny_model, "--target", "cpu", "--int8", "--accuracy-gate", "warn", *BUILD)
+    return build_once(tiny_model, "--target", "cpu", "--int8", "--accuracy-gate", "warn", *BUILD)
 
 
 @pytest.fixture(scope="session")
-def float_bundle(tiny_model: Path, built: Callable[..., Path]) -> Path:
+def float_bundle(tiny_model: Path, build_once: Callable[..., Path]) -> Path:
     """The tiny model as a float32 bundle that passed its accuracy gate."""
-    return built(tiny_model, "--target", "cpu", "--fp32", *BUILD)
+    return build_once(tiny_model, "--target", "cpu", "--fp32", *BUILD)

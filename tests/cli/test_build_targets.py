@@ -20,8 +20,8 @@ QUICK = ("--int8", "--steps", 4, "--calibration-pictures", 2, "--check-pictures"
 
 
 @pytest.fixture(scope="module")
-def rtx_bundle(built: Callable[..., Path]) -> Path:
-    return built(EXAMPLE, "--target", "rtx-ada", "--task", "sr", *QUICK)
+def rtx_bundle(build_once: Callable[..., Path]) -> Path:
+    return build_once(EXAMPLE, "--target", "rtx-ada", "--task", "sr", *QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def made(tiny_model: Path, shared: Any, mtu: Run) -> tuple[Path, Outcome]:
+def made(tiny_model: Path, made_once: Any, mtu: Run) -> tuple[Path, Outcome]:
     """The tiny model's calibration set, and what the command said; copy the set to change it."""
 
     def make(folder: Path) -> None:
@@ -50,7 +50,7 @@ def made(tiny_model: Path, shared: Any, mtu: Run) -> tuple[Path, Outcome]:
         assert done.code == 0, done.err
         (folder / "said.json").write_text(json.dumps(asdict(done)))
 
-    folder = shared("calibrate", make)
+    folder = made_once("calibrate", make)
     return folder / "place" / "set", Outcome(**json.loads((folder / "said.json").read_text()))
 
 
@@ -101,13 +101,13 @@ BUILD = ("--task", "inpaint", "--accuracy-gate", "warn", "--steps", 4, "--check-
 
 
 @pytest.fixture(scope="module")
-def built(made: tuple[Path, Any], tiny_model: Path, shared: Any, mtu: Run) -> Any:
+def built(made: tuple[Path, Any], tiny_model: Path, made_once: Any, mtu: Run) -> Any:
     def make(folder: Path) -> None:
         done = mtu("build", tiny_model, "-o", folder / "bundle", "--calibration", made[0], *BUILD)
         assert done.code == 0, done.err
         assert "calibrate inpaint" not in done.err and "reference inpaint" in done.err
 
-    return bundle.read(shared("bundle-calibrated", make) / "bundle").tasks["inpaint"]
+    return bundle.read(made_once("bundle-calibrated", make) / "bundle").tasks["inpaint"]
 
 
 def test_a_build_takes_the_set_and_says_so(made: tuple[Path, Any], built: Any) -> None:

@@ -31,8 +31,8 @@ pytestmark = [pytest.mark.int8, pytest.mark.heavy]
 
 
 @pytest.fixture(scope="module")
-def example(built: Callable[..., Path]) -> Path:
-    return built(EXAMPLE, *OPTIONS, *PICTURES)
+def example(build_once: Callable[..., Path]) -> Path:
+    return build_once(EXAMPLE, *OPTIONS, *PICTURES)
 
 
 def test_a_build_passes_at_every_level_and_says_so(example: Path) -> None:

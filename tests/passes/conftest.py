@@ -83,7 +83,7 @@ def mtu_model(tiny_mtu: Any) -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
-def exported(shared: Any, mtu_model: Any, tiny_unet: Any) -> Callable[[str], Path]:
+def exported(made_once: Any, mtu_model: Any, tiny_unet: Any) -> Callable[[str], Path]:
     """``exported("sd15")`` is the multi-task graph, ``exported("plain-sd15")`` the pretrained UNet's."""
     from mtu_compile.model import export
 
@@ -96,7 +96,7 @@ def exported(shared: Any, mtu_model: Any, tiny_unet: Any) -> Callable[[str], Pat
                 unet = one_level_unet(plain) if plain in ONE_LEVEL else tiny_unet(plain.removeprefix("full-"))
                 export.export_plain_unet(unet, folder, text_length=TEXT)
 
-        return Path(shared(f"graph-{name}", make)) / "model.onnx"
+        return Path(made_once(f"graph-{name}", make)) / "model.onnx"
 
     return get
 
