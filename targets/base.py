@@ -28,6 +28,30 @@ MIB, GIB = 1 << 20, 1 << 30
 COST_ROUNDS = 96
 
 
+class BoardSystem(Protocol):
+    """A system that boards of a target run, as far as it decides which wheels fit."""
+
+    @property
+    def python(self) -> str:
+        """Its CPython ("3.10")."""
+        ...
+
+    @property
+    def glibc(self) -> str:
+        """Version of its glibc ("2.35")."""
+        ...
+
+    @property
+    def machine(self) -> str:
+        """The wheels' architecture ("aarch64")."""
+        ...
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Requirements beside mtu-compile's own ("cuda-python==12.6.*")."""
+        ...
+
+
 @dataclass(frozen=True)
 class TargetSpec:
     """Facts about a target; nothing here is probed.
@@ -68,6 +92,10 @@ class TargetSpec:
     def board_requirements(self) -> Mapping[str, Any] | None:
         """What a board has to have to build the engines itself; ``None`` where they are built on the build machine."""
         return None
+
+    def board_systems(self) -> tuple[BoardSystem, ...]:
+        """The systems such a board may run, for which its bundle brings wheels."""
+        return ()
 
     def check_precision(self, precision: str) -> None:
         """``ConfigError`` naming the precisions this target knows."""

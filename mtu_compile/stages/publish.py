@@ -128,7 +128,7 @@ def pack_for_board(target: Target, folder: Path, progress: Progress, *, fetch: b
     if not requirements:
         return None
     with progress.stage("packages for the board"):
-        packed = wheels.pack(folder / "wheels", requirements, fetch=fetch)
+        packed = wheels.pack(folder / "wheels", target.spec.board_systems(), fetch=fetch)
     return {**requirements, "wheels": packed}
 
 

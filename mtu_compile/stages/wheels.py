@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from email.message import Message
 from email.parser import HeaderParser
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
     from packaging.tags import Tag
 
+    from targets.base import BoardSystem
+
 DISTRIBUTION = "mtu-compile"
 
 #: Oldest time a zip file can hold: the same files then give the same bytes.
@@ -39,13 +41,12 @@ _OLDEST_GLIBC = 17
 _ROUNDS = 8
 
 
-def pack(folder: Path, requirements: Mapping[str, Any], *, fetch: bool) -> dict[str, Any]:
+def pack(folder: Path, systems: Sequence[BoardSystem], *, fetch: bool) -> dict[str, Any]:
     """Fill ``folder`` with our wheel and, if ``fetch``, what it needs on every system the board may have.
 
     Args:
         folder: new or existing.
-        requirements: ``TargetSpec.board_requirements()``; its ``"jetpack"`` lists systems with ``python``, ``glibc``,
-            ``machine`` and ``packages``.
+        systems: ``TargetSpec.board_systems()``.
         fetch: download the dependencies; otherwise the board's own pip has to.
 
     Returns:
@@ -59,11 +60,11 @@ def pack(folder: Path, requirements: Mapping[str, Any], *, fetch: bool) -> dict[
     own = write_wheel(folder)
     fetched: list[Path] = []
     if fetch:
-        for system in requirements["jetpack"]:
-            platforms = manylinux(system["glibc"], system["machine"])
-            fetched += fetch_dependencies(folder, platforms, system["python"], extra=system["packages"])
+        for system in systems:
+            platforms = manylinux(system.glibc, system.machine)
+            fetched += fetch_dependencies(folder, platforms, system.python, extra=system.packages)
     offline = "--no-index " if fetch else ""
-    extra = " ".join(sorted({_name(package) for system in requirements["jetpack"] for package in system["packages"]}))
+    extra = " ".join(sorted({_name(package) for system in systems for package in system.packages}))
     return {
         "own": own.name,
         "dependencies": sorted({path.name for path in fetched}) if fetch else None,

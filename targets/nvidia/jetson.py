@@ -73,6 +73,9 @@ class JetsonSpec(TensorRTSpec):
 
     jetpacks: tuple[JetPack, ...] = ()
 
+    def board_systems(self) -> tuple[JetPack, ...]:
+        return self.jetpacks
+
     def board_requirements(self) -> Mapping[str, Any]:
         """What ``mtu-compile board build`` asks of the board before it builds; goes into the manifest."""
         return {

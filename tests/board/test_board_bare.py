@@ -13,6 +13,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mtu_compile.core.hashing import file_sha256
 from mtu_compile.stages import wheels
@@ -23,6 +24,8 @@ ALLOWED = (
     *("numpy", "pillow", "tokenizers", "safetensors", "click", "rich", "markdown-it-py", "mdurl", "pygments"),
     *("tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"),
 )
+#: A board without any vendor's own runtime.
+PORTABLE = (*(name for name in ALLOWED if not name.startswith("tensorrt")), "onnxruntime", "flatbuffers", "archspec")
 FORBIDDEN = ("torch", "onnx", "onnxruntime", "polygraphy", "skimage", "nncf", "openvino", "diffusers", "cuda", "scipy")
 
 
@@ -39,15 +42,19 @@ def expose(names: tuple[str, ...], folder: Path) -> None:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of programs of a virtual environment without a compiler."""
-    root = tmp_path_factory.mktemp("bare")
+    return environment_of(tmp_path_factory.mktemp("bare"), ALLOWED)
+
+
+def environment_of(root: Path, packages: tuple[str, ...]) -> Path:
+    """A virtual environment in ``root`` with our wheel and ``packages``; returns its folder of programs."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / "venv")], check=True)
     programs = root / "venv" / "bin"
     wheel = wheels.write_wheel(root)
     pip = [sys.executable, "-m", "pip", f"--python={programs / 'python'}", "install", "--quiet", "--no-index"]
     subprocess.run([*pip, "--no-deps", "--disable-pip-version-check", str(wheel)], check=True)
-    expose(ALLOWED, root / "allowed")
-    (packages,) = (root / "venv" / "lib").glob("python*/site-packages")
-    (packages / "allowed.pth").write_text(f"{root / 'allowed'}\n")
+    expose(packages, root / "allowed")
+    (site,) = (root / "venv" / "lib").glob("python*/site-packages")
+    (site / "allowed.pth").write_text(f"{root / 'allowed'}\n")
     return programs
 
 
@@ -133,3 +140,19 @@ def test_what_is_missing_is_said_without_a_traceback(bare: Path, make_bundle: Ca
     assert openvino.returncode == 1 and "nothing of this bundle is built on a board" in openvino.stderr
     for command in ("build", "check"):
         assert run(bare, "board", command, bare).returncode == 5  # not a bundle
+
+
+def test_a_bundle_for_any_cpu_runs_and_is_checked_with_onnx_runtime_alone(checked: Path, tmp_path: Path) -> None:
+    portable = environment_of(tmp_path, PORTABLE)
+    code = f"import importlib.util, json; print([n for n in {FORBIDDEN!r} if importlib.util.find_spec(n)])"
+    here = subprocess.run(
+        [portable / "python", "-c", code], capture_output=True, text=True, check=True, env=environment(), cwd=portable
+    )
+    assert here.stdout.split() == ["['onnxruntime']"]
+    done = run(portable, "run", checked, "--task", "t2i", "--prompt", "a red cat", "-o", tmp_path / "cat.png")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "cat.png") as picture:
+        assert picture.size == (32, 32)
+    verdict = run(portable, "board", "check", checked, "--json")
+    assert verdict.returncode == 0, verdict.stderr
+    assert json.loads(verdict.stdout)["measured_with"] == "onnxruntime, on this machine's own device"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,19 @@ from mtu_compile.core.version import __version__
 from mtu_compile.stages import wheels
 
 JETPACK_6 = wheels.manylinux("2.35", "aarch64")
-SYSTEM = {"python": "3.10", "glibc": "2.35", "machine": "aarch64", "packages": ["cuda-python==12.6.*"]}
+
+
+@dataclass(frozen=True)
+class System:
+    """As much of a board's system as decides which wheels fit."""
+
+    python: str = "3.10"
+    glibc: str = "2.35"
+    machine: str = "aarch64"
+    packages: tuple[str, ...] = ("cuda-python==12.6.*",)
+
+
+SYSTEM = System()
 
 
 def fake(folder: Path, name: str, *requires: str, version: str = "1.0", tag: str = "py3-none-any", **more: str) -> None:
@@ -171,7 +184,7 @@ def test_without_pip_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_pack_without_dependencies_says_so_and_how_to_install(tmp_path: Path) -> None:
-    packed = wheels.pack(tmp_path / "wheels", {"jetpack": [SYSTEM]}, fetch=False)
+    packed = wheels.pack(tmp_path / "wheels", [SYSTEM], fetch=False)
     assert packed["dependencies"] is None
     assert packed["install"] == "pip install --find-links BUNDLE/wheels mtu-compile cuda-python"
     assert [path.name for path in (tmp_path / "wheels").iterdir()] == [packed["own"]]
@@ -180,13 +193,13 @@ def test_a_pack_without_dependencies_says_so_and_how_to_install(tmp_path: Path) 
 @pytest.mark.slow
 def test_the_registry_has_all_a_jetson_needs(tmp_path: Path) -> None:
     """Downloads 90 MB: the real closure for JetPack 6 and 7 in one folder."""
-    seven = {"python": "3.12", "glibc": "2.39", "machine": "aarch64", "packages": ["cuda-python==13.0.*"]}
-    packed = wheels.pack(tmp_path / "wheels", {"jetpack": [SYSTEM, seven]}, fetch=True)
+    seven = System(python="3.12", glibc="2.39", packages=("cuda-python==13.0.*",))
+    packed = wheels.pack(tmp_path / "wheels", [SYSTEM, seven], fetch=True)
     assert packed["install"] == "pip install --no-index --find-links BUNDLE/wheels mtu-compile cuda-python"
     names = packed["dependencies"]
     for start in ("numpy-2.2", "cuda_python-12.6", "cuda_bindings-13.0", "exceptiongroup-", "tokenizers-"):
         assert any(name.startswith(start) for name in names), start
     for system in (SYSTEM, seven):
-        platforms = wheels.manylinux(system["glibc"], system["machine"])
-        wanted = ["mtu-compile", *system["packages"]]
-        assert wheels.closure(tmp_path / "wheels", wanted, platforms, system["python"])[1] == []
+        platforms = wheels.manylinux(system.glibc, system.machine)
+        wanted = ["mtu-compile", *system.packages]
+        assert wheels.closure(tmp_path / "wheels", wanted, platforms, system.python)[1] == []
