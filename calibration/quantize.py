@@ -130,7 +130,7 @@ def resolve_scopes(model: onnx.ModelProto, scopes: Sequence[str]) -> tuple[str, 
         ConfigError: a scope matches no node, or is not a regular expression.
     """
     nodes = list(model.graph.node)
-    found: dict[str, None] = {}
+    matching: dict[str, None] = {}
     for scope in scopes:
         names = [n.name for n in nodes if n.name == scope] or [n.name for n in nodes if n.op_type == scope]
         try:
@@ -140,8 +140,8 @@ def resolve_scopes(model: onnx.ModelProto, scopes: Sequence[str]) -> tuple[str, 
         if not names:
             some = ", ".join(n.name for n in nodes if n.op_type in LAYERS)[:200]
             raise ConfigError(f"ignored scope {scope!r} matches no node of the graph", hint=f"its layers are {some} …")
-        found.update(dict.fromkeys(names))
-    return tuple(found)
+        matching.update(dict.fromkeys(names))
+    return tuple(matching)
 
 
 def load_float(path: Path) -> onnx.ModelProto:
@@ -186,8 +186,8 @@ def _check_samples(model: onnx.ModelProto, samples: Sequence[Feed]) -> None:
             dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
             array = sample[name]
             if array.shape != shape or array.dtype != dtype:
-                found = f"{array.dtype}{list(array.shape)}, not {dtype}{list(shape)}"
-                raise CalibrationError(f"calibration sample {index}: {name!r} is {found}")
+                kinds = f"{array.dtype}{list(array.shape)}, not {dtype}{list(shape)}"
+                raise CalibrationError(f"calibration sample {index}: {name!r} is {kinds}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise CalibrationError(f"calibration sample {index}: {name!r} has NaN or Inf values")
 

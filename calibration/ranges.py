@@ -57,14 +57,16 @@ def graph_ranges(int8_graph: Path) -> dict[str, float]:
     from mtu_compile.graph import io as graph_io
     from mtu_compile.graph import qdq
 
-    found = {}
+    ranges = {}
     for node in graph_io.load(int8_graph).graph:
         if node.op_type not in qdq.LAYERS or not all(qdq.is_dequantised(value) for value in node.inputs[:2]):
             continue
         scales = [qdq.constant(q.inputs[1]) for value in node.inputs[:2] for q in qdq.activation_quantisers(value)]
         if scales:
-            found[node.name or ""] = INT8_MAX * max(float(one.numpy().max()) for one in scales if one is not None)
-    return found
+            ranges[node.name or ""] = INT8_MAX * max(
+                float(scale.numpy().max()) for scale in scales if scale is not None
+            )
+    return ranges
 
 
 def measure_ranges(
@@ -116,7 +118,9 @@ def measure_ranges(
                 if progress is not None and runs % len(chunks) == 0:
                     progress(1)
     measured = {name: counter.range() for name, counter in counters.items()}
-    return {layer: max((measured[n] for n in names), key=lambda one: one.absmax) for layer, names in layers.items()}
+    return {
+        layer: max((measured[n] for n in names), key=lambda measure: measure.absmax) for layer, names in layers.items()
+    }
 
 
 class _Counter:
@@ -151,15 +155,15 @@ def _layer_inputs(graph: Path, ignored: Collection[str]) -> dict[str, tuple[str,
     from mtu_compile.graph import io as graph_io
     from mtu_compile.graph import qdq
 
-    found = {}
+    tensors = {}
     for node in graph_io.load(graph).graph:
         if node.op_type not in qdq.LAYERS or node.name in ignored:
             continue
         places = node.inputs[:2] if node.op_type == "MatMul" else node.inputs[:1]
         values = [value for value in places if value is not None and not _is_weight(value)]
         if values and not any(_behind_softmax(value) for value in values):
-            found[node.name or ""] = tuple(value.name or "" for value in values)
-    return found
+            tensors[node.name or ""] = tuple(value.name or "" for value in values)
+    return tensors
 
 
 def _is_weight(value: ir.Value) -> bool:
@@ -168,7 +172,7 @@ def _is_weight(value: ir.Value) -> bool:
     node = value.producer()
     if node is None:
         return qdq.constant(value) is not None
-    return node.op_type in qdq.TRANSPARENT and all(_is_weight(one) for one in node.inputs if one is not None)
+    return node.op_type in qdq.TRANSPARENT and all(_is_weight(read) for read in node.inputs if read is not None)
 
 
 def _behind_softmax(value: ir.Value) -> bool:
@@ -186,12 +190,12 @@ def _sizes(proto: onnx.ModelProto, names: Collection[str]) -> dict[str, int]:
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(proto)
-    found = dict.fromkeys(sorted(names), 0)
+    sizes = dict.fromkeys(sorted(names), 0)
     for value in (*inferred.graph.value_info, *inferred.graph.input):
-        if value.name in found:
+        if value.name in sizes:
             dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            found[value.name] = 4 * math.prod(dims)
-    return found
+            sizes[value.name] = 4 * math.prod(dims)
+    return sizes
 
 
 def _chunks(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:

@@ -77,12 +77,12 @@ def conflicts(ranges: Mapping[str, Mapping[str, float]], *, limit_db: float = LI
 
 def bundle_ranges(manifest: Manifest) -> dict[str, dict[str, float]]:
     """By task and layer, the INT8 ranges a bundle was built with; tasks whose build recorded none are absent."""
-    found = {}
+    ranges = {}
     for task, entry in manifest.tasks.items():
         quantisation = entry.extra.get("quantisation") or {}
         if quantisation.get("ranges"):
-            found[task] = {str(layer): float(size) for layer, size in quantisation["ranges"].items()}
-    return found
+            ranges[task] = {str(layer): float(size) for layer, size in quantisation["ranges"].items()}
+    return ranges
 
 
 def largest(measured: Mapping[str, Mapping[str, Range]]) -> dict[str, dict[str, float]]:

@@ -149,7 +149,7 @@ class Metric:
 
     def worst(self, measured: TaskMetrics) -> float | None:
         """Of the readings; ``None`` where there is none."""
-        return self.worst_of([one.value for one in self.readings(measured)])
+        return self.worst_of([reading.value for reading in self.readings(measured)])
 
     def worst_of(self, values: Sequence[float | None]) -> float | None:
         """The value that is furthest from perfect."""
@@ -218,24 +218,25 @@ def _needs_truth(subject: Subject, worst: float | None) -> str | None:
     return None if subject.wanted else "does not apply: the data have no wanted pictures"
 
 
-def _psnr_lost(trajectory: Trajectory, made: Result, perceptual: Perceptual) -> float | None:
+def _psnr_lost(trajectory: Trajectory, candidate: Result, perceptual: Perceptual) -> float | None:
     """By how much the candidate is further from the wanted picture than the float original, decibels."""
     if trajectory.target is None:
         return None
     truth = np.asarray(trajectory.target)
-    wanted, candidate = np.asarray(trajectory.picture), np.asarray(made.image)
-    return picture_psnr_db(truth, wanted) - picture_psnr_db(truth, candidate)
+    return picture_psnr_db(truth, np.asarray(trajectory.picture)) - picture_psnr_db(truth, np.asarray(candidate.image))
 
 
-def _vif(trajectory: Trajectory, made: Result, perceptual: Perceptual) -> float | None:
+def _vif(trajectory: Trajectory, candidate: Result, perceptual: Perceptual) -> float | None:
     if perceptual.vif is None:
         return None
-    return perceptual.vif(np.asarray(trajectory.picture), np.asarray(made.image))
+    return perceptual.vif(np.asarray(trajectory.picture), np.asarray(candidate.image))
 
 
 def _of_pictures(formula: Callable[[Any, Any], float | None]) -> PerPicture:
     """A formula for two pictures [H, W, 3], uint8: the float original's and the candidate's."""
-    return PerPicture(lambda trajectory, made, _: formula(np.asarray(trajectory.picture), np.asarray(made.image)))
+    return PerPicture(
+        lambda trajectory, candidate, _: formula(np.asarray(trajectory.picture), np.asarray(candidate.image))
+    )
 
 
 def by_precision(*, int8: float, int4_weights: float, bf16: float, fp16: float, fp32: float) -> dict[Precision, float]:
@@ -346,7 +347,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "latent_psnr_db",  # its peak is the reference's range
         "more",
-        PerPicture(lambda trajectory, made, _: psnr_db(trajectory.latents, made.latents)),
+        PerPicture(lambda trajectory, candidate, _: psnr_db(trajectory.latents, candidate.latents)),
         (Figure("latent_psnr_db", "final latents, PSNR", column="latent\ndB"),),
         defaults=by_precision(int8=25.0, int4_weights=18.0, bf16=26.0, fp16=30.0, fp32=60.0),
     ),
@@ -503,16 +504,16 @@ def _values(metric: Metric, figure: Figure, readings: Sequence[Reading]) -> Iter
     if DIRECTION not in figure.key:
         yield figure.key, _picked(metric, figure, readings)
         return
-    directions = dict.fromkeys(str(one.direction) for one in readings)
+    directions = dict.fromkeys(str(reading.direction) for reading in readings)
     if not directions:
         yield figure.key.split(f".{DIRECTION}")[0], None
     for direction in directions:
-        of_direction = [one for one in readings if one.direction == direction]
+        of_direction = [reading for reading in readings if reading.direction == direction]
         yield figure.key.replace(DIRECTION, direction), _picked(metric, figure, of_direction)
 
 
 def _picked(metric: Metric, figure: Figure, readings: Sequence[Reading]) -> Value | None:
-    values = [one.value for one in readings if one.value is not None]
+    values = [reading.value for reading in readings if reading.value is not None]
     if not values:
         return None
     if figure.pick == "span":
@@ -527,7 +528,7 @@ def _put(group: dict[str, Any], place: Sequence[str], value: Any) -> None:
 
 
 def _is_empty(value: Any) -> bool:
-    return isinstance(value, dict) and all(one is None for one in value.values())
+    return isinstance(value, dict) and all(entry is None for entry in value.values())
 
 
 def absent_reasons(subject: Subject) -> tuple[dict[str, str], frozenset[str]]:
@@ -544,13 +545,13 @@ def absent_reasons(subject: Subject) -> tuple[dict[str, str], frozenset[str]]:
 
 
 def measure_picture(
-    trajectory: Trajectory, made: Result, task: Task, perceptual: Perceptual, fit: Fit = "crop"
+    trajectory: Trajectory, candidate: Result, task: Task, perceptual: Perceptual, fit: Fit = "crop"
 ) -> PictureMetrics:
     """Everything about one picture.
 
     Args:
         trajectory: what the float original did.
-        made: what the candidate made from the same noise, nothing pasted back.
+        candidate: what it made from the same noise, nothing pasted back.
         task: says which parts of the picture were to change.
         perceptual: the metrics that need torch.
         fit: how both fitted a picture of other proportions.
@@ -558,17 +559,17 @@ def measure_picture(
     Raises:
         AccuracyError: pictures or latents of different shapes, or not finite.
     """
-    want, have = np.asarray(trajectory.picture), np.asarray(made.image)
+    want, have = np.asarray(trajectory.picture), np.asarray(candidate.image)
     region, truth = changed_region(trajectory, task, fit), trajectory.target
     return PictureMetrics(
         {
-            metric.name: metric.draw.measure(trajectory, made, perceptual)
+            metric.name: metric.draw.measure(trajectory, candidate, perceptual)
             for metric in METRICS
             if isinstance(metric.draw, PerPicture)
         },
         region=None if region is None else region_metrics(region, want, have),
         truth=None if truth is None else truth_metrics(np.asarray(truth), want, have),
-        clip=perceptual.clip and perceptual.clip(trajectory.picture, made.image, trajectory.prompt),
+        clip=perceptual.clip and perceptual.clip(trajectory.picture, candidate.image, trajectory.prompt),
     )
 
 

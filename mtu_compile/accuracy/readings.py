@@ -103,7 +103,7 @@ class PooledRegion:
     pixels: Callable[[RegionMetrics], int]
 
     def __call__(self, measured: TaskMetrics, name: str) -> Sequence[Reading]:
-        known = [(psnr, self.pixels(one)) for one in measured.regions if (psnr := self.of(one)) is not None]
+        known = [(psnr, self.pixels(region)) for region in measured.regions if (psnr := self.of(region)) is not None]
         if not known:
             return (Reading(None),)
         error = sum(10 ** (-psnr / 10) * pixels for psnr, pixels in known)

@@ -34,7 +34,7 @@ class Thresholds:
     def default(cls, precision: str) -> Thresholds:
         """Those of a precision; ``AccuracyError`` where there are none."""
         try:
-            return cls({one.name: one.defaults[precision] for one in judged() if one.defaults})  # type: ignore[index]
+            return cls({metric.name: metric.defaults[precision] for metric in judged() if metric.defaults})  # type: ignore[index]
         except KeyError:
             known = ", ".join(get_args(Precision))
             raise AccuracyError(f"no accuracy thresholds for precision {precision!r}", hint=f"known: {known}") from None
@@ -56,11 +56,11 @@ class Thresholds:
 
     def changed(self, limits: Mapping[str, float | None]) -> Thresholds:
         """These with others for the metrics in ``limits``; ``None`` leaves one unjudged."""
-        return Thresholds({name: one for name, one in {**self.limits, **limits}.items() if one is not None})
+        return Thresholds({name: limit for name, limit in {**self.limits, **limits}.items() if limit is not None})
 
     def without(self, metrics: Collection[str]) -> Thresholds:
         """These, and ``metrics`` unjudged."""
-        return Thresholds({name: one for name, one in self.limits.items() if name not in metrics})
+        return Thresholds({name: limit for name, limit in self.limits.items() if name not in metrics})
 
     def of_calls(self) -> Thresholds:
         """Those of single UNet calls alone, for which no pictures are needed."""

@@ -107,7 +107,7 @@ class CheckResult:
     def failures(self) -> tuple[str, ...]:
         """Every missed threshold, with the name of its task or instruction set."""
         tasks = tuple(f"{name}: {failure}" for name, task in self.tasks.items() for failure in task.failures)
-        sets = tuple(f"at {one.level}: {failure}" for one in self.instruction_sets for failure in one.failures)
+        sets = tuple(f"at {proof.level}: {failure}" for proof in self.instruction_sets for failure in proof.failures)
         return (*tasks, *sets)
 
     def recorded_in(self, manifest: bundle.Manifest) -> bundle.Manifest:
@@ -127,7 +127,7 @@ class CheckResult:
             "passed": not self.failures,
             "measured_with": self.measured_with,
             "tasks": {name: task.to_json() for name, task in self.tasks.items()},
-            "instruction_sets": [one.to_json() for one in self.instruction_sets],
+            "instruction_sets": [proof.to_json() for proof in self.instruction_sets],
         }
 
 

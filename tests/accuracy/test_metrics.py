@@ -62,7 +62,7 @@ def rows(picture: Any) -> Any:
 ROW_PSNR = Metric(
     "row_psnr_db",
     "more",
-    PerPicture(lambda trajectory, made, _: psnr_db(rows(trajectory.picture), rows(made.image), peak=1.0)),
+    PerPicture(lambda trajectory, candidate, _: psnr_db(rows(trajectory.picture), rows(candidate.image), peak=1.0)),
     (Figure("row_psnr_db", "rows, PSNR", column="rows\ndB"),),
     lambda subject, worst: "does not apply: no rows" if subject.task.name == "sr" else None,
     by_precision(int8=30.0, int4_weights=20.0, bf16=35.0, fp16=40.0, fp32=60.0),
