@@ -7,7 +7,7 @@ MODEL := examples/emoji/model
 DEMO := build/demo
 HERE := not slow and not gpu and not npu and not jetson
 
-.PHONY: help setup npu-compiler demo test test-all test-int8 test-slow interop lint format types imports check-all bench eval ablation example clean
+.PHONY: help setup npu-compiler schema demo test test-all test-int8 test-slow interop lint format types imports check-all bench eval ablation example clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ interop: $(READY) ## open an example bundle with optimum-intel, in .venv-optimum
 lint: $(READY) ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+schema: $(READY) ## write docs/manifest.schema.json anew, after the manifest's dataclasses were changed
+	$(BIN)/python -m mtu_compile.bundle.json_schema > docs/manifest.schema.json
 
 format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

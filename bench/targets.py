@@ -82,6 +82,7 @@ def build_one(target_name: str, precision: str, graph: Path, out: Path) -> dict[
     """Lower and build one graph; runs in a process of its own."""
     import passes
     import targets
+    from mtu_compile.bundle.engine import describe_state
 
     target = targets.get(target_name)
     ids = target.spec.lowering.get(precision, ())  # type: ignore[call-overload]
@@ -103,8 +104,8 @@ def build_one(target_name: str, precision: str, graph: Path, out: Path) -> dict[
         "peak GB": round(peak / 1e6, 2),
         "graph MB": round(sum(p.stat().st_size for p in artifact.files if p != made) / 1e6, 1),
         "engine MB": None if made is None else round(made.stat().st_size / 1e6, 1),
-        "estimate ms": None if artifact.estimate is None else artifact.estimate["latency_ms"],
-        "status": artifact.status,
+        "estimate ms": None if artifact.estimate is None else artifact.estimate.latency_ms,
+        "state": describe_state(artifact.state, artifact.reason),
         "toolchain": artifact.toolchain,
     }
 

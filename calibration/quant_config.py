@@ -61,9 +61,9 @@ def of_bundle(manifest: bundle.Manifest) -> dict[str, Any]:
     """What a bundle was quantised with, as a config; ``ConfigError`` if it was not."""
     found: dict[str, Mapping[str, Any]] = {}
     for name, entry in manifest.tasks.items():
-        quantised = entry.extra.get("quantisation")
-        if isinstance(quantised, Mapping) and isinstance(quantised.get("settings"), Mapping):
-            found[name] = quantised["settings"]
+        quantised = entry.provenance.quantisation
+        if quantised is not None and quantised.settings is not None:
+            found[name] = bundle.encode(quantised.settings)
     if not found:
         raise ConfigError(
             f"the bundle is {manifest.precision}, and was not quantised", hint="take one built with --int8"

@@ -79,9 +79,9 @@ def bundle_ranges(manifest: Manifest) -> dict[str, dict[str, float]]:
     """By task and layer, the INT8 ranges a bundle was built with; tasks whose build recorded none are absent."""
     ranges = {}
     for task, entry in manifest.tasks.items():
-        quantisation = entry.extra.get("quantisation") or {}
-        if quantisation.get("ranges"):
-            ranges[task] = {str(layer): float(size) for layer, size in quantisation["ranges"].items()}
+        quantisation = entry.provenance.quantisation
+        if quantisation is not None and quantisation.ranges:
+            ranges[task] = dict(quantisation.ranges)
     return ranges
 
 

@@ -134,7 +134,7 @@ def _compile(
         )
     layout.write(folder)
     board = publish.pack_for_board(target, folder, progress, fetch=options.fetch_wheels)
-    return replace(manifest, tasks=entries, extra=publish.describe_build(planned, parts, options.as_task, board))
+    return replace(manifest, tasks=entries, provenance=publish.describe_build(planned, parts, options.as_task, board))
 
 
 def plan(options: PlanOptions, progress: Progress | None = None) -> BuildPlan:

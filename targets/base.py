@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle import EngineRef, EngineState, Estimate
 from mtu_compile.core.errors import ConfigError, ModelError, ToolchainMissing
 from mtu_compile.core.precision import Precision as Precision
 from mtu_compile.core.progress import Progress
@@ -141,8 +141,9 @@ class Artifact:
         precision: what it was built in.
         toolchain: name and version of what built it.
         prebuilt: the engine (or NPU blob) built here, if one was.
-        status: what was done with it here, in words (``"built, not run: no NVIDIA GPU on this machine"``).
-        estimate: the toolchain's own figures about the device (``{"latency_ms": 86.7, "source": …}``); never measured.
+        state: how far it got here; nothing is run to build it, so never ``MEASURED``.
+        reason: why no further (``"no NVIDIA GPU on this machine"``).
+        estimate: the toolchain's own figures about the device; never measured.
     """
 
     kind: str
@@ -152,8 +153,9 @@ class Artifact:
     precision: Precision
     toolchain: str
     prebuilt: Path | None = None
-    status: str = ""
-    estimate: Mapping[str, Any] | None = None
+    state: EngineState = EngineState.BUILT
+    reason: str | None = None
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ Float layers cost time. The search stops where the network would become slower t
 says so: whether a task is good enough is not decided here, but by its thresholds.
 """
 
-from calibration.mixed.choice import LayerChoice, MixedPrecision, to_blame
-from calibration.mixed.choosing import Effort, choose
+from calibration.mixed.choosing import Effort, choose, to_blame
 from calibration.mixed.evaluating import Criteria
 
-__all__ = ["Criteria", "Effort", "LayerChoice", "MixedPrecision", "choose", "to_blame"]
+__all__ = ["Criteria", "Effort", "choose", "to_blame"]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.mixed.choice import LayerChoice, MixedPrecision, Why
 from calibration.mixed.evaluating import Criteria, Evaluator, accuracy, telling_calls
 from calibration.mixed.ranking import Ranking
 from calibration.sensitivity import Feed, Sensitivity, answers, evenly_spread, measure, timestep
 from calibration.switched_graph import SwitchedGraph
+from mtu_compile.bundle.quantisation import CostsRecord, CriteriaRecord, LayerRecord, MixedRecord, Why
 from mtu_compile.core.guidance import Guidance
 from targets.costs.layers import ComparedCosts
 
@@ -58,7 +58,7 @@ def choose(
     costs: ComparedCosts | None = None,
     criteria: Criteria | None = None,
     progress: Callable[[int], None] | None = None,
-) -> MixedPrecision:
+) -> MixedRecord:
     """Choose the layers of one task's UNet that stay float.
 
     Args:
@@ -94,16 +94,22 @@ def choose(
         needed, smaller = set(search.kept), search.pruned(limit / _STRICTER)
         if smaller != needed and criteria.met_by(again := evaluator.run(smaller)):
             search.kept, steps = smaller, again
-    return MixedPrecision(
-        criteria=criteria,
+    return MixedRecord(
+        criteria=CriteriaRecord(**asdict(criteria)),
         met=criteria.met_by(steps),
         calls=len(measured_on),
         check_calls=len(calls),
         layers=tuple(_layer(sensitivity, i, search) for i in range(len(graph.units))),
-        costs=None if costs is None else {"source": costs.source, "measured": costs.measured},
+        costs=None if costs is None else CostsRecord(costs.source, costs.measured),
         all_int8=accuracy(all_int8),
         chosen=accuracy(steps),
     )
+
+
+def to_blame(record: MixedRecord, count: int = 3) -> str:
+    """In words, the INT8 layers of a recorded choice that cost the most accuracy."""
+    worst = sorted((layer for layer in record.layers if layer.kept is None), key=lambda layer: layer.sqnr_db)[:count]
+    return ", ".join(f"{layer.name} ({layer.sqnr_db:.1f} dB alone)" for layer in worst)
 
 
 class _Search:
@@ -157,9 +163,9 @@ class _Search:
         return totals
 
 
-def _layer(sensitivity: Sensitivity, index: int, search: _Search) -> LayerChoice:
+def _layer(sensitivity: Sensitivity, index: int, search: _Search) -> LayerRecord:
     unit, times = sensitivity.units[index], search.ranking.times[index]
-    return LayerChoice(
+    return LayerRecord(
         unit.name,
         unit.members,
         unit.op_type,

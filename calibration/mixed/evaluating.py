@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from calibration.sensitivity import Call, compare_calls, evenly_spread
 from calibration.switched_graph import SwitchedGraph
 from mtu_compile.accuracy.calls import StepMetrics
+from mtu_compile.bundle.quantisation import ReachedRecord
 from mtu_compile.core.guidance import Guidance
 
 
@@ -77,11 +77,11 @@ def telling_calls(calls: Sequence[Call], steps: Sequence[StepMetrics], criteria:
     return [*(calls[i] for i in sorted(worst)), *(rest[i] for i in others)]
 
 
-def accuracy(steps: Sequence[StepMetrics]) -> dict[str, Any]:
+def accuracy(steps: Sequence[StepMetrics]) -> ReachedRecord:
     """What is recorded of a choice: SQNR at the worst call and on average, and the range of the guidance ratios."""
     ratios = [delta.ratio for step in steps for delta in step.guidance]
-    return {
-        "worst_sqnr_db": min(step.sqnr_db for step in steps),
-        "mean_sqnr_db": fmean(step.sqnr_db for step in steps),
-        "guidance_ratio": [min(ratios), max(ratios)] if ratios else None,
-    }
+    return ReachedRecord(
+        worst_sqnr_db=min(step.sqnr_db for step in steps),
+        mean_sqnr_db=fmean(step.sqnr_db for step in steps),
+        guidance_ratio=(min(ratios), max(ratios)) if ratios else None,
+    )

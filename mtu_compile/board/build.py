@@ -176,7 +176,7 @@ def check_board(manifest: Manifest, board: Board) -> tuple[str, ...]:
             f"nothing of this bundle is built on a board: it is for {manifest.target}, and its networks are {kinds}",
             hint="run it as it is: mtu-compile run BUNDLE",
         )
-    return board.check(manifest.target, refs, manifest.extra.get("board") or {})
+    return board.check(manifest.target, refs, manifest.provenance.board)
 
 
 def check_space(root: Path, wanted: list[PlannedEngine], board: Board) -> None:

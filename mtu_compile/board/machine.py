@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle.requirements import BoardRequirements
 from mtu_compile.core import vendors
 from mtu_compile.runtime.builder import Builder, Fingerprint, Host, Machine
 
@@ -37,7 +38,7 @@ class Board:
         """Of engines that are built here; ``ToolchainMissing`` without the library of ``kind``."""
         return self.machines[kind].fingerprint(kind)
 
-    def check(self, target: str, refs: Sequence[EngineRef], requirements: Mapping[str, Any]) -> tuple[str, ...]:
+    def check(self, target: str, refs: Sequence[EngineRef], requirements: BoardRequirements | None) -> tuple[str, ...]:
         """What every vendor says of the networks it builds; see ``Machine.check``."""
         notes: list[str] = []
         for machine in self.of_vendors:

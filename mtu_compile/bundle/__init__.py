@@ -2,12 +2,13 @@
 
 from functools import partial
 
+from mtu_compile.bundle.encode import encode
+from mtu_compile.bundle.engine import EngineRef, EngineState, Estimate
 from mtu_compile.bundle.files import read, resolve, verify_files, write
 from mtu_compile.bundle.manifest import (
     BUILT,
     MANIFEST,
     SCHEMA_VERSION,
-    EngineRef,
     InstructionSetProof,
     Manifest,
     PassRecord,
@@ -16,6 +17,7 @@ from mtu_compile.bundle.manifest import (
     TextPart,
     UserPassRecord,
 )
+from mtu_compile.bundle.provenance import BuildProvenance, TaskProvenance
 from mtu_compile.core import atomic
 
 #: ``core.atomic.staging`` that replaces nothing but a bundle (or an empty folder).
@@ -25,14 +27,19 @@ __all__ = [
     "BUILT",
     "MANIFEST",
     "SCHEMA_VERSION",
+    "BuildProvenance",
     "EngineRef",
+    "EngineState",
+    "Estimate",
     "InstructionSetProof",
     "Manifest",
     "PassRecord",
     "Source",
     "TaskEntry",
+    "TaskProvenance",
     "TextPart",
     "UserPassRecord",
+    "encode",
     "read",
     "resolve",
     "staging",

@@ -15,7 +15,7 @@ def _is_text(value: str) -> bool:
 
 def _matches(pattern: str, expected: str) -> Rule:
     compiled = re.compile(pattern)
-    return Rule(lambda value: compiled.fullmatch(value) is not None, expected)
+    return Rule(lambda value: compiled.fullmatch(value) is not None, expected, pattern)
 
 
 Text = Annotated[str, Rule(_is_text, "text without control characters")]

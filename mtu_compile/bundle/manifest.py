@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Annotated, Any
+from typing import Any
 
 from mtu_compile.bundle.accuracy import Accuracy, Limits
+from mtu_compile.bundle.encode import encode
+from mtu_compile.bundle.engine import EngineRef
 from mtu_compile.bundle.kinds import (
     Channels,
     Count,
@@ -25,13 +26,13 @@ from mtu_compile.bundle.kinds import (
     Text,
     TokenId,
 )
-from mtu_compile.bundle.provenance import Estimate, Extra, TaskExtra
+from mtu_compile.bundle.provenance import BuildProvenance, TaskProvenance
 from mtu_compile.bundle.scheduler_config import SchedulerConfig
-from mtu_compile.core import vendors
+from mtu_compile.bundle.upgrade import from_version_1
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.precision import Precision
-from mtu_compile.core.schema import Mismatch, Rule, conform
+from mtu_compile.core.schema import Mismatch, conform
 from mtu_compile.core.tasks import Task
 
 MANIFEST = "manifest.json"
@@ -39,31 +40,11 @@ MANIFEST = "manifest.json"
 #: Folder of engines that the machine the bundle lies on built from it; not part of what the manifest vouches for.
 BUILT = "built"
 
-SCHEMA_VERSION = 1
+#: What ``write`` writes.
+SCHEMA_VERSION = 2
 
-#: Whose runtime opens a network; ``mtu_compile.runtime.engine`` has a class for each.
-EngineKind = Annotated[str, Rule(lambda kind: kind in vendors.engines(), f"one of {', '.join(vendors.engines())}")]
-
-
-@dataclass(frozen=True)
-class EngineRef:
-    """A network inside the bundle: the portable graph, and beside it the engine if it was built in advance.
-
-    Attributes:
-        kind: which engine class opens it (``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"``).
-        path: the graph (an IR's ``.xml``, or ONNX), relative to the bundle.
-        config: handed to the vendor runtime (``{"INFERENCE_PRECISION_HINT": "bf16"}``), and ``"device"``.
-        prebuilt: engine or NPU blob made from the graph on the build machine, relative to the bundle.
-        status: what was done with it there, in words (``"built, not run: no NVIDIA GPU on this machine"``).
-        estimate: the toolchain's own figures about the device, with their ``source``; never measured ones.
-    """
-
-    kind: EngineKind
-    path: Text
-    config: Mapping[str, Text] = field(default_factory=dict)
-    prebuilt: Text | None = None
-    status: Text = ""
-    estimate: Estimate | None = None
+#: How manifests of earlier versions become one of this.
+UPGRADES: Mapping[int, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {1: from_version_1}
 
 
 @dataclass(frozen=True)
@@ -137,7 +118,7 @@ class TaskEntry:
         thresholds: by metric, what the model asks of the task in this precision; ``None`` in a bundle without, which is
             held to the defaults of its precision.
         reference: path of the float reference (safetensors), if the bundle carries one.
-        extra: provenance for people: calibration details, build times.
+        provenance: how it was made.
     """
 
     task: Task
@@ -149,7 +130,7 @@ class TaskEntry:
     accuracy: Accuracy | None = None
     accuracy_reason: Text | None = None
     reference: Text | None = None
-    extra: TaskExtra = field(default_factory=dict)
+    provenance: TaskProvenance = field(default_factory=TaskProvenance)
     user_passes: tuple[UserPassRecord, ...] = ()
     thresholds: Limits | None = None
 
@@ -175,7 +156,7 @@ class InstructionSetProof:
     failures: tuple[Text, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        encoded: dict[str, Any] = _encode(self)
+        encoded: dict[str, Any] = encode(self)
         return encoded
 
     @classmethod
@@ -208,7 +189,7 @@ class Manifest:
             references were made with. A manifest that does not say stretches: that is what there was before there were
             others.
         files: SHA-256 of every file of the bundle except the manifest; filled in by ``write``.
-        extra: provenance for people.
+        provenance: how the bundle was made.
         instruction_sets: where a CPU runs the bundle, the instruction sets it was tried at.
     """
 
@@ -227,7 +208,7 @@ class Manifest:
     tasks: Mapping[str, TaskEntry]
     fit: Fit = "stretch"
     files: Mapping[str, Sha256] = field(default_factory=dict)
-    extra: Extra = field(default_factory=dict)
+    provenance: BuildProvenance = field(default_factory=BuildProvenance)
     instruction_sets: tuple[InstructionSetProof, ...] = ()
 
     @property
@@ -277,21 +258,26 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; infinite and undefined floats become ``"inf"``, ``"-inf"`` and ``"nan"``."""
-        encoded: dict[str, Any] = _encode(self)
+        encoded: dict[str, Any] = encode(self)
         return {"schema_version": SCHEMA_VERSION, **encoded}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
-        """The inverse of ``to_json``; ``BundleError`` naming the entry that is wrong, or the schema version."""
+        """The inverse of ``to_json``, which reads earlier schema versions, too.
+
+        Raises:
+            BundleError: naming the entry that is wrong, or a schema version that is not known.
+        """
         version = data.get("schema_version") if isinstance(data, Mapping) else None
-        if version != SCHEMA_VERSION or isinstance(version, bool):
+        if type(version) is not int or (version != SCHEMA_VERSION and version not in UPGRADES):
+            known = ", ".join(map(str, sorted({*UPGRADES, SCHEMA_VERSION})))
             raise BundleError(
                 f"{MANIFEST}: schema version {version!r} is not known",
-                hint=f"this mtu-compile reads version {SCHEMA_VERSION}; rebuild the bundle, or install the version "
-                "that made it",
+                hint=f"this mtu-compile reads versions {known}; rebuild the bundle, or install the one that made it",
             )
+        body: Mapping[str, Any] = {k: v for k, v in data.items() if k != "schema_version"}
         try:
-            manifest = conform(cls, {k: v for k, v in data.items() if k != "schema_version"})
+            manifest = conform(cls, UPGRADES[version](body) if version in UPGRADES else body)
         except Mismatch as mismatch:
             raise mismatch.at(MANIFEST, error=BundleError) from mismatch
         assert isinstance(manifest, cls)
@@ -307,17 +293,3 @@ def check_relative(path: str, where: str) -> None:
             f"{MANIFEST}: {where} names {path!r}, which is not a plain path inside the bundle",
             hint="do not use this bundle; get it again from where it was built",
         )
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, Task):
-        return value.to_json()
-    if is_dataclass(value):
-        return {f.name: _encode(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _encode(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encode(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(float(value))
-    return value

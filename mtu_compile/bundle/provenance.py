@@ -1,330 +1,126 @@
-"""What a manifest tells people and reports: how it was made and measured, by which tools, and what it would need.
-
-Each table says which entries there are and of what type; entries it does not know may hold anything and are nobody's.
-Whoever writes a new entry into a manifest adds it here.
-"""
+"""What a manifest tells people and reports: how a bundle was made and compared, and what it would need."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
-from mtu_compile.bundle.kinds import (
-    Bytes,
-    Cosine,
-    Count,
-    Decibels,
-    Magnitude,
-    Milliseconds,
-    Name,
-    Positive,
-    Ratio,
-    Seconds,
-    Seed,
-    Sha256,
-    Share,
-    Steps,
-    Text,
-    Timestep,
-    Version,
-)
+from mtu_compile.bundle.kinds import Cosine, Count, Decibels, Magnitude, Name, Positive, Ratio, Seconds, Text
+from mtu_compile.bundle.plan import PlanRecord
+from mtu_compile.bundle.quantisation import CalibrationRecord, CompressionRecord, QuantisationRecord
+from mtu_compile.bundle.requirements import BoardRequirements
 from mtu_compile.core.precision import Precision
-from mtu_compile.core.schema import Entries
 
-Object = Mapping[str, Any]
 
-_SPAN = tuple[Ratio, Ratio]
+@dataclass(frozen=True)
+class ParityRow:
+    """``mtu_compile.accuracy.host.parity.Row``: one backend of the build machine over some UNet calls."""
 
-#: The toolchain's own figures about the device.
-Estimate = Annotated[
-    Object,
-    Entries(
-        needed={"source": Text},
-        known={
-            "latency_ms": Milliseconds,
-            "compiler": Text | None,
-            "dpu_mhz": Ratio | None,
-            "compatibility": Text | None,
-            "int8_share_of_operations": Share,
-            "busy_ms": Mapping[str, Milliseconds],
-            "ms_by_type": Mapping[str, Mapping[str, Milliseconds]],
-        },
-    ),
-]
+    backend: Text
+    version: Text
+    worst_sqnr_db: Decibels
+    mean_sqnr_db: Decibels
+    worst_cosine: Cosine
+    worst_guidance_ratio: Ratio | None
+    agreement_db: Decibels | None
+    judged: bool = True
 
-_CALIBRATION = Annotated[
-    Object,
-    Entries(
-        known={
-            "sha256": Sha256,
-            "strategy": Name,
-            "pictures": Positive,
-            "calls": Positive,
-            "steps": Steps,
-            "seed": Seed,
-            "timesteps": tuple[Timestep, ...],
-            "source": Text,
-        }
-    ),
-]
 
-_SETTINGS = Annotated[
-    Object,
-    Entries(
-        known={
-            "subset_size": Positive | None,
-            "smooth_quant_alpha": Share | None,
-            "range_estimator": Name,
-            "weight_bits_fix": bool,
-            "fast_bias_correction": bool,
-            "ignored_scopes": tuple[Text, ...],
-        }
-    ),
-]
-_REACHED = Annotated[
-    Object,
-    Entries(known={"worst_sqnr_db": Decibels, "mean_sqnr_db": Decibels, "guidance_ratio": _SPAN | None}),
-]
-_LAYER = Annotated[
-    Object,
-    Entries(
-        needed={
-            "name": Text,
-            "members": tuple[Text, ...],
-            "op": Name,
-            "sqnr_db": Decibels,
-            "worst_sqnr_db": Decibels,
-            "guidance_db": Decibels | None,
-            "float_ms": Milliseconds | None,
-            "int8_ms": Milliseconds | None,
-            "kept": Name | None,
-        }
-    ),
-]
-_MIXED = Annotated[
-    Object,
-    Entries(
-        needed={
-            "criteria": Annotated[
-                Object, Entries(known={"sqnr_db": Decibels, "guidance_ratio": Share, "slowdown": Share})
-            ],
-            "met": bool,
-            "calls": Positive,
-            "check_calls": Positive,
-            "layers": tuple[_LAYER, ...],
-            "costs": Annotated[Object, Entries(needed={"source": Text, "measured": bool})] | None,
-            "all_int8": _REACHED,
-            "chosen": _REACHED,
-        }
-    ),
-]
-_QUANTISATION = Annotated[
-    Object,
-    Entries(
-        known={
-            "settings": _SETTINGS,
-            "samples": Positive,
-            "activations": Count,
-            "weights": Count,
-            "layers": Mapping[str, tuple[Count, Count]],
-            "float_layers": tuple[Text, ...],
-            "bytes_before": Bytes,
-            "bytes_after": Bytes,
-            "tool": Text,
-            "ranges": Mapping[str, Magnitude],
-            "mixed": _MIXED | None,
-            "config": Text | None,
-        }
-    ),
-]
-_COMPRESSION = Annotated[
-    Object,
-    Entries(
-        needed={
-            "layers": Mapping[str, Mapping[str, Count]],
-            "bytes_before": Bytes,
-            "bytes_after": Bytes,
-            "tool": Text,
-        },
-        known={
-            "settings": Annotated[
-                Object,
-                Entries(
-                    known={"mode": Name, "ignored_scopes": tuple[Text, ...], "ratio": Share, "group_size": Count | None}
-                ),
-            ],
-            "parameters": Mapping[str, Bytes],
-            "rounded_again": Count,
-        },
-    ),
-]
-_PARITY = Annotated[
-    Object,
-    Entries(
-        needed={
-            "calls": Positive,
-            "rows": tuple[
-                Annotated[
-                    Object,
-                    Entries(
-                        needed={
-                            "backend": Text,
-                            "version": Text,
-                            "worst_sqnr_db": Decibels,
-                            "mean_sqnr_db": Decibels,
-                            "worst_cosine": Cosine,
-                            "worst_guidance_ratio": Ratio | None,
-                            "agreement_db": Decibels | None,
-                        },
-                        known={"judged": bool},
-                    ),
-                ],
-                ...,
-            ],
-            "not_run": Mapping[str, Text],
-            "required_db": Decibels,
-            "failures": tuple[Text, ...],
-        },
-        known={"task": Text, "graph": Text, "reference": Text},
-    ),
-]
-_NOTICE = Annotated[
-    Object,
-    Entries(
-        needed={"use": Name, "row": Text, "kind": Name, "message": Text, "hint": Text},
-        known={
-            "prompt": Text,
-            "tokens": Count,
-            "limit": Count,
-            "dropped": Text,
-            "pixels": Count,
-            "of": Count,
-        },
-    ),
-]
+@dataclass(frozen=True)
+class ParityRecord:
+    """``mtu_compile.accuracy.host.parity.Parity``: one graph on every backend of the build machine."""
 
-#: ``TaskEntry.extra``.
-#: How far the numbers of a network go that is computed in float16.
-_HALF_RANGE = Annotated[
-    Object,
-    Entries(
-        needed={"peak": Magnitude, "node": Text},
-        known={
-            "precision": Precision,
-            "overflow": Text | None,
-            "overflow_type": Text | None,
-            "overflow_at": Count | None,
-        },
-    ),
-]
+    calls: Positive
+    rows: tuple[ParityRow, ...]
+    not_run: Mapping[str, Text]
+    required_db: Decibels
+    failures: tuple[Text, ...]
+    task: Text | None = None
+    graph: Text | None = None
+    reference: Text | None = None
 
-TaskExtra = Annotated[
-    Object,
-    Entries(
-        known={
-            "notices": tuple[_NOTICE, ...],
-            "calibration": _CALIBRATION,
-            "quantisation": _QUANTISATION,
-            "compression": _COMPRESSION,
-            "build_seconds": Seconds,
-            "parity": _PARITY,
-            "float16_range": _HALF_RANGE,
-        }
-    ),
-]
 
-#: What the build needs of the machine it runs on, estimated.
-_HOST = Annotated[
-    Object,
-    Entries(
-        needed={"picture": Text, "method": Text, "memory_bytes": Bytes, "available_bytes": Bytes | None},
-        known={
-            "libraries_bytes": Bytes,
-            "weights_bytes": Bytes,
-            "scores_bytes": Bytes,
-            "features_bytes": Bytes,
-            "smaller": Text | None,
-            "seconds": Seconds | None,
-            "fits": bool | None,
-        },
-    ),
-]
+@dataclass(frozen=True)
+class NoticeRecord:
+    """``calibration.notices.RowNotice``: a row of the data that may not be as meant.
 
-_PLAN = Annotated[
-    Object,
-    Entries(
-        needed={
-            "method": Text,
-            "networks": tuple[
-                Annotated[
-                    Object,
-                    Entries(
-                        needed={
-                            "name": Text,
-                            "precision": Precision,
-                            "weights_bytes": Bytes,
-                            "activation_bytes": Bytes,
-                        },
-                        known={
-                            "kind": Literal["task", "part"],
-                            "attention_scores_bytes": Bytes,
-                            "unknown_shapes": Count,
-                        },
-                    ),
-                ],
-                ...,
-            ],
-            "tasks": Mapping[str, Bytes],
-            "together_bytes": Bytes,
-            "available_bytes": Bytes | None,
-            "fits": bool | None,
-        },
-        known={
-            "target": Name,
-            "precision": Precision,
-            "workspace_bytes": Bytes,
-            "reserved_bytes": Bytes,
-            "device_bytes": Bytes | None,
-            "one_engine_bytes": Bytes | None,
-            "least_bytes": Bytes | None,
-            "build": _HOST | None,
-            "suggestions": tuple[
-                Annotated[Object, Entries(known={"options": Text, "needs_bytes": Bytes, "fits": bool})], ...
-            ],
-        },
-    ),
-]
-_JETPACK = Annotated[
-    Object,
-    Entries(
-        needed={"version": tuple[Version, Version], "tensorrt": Version},
-        known={
-            "cuda": Version,
-            "python": Version,
-            "glibc": Version,
-            "machine": Name,
-            "packages": tuple[Text, ...],
-            "source": Text,
-        },
-    ),
-]
-_BOARD = Annotated[
-    Object,
-    Entries(
-        needed={"tensorrt": tuple[Version, Version]},
-        known={
-            "device": Text,
-            "compute_capability": Version,
-            "python": tuple[Version, ...],
-            "jetpack": tuple[_JETPACK, ...],
-            "wheels": Annotated[
-                Object, Entries(known={"own": Text, "dependencies": tuple[Text, ...] | None, "install": Text})
-            ],
-        },
-    ),
-]
+    Attributes:
+        use: what the row is used for.
+        row: its place in the data folder.
+        kind: of the notice.
+        message, hint: for people.
+        prompt, tokens, limit, dropped: of a prompt that is cut.
+        pixels, of: of a mask that selects little.
+    """
 
-#: ``Manifest.extra``.
-Extra = Annotated[
-    Object, Entries(known={"plan": _PLAN, "board": _BOARD, "as_task": Name, "float16_range": Mapping[str, _HALF_RANGE]})
-]
+    use: Literal["calibration", "check"]
+    row: Text
+    kind: Name
+    message: Text
+    hint: Text
+    prompt: Text | None = None
+    tokens: Count | None = None
+    limit: Count | None = None
+    dropped: Text | None = None
+    pixels: Count | None = None
+    of: Count | None = None
+
+
+@dataclass(frozen=True)
+class HalfRangeRecord:
+    """``mtu_compile.accuracy.host.half_range.HalfRange``: how far the numbers go of a network that is half precision.
+
+    Attributes:
+        peak: largest magnitude.
+        node: where it is.
+        precision: what the network is built in, where that was chosen by it.
+        overflow, overflow_type, overflow_at: first node beyond float16, its operator, and the input it was seen on.
+    """
+
+    peak: Magnitude
+    node: Text
+    precision: Precision | None = None
+    overflow: Text | None = None
+    overflow_type: Text | None = None
+    overflow_at: Count | None = None
+
+
+@dataclass(frozen=True)
+class TaskProvenance:
+    """How a task's UNet was made: ``None`` for what was not done.
+
+    Attributes:
+        notices: rows of the data that may not be as meant.
+        calibration: what it was quantised with.
+        quantisation: how.
+        compression: how its weights were compressed without calibration.
+        build_seconds: what building the engine took.
+        parity: its graph on every backend of the build machine.
+        float16_range: how far its numbers go, where they could be too far for float16.
+    """
+
+    notices: tuple[NoticeRecord, ...] = ()
+    calibration: CalibrationRecord | None = None
+    quantisation: QuantisationRecord | None = None
+    compression: CompressionRecord | None = None
+    build_seconds: Seconds | None = None
+    parity: ParityRecord | None = None
+    float16_range: HalfRangeRecord | None = None
+
+
+@dataclass(frozen=True)
+class BuildProvenance:
+    """How a bundle was made.
+
+    Attributes:
+        plan: the memory it was expected to need.
+        board: what a board has to have that builds its engines.
+        as_task: the task that a plain pipeline was taken as.
+        float16_range: by part, how far its numbers go, where they could be too far for float16.
+    """
+
+    plan: PlanRecord | None = None
+    board: BoardRequirements | None = None
+    as_task: Name | None = None
+    float16_range: Mapping[str, HalfRangeRecord] = field(default_factory=dict)

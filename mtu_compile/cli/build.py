@@ -152,6 +152,8 @@ def command(
 
 
 def _summary(result: BuildResult) -> dict[str, object]:
+    from mtu_compile.bundle import encode
+
     manifest = result.manifest
     return {
         "bundle": str(result.path),
@@ -159,9 +161,12 @@ def _summary(result: BuildResult) -> dict[str, object]:
         "precision": manifest.precision,
         "bytes": sum(p.stat().st_size for p in result.path.rglob("*") if p.is_file()),
         "tasks": {name: entry.accuracy for name, entry in manifest.tasks.items()},
-        "engines": {where: {"status": one.status, "estimate": one.estimate} for where, one in manifest.engines()},
-        "plan": manifest.extra.get("plan"),
-        "notices": {name: entry.extra.get("notices", []) for name, entry in manifest.tasks.items()},
+        "engines": {
+            where: {"state": ref.state.value, "reason": ref.reason, "estimate": encode(ref.estimate)}
+            for where, ref in manifest.engines()
+        },
+        "plan": encode(manifest.provenance.plan),
+        "notices": {name: encode(entry.provenance.notices) for name, entry in manifest.tasks.items()},
     }
 
 

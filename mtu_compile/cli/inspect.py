@@ -81,10 +81,10 @@ def print_engines(folder: Path, manifest: Manifest) -> None:
         parts = {folder / engine.path, *(folder / engine.path).parent.glob(f"{Path(engine.path).stem}.*")}
         size = sum(path.stat().st_size for path in parts | {folder / name for name in carried})
         estimate = "-"
-        if engine.estimate is not None and "latency_ms" in engine.estimate:
-            estimate = f"{engine.estimate['latency_ms']:.2f} ms ({engine.estimate['source']})"
+        if engine.estimate is not None and engine.estimate.latency_ms is not None:
+            estimate = f"{engine.estimate.latency_ms:.2f} ms ({engine.estimate.source})"
         name = where.removeprefix("tasks.").removesuffix(".engine")
-        rows.append((name, " + ".join(carried), megabytes(size), estimate, engine.status or "-"))
+        rows.append((name, " + ".join(carried), megabytes(size), estimate, engine.state_in_words))
     title = f"{folder}  ({manifest.target}, {manifest.precision})"
     table(title, ("network", "files", "size", "estimate, not measured", "state"), rows)
 
@@ -93,15 +93,14 @@ def print_parity(manifest: Manifest) -> None:
     """The same graph on every backend of the build machine, against the float original."""
     rows = []
     for name, entry in manifest.tasks.items():
-        for row in entry.extra.get("parity", {}).get("rows", ()):
-            ratio = row["worst_guidance_ratio"]
-            against = row["agreement_db"]
+        for row in entry.provenance.parity.rows if entry.provenance.parity is not None else ():
+            ratio, against = row.worst_guidance_ratio, row.agreement_db
             rows.append(
                 (
                     name,
-                    str(row["backend"]),
-                    f"{row['worst_sqnr_db']:.1f} / {row['mean_sqnr_db']:.1f}",
-                    f"{row['worst_cosine']:.5f}",
+                    row.backend,
+                    f"{row.worst_sqnr_db:.1f} / {row.mean_sqnr_db:.1f}",
+                    f"{row.worst_cosine:.5f}",
                     "-" if ratio is None else f"{ratio:.3f}",
                     "-" if against is None else f"{against:.1f}",
                 )

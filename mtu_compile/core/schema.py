@@ -1,6 +1,7 @@
 """JSON that somebody else wrote: read strictly, and held against annotated types before anything is done with it.
 
-A schema is a type: a dataclass, ``Mapping``, ``tuple``, ``Literal``, union or plain type, narrowed with ``Annotated``:
+A schema is a type: a dataclass, ``Mapping``, ``tuple``, ``Literal``, ``Enum`` of texts, union or plain type, narrowed
+with ``Annotated``:
 
     downscale: Annotated[int, Range(1, 64)] | None
 
@@ -14,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -60,10 +62,11 @@ class Length:
 
 @dataclass(frozen=True)
 class Rule:
-    """Anything else: what has to hold, and what it is called (``"a number above 0"``)."""
+    """Anything else: what has to hold, what it is called (``"a number above 0"``), and the regular expression of it."""
 
     fits: Callable[[Any], bool]
     expected: str
+    pattern: str | None = None
 
     def holds(self, value: Any) -> bool:
         return self.fits(value)
@@ -190,6 +193,11 @@ def conform(kind: Any, value: Any, key: str = "") -> Any:
         return _conform_union(kind, args, value, key)
     if origin is Literal and isinstance(value, str) and value in args:
         return value
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        for member in kind:
+            if isinstance(value, str) and value == member.value:
+                return member
+        raise Mismatch(key, show(value), describe(kind))
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) == len(value):
@@ -280,6 +288,8 @@ def describe(kind: Any) -> str:
         return " or ".join(dict.fromkeys(describe(one) for one in args))
     if origin is Literal:
         return "one of " + ", ".join(json.dumps(one) for one in args)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return "one of " + ", ".join(json.dumps(member.value) for member in kind)
     if origin is tuple:
         return (
             f"a list of {len(args)} values" if args[-1] is not Ellipsis else f"a list, each entry {describe(args[0])}"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from calibration.mixed import MixedPrecision
 from calibration.shared_scales import SharedScale
 from mtu_compile.accuracy.calls import StepMetrics
 from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
+from mtu_compile.bundle.provenance import NoticeRecord, ParityRecord
+from mtu_compile.bundle.quantisation import CompressionRecord, MixedRecord, QuantisationRecord
 
 #: A threshold: least and largest value that pass, ``None`` where there is no such end.
 Bounds = tuple[float | None, float | None]
@@ -106,35 +108,31 @@ class TaskReport:
     pictures: tuple[PicturePair, ...]
     steps: int
     producer: str
-    mixed: MixedPrecision | None
+    mixed: MixedRecord | None
 
     @property
     def name(self) -> str:
         return self.entry.task.name
 
     @property
-    def quantisation(self) -> Mapping[str, Any] | None:
+    def quantisation(self) -> QuantisationRecord | None:
         """What quantising recorded, or ``None`` for a float task."""
-        recorded: Mapping[str, Any] | None = self.entry.extra.get("quantisation")
-        return recorded
+        return self.entry.provenance.quantisation
 
     @property
-    def compression(self) -> Mapping[str, Any] | None:
+    def compression(self) -> CompressionRecord | None:
         """What compressing its weights alone recorded, or ``None``."""
-        recorded: Mapping[str, Any] | None = self.entry.extra.get("compression")
-        return recorded
+        return self.entry.provenance.compression
 
     @property
-    def notices(self) -> Sequence[Mapping[str, Any]]:
+    def notices(self) -> Sequence[NoticeRecord]:
         """What there was to say of the rows the task was calibrated and checked with."""
-        recorded: Sequence[Mapping[str, Any]] = self.entry.extra.get("notices", ())
-        return recorded
+        return self.entry.provenance.notices
 
     @property
-    def parity(self) -> Mapping[str, Any] | None:
+    def parity(self) -> ParityRecord | None:
         """The table of backends of the build machine, or ``None``."""
-        recorded: Mapping[str, Any] | None = self.entry.extra.get("parity")
-        return recorded
+        return self.entry.provenance.parity
 
 
 @dataclass(frozen=True)
@@ -231,6 +229,8 @@ def _plain(value: Any) -> Any:
         return value.to_json()
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, Enum):
+        return value.value
     if is_dataclass(value):
         kept = (f.name for f in fields(value) if not isinstance(getattr(value, f.name), Image.Image))
         return {name: _plain(getattr(value, name)) for name in kept}

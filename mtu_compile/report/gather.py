@@ -10,13 +10,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import targets
-from calibration.mixed import MixedPrecision
 from calibration.shared_scales import bundle_ranges, shared_scales
 from mtu_compile import bundle
 from mtu_compile.accuracy.host.check import check_bundle
 from mtu_compile.accuracy.task_metrics import PictureMetrics
 from mtu_compile.accuracy.verdict import CheckResult, TaskCheck
-from mtu_compile.core.errors import BundleError
+from mtu_compile.bundle.quantisation import CalibrationRecord, MixedRecord
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.version import __version__
 from mtu_compile.report.data import Fact, Network, PicturePair, Report, TaskReport
@@ -112,18 +111,10 @@ def picture_numbers(measured: PictureMetrics, *, wanted: bool) -> dict[str, floa
     return numbers
 
 
-def read_mixed(entry: bundle.TaskEntry) -> MixedPrecision | None:
-    """What the manifest says of the mixed-precision search; ``BundleError`` if that is not understood."""
-    recorded = (entry.extra.get("quantisation") or {}).get("mixed")
-    if recorded is None:
-        return None
-    try:
-        return MixedPrecision.from_json(recorded)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(
-            f"what the bundle says of mixed precision in task {entry.task.name!r} is not understood: {error!r}",
-            hint="build the bundle again with this version of mtu-compile",
-        ) from error
+def read_mixed(entry: bundle.TaskEntry) -> MixedRecord | None:
+    """What the manifest says of a task's mixed-precision search."""
+    quantisation = entry.provenance.quantisation
+    return None if quantisation is None else quantisation.mixed
 
 
 def _networks(path: Path, manifest: bundle.Manifest) -> Iterator[Network]:
@@ -138,7 +129,7 @@ def _networks(path: Path, manifest: bundle.Manifest) -> Iterator[Network]:
             if Path(file).parent == graph.parent and Path(file).name.startswith(f"{graph.stem}.")
         }
         task = manifest.tasks.get(name) if where.startswith("tasks.") else None
-        seconds = None if task is None else task.extra.get("build_seconds")
+        seconds = None if task is None else task.provenance.build_seconds
         size = sum((path / file).stat().st_size for file in files)
         yield Network(name, engine, tuple(sorted(files)), size, seconds)
 
@@ -170,15 +161,15 @@ def _facts(manifest: bundle.Manifest, check: CheckResult, device: str) -> Iterat
         how = f"at the build, {imitated}: worst UNet call of {worst}" + "".join(f"; {one}" for one in proof.failures)
         yield Fact(f"UNet outputs at instruction set {proof.level}", how, "measured")
     estimates = [
-        str(engine.estimate.get("source", "no source given"))
+        engine.estimate.source
         for _, engine in manifest.engines()
-        if engine.estimate is not None and "latency_ms" in engine.estimate
+        if engine.estimate is not None and engine.estimate.latency_ms is not None
     ]
     if estimates:
         yield Fact("latency of the networks", f"the toolchain's own figure: {estimates[0]}", "estimate")
     yield Fact(f"latency on {device}", "a report times nothing", "not measured")
-    if "plan" in manifest.extra:
-        yield Fact(f"memory on {device}", str(manifest.extra["plan"].get("method")), "estimate")
+    if (plan := manifest.provenance.plan) is not None:
+        yield Fact(f"memory on {device}", plan.method, "estimate")
 
 
 #: (topic, task or network, how it is known, kind), see ``Fact``.
@@ -200,16 +191,16 @@ def _accuracy_facts(manifest: bundle.Manifest, check: CheckResult) -> Iterator[_
 
 def _build_facts(manifest: bundle.Manifest) -> Iterator[_Said]:
     for name, entry in manifest.tasks.items():
-        table = entry.extra.get("parity")
-        if not table:
+        table = entry.provenance.parity
+        if table is None:
             yield "agreement of backends", name, "the bundle has no such table", "not measured"
             continue
-        ran = ", ".join(f"{row['backend']} {row['version']}" for row in table["rows"])
-        yield "agreement of backends", name, f"at the build, on {table['calls']} UNet calls: {ran}", "measured"
-        for backend, reason in table["not_run"].items():
-            yield f"agreement of {backend}", name, str(reason), "not measured"
+        ran = ", ".join(f"{row.backend} {row.version}" for row in table.rows)
+        yield "agreement of backends", name, f"at the build, on {table.calls} UNet calls: {ran}", "measured"
+        for backend, reason in table.not_run.items():
+            yield f"agreement of {backend}", name, reason, "not measured"
     for name, entry in manifest.tasks.items():
-        if entry.extra.get("quantisation") is None:
+        if entry.provenance.quantisation is None:
             continue
         mixed = read_mixed(entry)
         if mixed is None:
@@ -219,11 +210,11 @@ def _build_facts(manifest: bundle.Manifest) -> Iterator[_Said]:
         if mixed.costs is None:
             yield "times of the layers", name, "no source of times on the build machine", "not measured"
         else:
-            kind = "measured" if mixed.costs["measured"] else "estimate"
-            yield "times of the layers", name, str(mixed.costs["source"]), kind
+            kind = "measured" if mixed.costs.measured else "estimate"
+            yield "times of the layers", name, mixed.costs.source, kind
     for where, engine in manifest.engines():
-        kind = "measured" if engine.status.startswith("runs") else "not measured"
-        yield "state at the build", _network_name(where), engine.status or "nothing recorded", kind
+        kind = "measured" if engine.state.ran else "not measured"
+        yield "state at the build", _network_name(where), engine.state_in_words, kind
 
 
 def _network_name(where: str) -> str:
@@ -250,20 +241,20 @@ def _build_options(manifest: bundle.Manifest) -> Iterator[str]:
     entry = next(iter(manifest.tasks.values()))
     yield f"--target {shlex.quote(manifest.target)} --{manifest.precision} --size {width}x{height}"
     yield f"--steps {entry.default_steps}"
-    calibration = entry.extra.get("calibration") or {}
-    if calibration.get("source", CAPTURED) != CAPTURED:
-        yield f"--calibration {shlex.quote(calibration['source'])}"
+    calibration = entry.provenance.calibration or CalibrationRecord()
+    if calibration.source not in (None, CAPTURED):
+        yield f"--calibration {shlex.quote(calibration.source)}"
     for option, value in (
-        ("calibration-pictures", calibration.get("pictures")),
+        ("calibration-pictures", calibration.pictures),
         ("check-pictures", (entry.accuracy or {}).get("pictures")),
-        ("seed", calibration.get("seed")),
+        ("seed", calibration.seed),
     ):
         if isinstance(value, int):
             yield f"--{option} {value}"
-    quantisation = entry.extra.get("quantisation") or {}
-    if quantisation.get("config"):
-        yield f"--quant-config {shlex.quote(quantisation['config'])}"
-    elif manifest.precision == "int8" and quantisation.get("mixed", ...) is None:
+    quantisation = entry.provenance.quantisation
+    if quantisation is not None and quantisation.config:
+        yield f"--quant-config {shlex.quote(quantisation.config)}"
+    elif manifest.precision == "int8" and quantisation is not None and quantisation.mixed is None:
         yield "--no-mixed-precision"
     yield from (f"--task {shlex.quote(name)}" for name in manifest.tasks)
 

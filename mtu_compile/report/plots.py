@@ -7,7 +7,7 @@ from math import isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from calibration.mixed import LayerChoice, MixedPrecision
+from mtu_compile.bundle.quantisation import LayerRecord, MixedRecord
 from mtu_compile.report.data import PicturePair, TaskReport
 from mtu_compile.report.svg import LIMIT, MUTED, SERIES_A, SERIES_B, SERIES_C, figure, inline
 
@@ -74,7 +74,7 @@ def guidance_plot(task: TaskReport) -> str | None:
         return inline(drawn, name=f"guidance-{task.name}", description=description)
 
 
-def sensitivity_plot(task: TaskReport, mixed: MixedPrecision) -> str:
+def sensitivity_plot(task: TaskReport, mixed: MixedRecord) -> str:
     """Each group of layers in graph order: SQNR of the UNet's output when only it is INT8."""
     layers = [(i, one) for i, one in enumerate(mixed.layers) if isfinite(one.sqnr_db)]
     with figure() as drawn:
@@ -90,7 +90,7 @@ def sensitivity_plot(task: TaskReport, mixed: MixedPrecision) -> str:
         return inline(drawn, name=f"order-{task.name}", description=description, tips=tips)
 
 
-def gain_plot(task: TaskReport, mixed: MixedPrecision) -> str | None:
+def gain_plot(task: TaskReport, mixed: MixedRecord) -> str | None:
     """Sensitivity against the time that INT8 saves; ``None`` where no times are known."""
     points = [(one.gain_ms, one.sqnr_db, one) for one in mixed.layers if one.gain_ms is not None]
     points = [point for point in points if isfinite(point[0]) and isfinite(point[1])]
@@ -98,7 +98,7 @@ def gain_plot(task: TaskReport, mixed: MixedPrecision) -> str | None:
         return None
     with figure() as drawn:
         axes = drawn.add_subplot()
-        how = "measured" if mixed.costs and mixed.costs["measured"] else "estimated"
+        how = "measured" if mixed.costs and mixed.costs.measured else "estimated"
         axes.set_xlabel(f"time INT8 saves, ms a UNet call ({how})")
         axes.set_ylabel("SQNR, only this in INT8, dB")
         axes.axvline(0, color=MUTED, linewidth=0.8)
@@ -139,7 +139,7 @@ def _bundle_of_lines(
         axes.plot([], [], color=colour, linewidth=2.2, linestyle=dash, label=label)
 
 
-def _points(axes: Axes, points: Iterable[tuple[float, float, LayerChoice]], prefix: str) -> dict[str, str]:
+def _points(axes: Axes, points: Iterable[tuple[float, float, LayerRecord]], prefix: str) -> dict[str, str]:
     """Draw one marker a group of layers; group id → what is said when it is pointed at."""
     tips = {}
     seen = set()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from calibration.mixed import MixedPrecision
 from calibration.shared_scales import LIMIT_DB
-from mtu_compile.bundle import PassRecord, UserPassRecord
+from mtu_compile.bundle import PassRecord, UserPassRecord, encode
+from mtu_compile.bundle.quantisation import MixedRecord, SettingsRecord
 from mtu_compile.core.errors import ToolchainMissing
 from mtu_compile.planner import size
 from mtu_compile.report import plots
@@ -144,21 +144,15 @@ def _headlines(task: TaskReport) -> tuple[MetricLine, ...]:
     return tuple(found[key] for key in wanted if key in found)
 
 
-def _search_rows(mixed: MixedPrecision) -> Iterator[tuple[str, str, str, str]]:
+def _search_rows(mixed: MixedRecord) -> Iterator[tuple[str, str, str, str]]:
     """(what, wanted, with everything in INT8, as built) of a mixed-precision search."""
-    for key in dict.fromkeys((*mixed.all_int8, *mixed.chosen)):
+    for key in (field.name for field in fields(mixed.chosen)):
         unit = symbol(key)
-        before, after = (_search_value(accuracy.get(key), unit) for accuracy in (mixed.all_int8, mixed.chosen))
+        before, after = (show_value(getattr(accuracy, key), unit) for accuracy in (mixed.all_int8, mixed.chosen))
         yield label(key), show_bounds(bounds(key, asdict(mixed.criteria)), unit), before, after
     for key, wanted in asdict(mixed.criteria).items():
         if key not in ("sqnr_db", "guidance_ratio"):  # those are in the rows above
             yield {"slowdown": "slowdown allowed"}.get(key, key.replace("_", " ")), number(wanted), "", ""
-
-
-def _search_value(value: Any, unit: str) -> str:
-    if isinstance(value, (list, tuple)):
-        return show_value((float(value[0]), float(value[-1])), unit)
-    return show_value(value, unit)
 
 
 def _pass_table(report: Report) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -174,9 +168,10 @@ def _pass_table(report: Report) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _estimate(network: Network) -> str:
-    estimate = network.engine.estimate or {}
-    latency = estimate.get("latency_ms")
-    return "–" if latency is None else f"{latency:.2f} ms ({estimate.get('source', 'no source given')})"
+    estimate = network.engine.estimate
+    if estimate is None or estimate.latency_ms is None:
+        return "–"
+    return f"{estimate.latency_ms:.2f} ms ({estimate.source})"
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -202,9 +197,10 @@ def show_value(value: Value | None, unit: str = "") -> str:
     return f"{text} {unit}" if unit else text
 
 
-def settings(chosen: Mapping[str, Any]) -> str:
+def settings(chosen: SettingsRecord | None) -> str:
     """Settings that are one word or number each; lists of layers are shown elsewhere."""
-    return ", ".join(f"{key}={one}" for key, one in chosen.items() if isinstance(one, (str, int, float)))
+    named = {} if chosen is None else encode(chosen)
+    return ", ".join(f"{key}={one}" for key, one in named.items() if isinstance(one, (str, int, float)))
 
 
 def breakable(name: str) -> Markup:

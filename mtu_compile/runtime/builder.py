@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle.requirements import BoardRequirements
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import TargetError
 from mtu_compile.core.progress import Advance
@@ -79,13 +80,13 @@ class Machine(Protocol):
         """Of engines that are built here; ``ToolchainMissing`` without the library of ``kind``."""
         ...
 
-    def check(self, target: str, refs: Sequence[EngineRef], requirements: Mapping[str, Any]) -> tuple[str, ...]:
+    def check(self, target: str, refs: Sequence[EngineRef], requirements: BoardRequirements | None) -> tuple[str, ...]:
         """Refuse a machine that networks were not made for.
 
         Args:
             target: the bundle's.
             refs: what would be built, all of the vendor's kinds.
-            requirements: the manifest's, which were ``TargetSpec.board_requirements()``; empty where there are none.
+            requirements: the manifest's, which were ``TargetSpec.board_requirements()``; ``None`` where there are none.
 
         Returns:
             Notes on what is unusual, and stops nothing.

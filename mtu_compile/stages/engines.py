@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mtu_compile.accuracy.host.parity import Backend, parity
-from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime.engine import Engine, open_engine
@@ -91,6 +92,8 @@ def build_unet(
         )
         if gate == "fail":
             agreement.require()
+    if any(row.backend == _as_built(target) for row in agreement.rows):
+        artifact = replace(artifact, state=EngineState.MEASURED, reason=None)
     return BuiltUnet(artifact, seconds, measured, agreement)
 
 
@@ -98,6 +101,11 @@ def _native(target: Target, artifact: Artifact) -> str | None:
     """The engine's kind where it runs on this machine's own CPU."""
     ref = EngineRef(artifact.kind, artifact.path.name, artifact.config)
     return ref.kind if target.host_engine(ref) == ref else None
+
+
+def _as_built(target: Target) -> str:
+    """What the built engine is called among the backends."""
+    return f"{target.spec.device}, as built"
 
 
 def _device_backends(target: Target, artifact: Artifact) -> tuple[Backend, ...]:
@@ -108,4 +116,4 @@ def _device_backends(target: Target, artifact: Artifact) -> tuple[Backend, ...]:
     def opener() -> Engine:
         return open_engine(artifact.kind, artifact.path, artifact.config, artifact.prebuilt)
 
-    return (Backend(f"{target.spec.device}, as built", artifact.toolchain, opener, judged=False),)
+    return (Backend(_as_built(target), artifact.toolchain, opener, judged=False),)

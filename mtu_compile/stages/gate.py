@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from calibration import mixed
@@ -27,18 +28,39 @@ def pass_gate(
     if gate == "off":
         return manifest, None
     checked = check_bundle(folder, progress=progress)
-    manifest = bundle.write(folder, checked.recorded_in(manifest))
+    recorded = checked.recorded_in(manifest)
+    manifest = bundle.write(folder, _as_run(recorded) if target.device_here() else recorded)
     if checked.failures and gate == "fail":
         raise AccuracyError("; ".join(checked.failures), hint=_what_to_do(target, manifest, checked))
     return manifest, checked
+
+
+def _as_run(manifest: bundle.Manifest) -> bundle.Manifest:
+    """``manifest`` after its pictures were made on the device: every network but an unused encoder ran."""
+
+    def ran(engine: bundle.EngineRef) -> bundle.EngineRef:
+        return replace(engine, state=bundle.EngineState.MEASURED, reason=None)
+
+    encoder, tasks = manifest.vae_encoder, manifest.tasks
+    if encoder is not None and any(kind != "mask" for entry in tasks.values() for kind in entry.task.condition):
+        encoder = ran(encoder)
+    return replace(
+        manifest,
+        text=replace(manifest.text, engine=ran(manifest.text.engine)),
+        vae_encoder=encoder,
+        vae_decoder=ran(manifest.vae_decoder),
+        tasks={name: replace(entry, engine=ran(entry.engine)) for name, entry in tasks.items()},
+    )
 
 
 def _what_to_do(target: Target, manifest: bundle.Manifest, checked: CheckResult) -> str:
     """For the tasks that failed: which layers are to blame, and what helps a bundle of this precision."""
     advice = []
     for name, task in checked.tasks.items():
-        quantised = manifest.tasks[name].extra.get("quantisation")
-        if task.failures and isinstance(quantised, dict) and (blamed := mixed.to_blame(quantised.get("mixed"))):
+        quantised = manifest.tasks[name].provenance.quantisation
+        if not task.failures or quantised is None or quantised.mixed is None:
+            continue
+        if blamed := mixed.to_blame(quantised.mixed):
             advice.append(f"{name} loses most to INT8 in {blamed}: add them to its ignored_scopes in a --quant-config")
     kept = "--accuracy-gate warn keeps the bundle, for `mtu-compile report` to show"
     if manifest.precision in QUANTISED:

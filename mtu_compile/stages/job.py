@@ -13,6 +13,7 @@ from mtu_compile import bundle
 from mtu_compile.accuracy.host.half_range import HalfRange
 from mtu_compile.accuracy.host.parity import Parity
 from mtu_compile.accuracy.verdict import CheckResult
+from mtu_compile.bundle.quantisation import CompressionRecord, QuantisationRecord
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.tasks import Task, find_task
 from targets.base import Artifact, Precision
@@ -261,8 +262,8 @@ class Lowered:
 
     graph: Path
     passes: tuple[bundle.PassRecord, ...]
-    quantisation: Mapping[str, object] | None = None
-    compression: Mapping[str, object] | None = None
+    quantisation: QuantisationRecord | None = None
+    compression: CompressionRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,17 @@ import passes
 from calibration.compress import CompressSettings, compress_onnx
 from calibration.dequantise import dequantise_onnx
 from calibration.fp8 import to_fp8
-from calibration.mixed import Effort, MixedPrecision, choose
+from calibration.mixed import Effort, choose
 from calibration.quant_settings import QuantSettings
 from calibration.quantize import QuantisationReport, quantize_onnx
 from calibration.ranges import graph_ranges
 from calibration.sets import CalibrationSet
 from calibration.switched_graph import SwitchedGraph
 from mtu_compile import bundle
+from mtu_compile.bundle import encode
+from mtu_compile.bundle.quantisation import CompressionRecord, MixedRecord, QuantisationRecord
 from mtu_compile.core.progress import Progress
+from mtu_compile.core.schema import conform
 from mtu_compile.graph import io as graph_io
 from mtu_compile.stages.job import Lowered, Recipe, Specialised
 from mtu_compile.stages.specialise import pass_records
@@ -79,7 +82,7 @@ def quantise(
     calibration: CalibrationSet,
     recipe: Recipe,
     progress: Progress,
-) -> tuple[Path, dict[str, object]]:
+) -> tuple[Path, QuantisationRecord]:
     """The task's Q/DQ graph in ``precision``, and what was done to make it."""
     int8, chosen = unet.graph.with_name("int8.onnx"), None
     report = _run_nncf(unet, calibration, int8, recipe.settings or INT8, progress)
@@ -90,20 +93,21 @@ def quantise(
     done = {
         **report.to_json(),
         "ranges": graph_ranges(int8),
-        "mixed": None if chosen is None else chosen.to_json(),
+        "mixed": encode(chosen),
         "config": recipe.config,
     }
     if precision == "int8":
-        return int8, done
+        return int8, conform(QuantisationRecord, done)
     fp8 = unet.graph.with_name("fp8.onnx")
-    return fp8, {**done, "fp8": to_fp8(int8, unet.graph, fp8).to_json()}
+    return fp8, conform(QuantisationRecord, {**done, "fp8": to_fp8(int8, unet.graph, fp8).to_json()})
 
 
-def compress(precision: Precision, unet: Specialised, progress: Progress) -> tuple[Path, dict[str, object]]:
+def compress(precision: Precision, unet: Specialised, progress: Progress) -> tuple[Path, CompressionRecord]:
     """The task's graph with INT8 or INT4 weights, and what was done to make it."""
     with progress.stage(f"compress {unet.task.name}"):
         graph = unet.graph.with_name("compressed.onnx")
-        return graph, compress_onnx(unet.graph, graph, settings=COMPRESSED[precision]).to_json()
+        report = compress_onnx(unet.graph, graph, settings=COMPRESSED[precision])
+        return graph, conform(CompressionRecord, report.to_json())
 
 
 def lower(
@@ -123,7 +127,7 @@ def lower(
 
 def _choose(
     target: Target, unet: Specialised, calibration: CalibrationSet, int8: Path, progress: Progress
-) -> MixedPrecision:
+) -> MixedRecord:
     """Measure what INT8 costs and gains each layer, and choose those that stay float."""
     name = unet.task.name
     effort = Effort.of(graph_io.disk_bytes(unet.graph) // 4)

@@ -8,8 +8,13 @@ from pathlib import Path
 
 from calibration.notices import RowNotice
 from mtu_compile import bundle
+from mtu_compile.bundle.plan import PlanRecord
+from mtu_compile.bundle.provenance import HalfRangeRecord, NoticeRecord, ParityRecord
+from mtu_compile.bundle.quantisation import CalibrationRecord
+from mtu_compile.bundle.requirements import BoardRequirements
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.progress import Progress
+from mtu_compile.core.schema import conform
 from mtu_compile.core.version import __version__
 from mtu_compile.model.sampler import SCHEDULER, published_config, save_scheduler
 from mtu_compile.planner import BuildPlan
@@ -79,17 +84,19 @@ def describe_task(
         notices: what there is to say of the rows it was calibrated and is checked with.
         thresholds: what the model asks of it; ``None`` if it has none of its own.
     """
-    extra: dict[str, object] = {"build_seconds": built.seconds, "parity": built.parity.to_json()}
-    if notices:
-        extra["notices"] = [notice.to_json() for notice in notices]
+    calibration = None
     if observed.calibration is not None:
         origin = CAPTURED if given_set is None else given_set.resolve().name
-        extra["calibration"] = {**observed.calibration.describe(), "source": origin}
-        extra["quantisation"] = lowered.quantisation
-    if lowered.compression is not None:
-        extra["compression"] = lowered.compression
-    if built.range is not None:
-        extra["float16_range"] = built.range.to_json()
+        calibration = conform(CalibrationRecord, {**observed.calibration.describe(), "source": origin})
+    provenance = bundle.TaskProvenance(
+        notices=tuple(conform(NoticeRecord, notice.to_json()) for notice in notices),
+        calibration=calibration,
+        quantisation=lowered.quantisation,
+        compression=lowered.compression,
+        build_seconds=built.seconds,
+        parity=conform(ParityRecord, built.parity.to_json()),
+        float16_range=None if built.range is None else conform(HalfRangeRecord, built.range.to_json()),
+    )
     return bundle.TaskEntry(
         task=unet.task,
         task_id=unet.task_id,
@@ -100,25 +107,23 @@ def describe_task(
         calibration=None if observed.calibration is None else observed.calibration.sha256,
         accuracy_reason="not checked",
         reference=observed.reference.relative_to(folder).as_posix(),
-        extra=extra,
+        provenance=provenance,
         thresholds=thresholds,
     )
 
 
 def describe_build(
-    planned: BuildPlan, parts: Parts, as_task: str | None, board: Mapping[str, object] | None
-) -> dict[str, object]:
+    planned: BuildPlan, parts: Parts, as_task: str | None, board: BoardRequirements | None
+) -> bundle.BuildProvenance:
     """What the manifest says of the build as a whole."""
-    ranges = {name: {"precision": kind, **measured.to_json()} for name, (kind, measured) in parts.ranges.items()}
-    extra: dict[str, object] = {"plan": planned.to_json(), "float16_range": ranges}
-    if as_task is not None:
-        extra["as_task"] = as_task
-    if board is not None:
-        extra["board"] = board
-    return extra
+    ranges = {
+        name: conform(HalfRangeRecord, {"precision": precision, **measured.to_json()})
+        for name, (precision, measured) in parts.ranges.items()
+    }
+    return bundle.BuildProvenance(conform(PlanRecord, planned.to_json()), board, as_task, ranges)
 
 
-def pack_for_board(target: Target, folder: Path, progress: Progress, *, fetch: bool) -> dict[str, object] | None:
+def pack_for_board(target: Target, folder: Path, progress: Progress, *, fetch: bool) -> BoardRequirements | None:
     """The packages a board needs, in ``folder``, and what the board has to have; ``None`` for other targets.
 
     Args:
@@ -129,7 +134,8 @@ def pack_for_board(target: Target, folder: Path, progress: Progress, *, fetch: b
         return None
     with progress.stage("packages for the board"):
         packed = wheels.pack(folder / "wheels", target.spec.board_systems(), fetch=fetch)
-    return {**requirements, "wheels": packed}
+    needed: BoardRequirements = conform(BoardRequirements, {**requirements, "wheels": packed})
+    return needed
 
 
 def engine_ref(artifact: Artifact, folder: Path) -> bundle.EngineRef:
@@ -139,7 +145,8 @@ def engine_ref(artifact: Artifact, folder: Path) -> bundle.EngineRef:
         artifact.path.relative_to(folder).as_posix(),
         artifact.config,
         None if artifact.prebuilt is None else artifact.prebuilt.relative_to(folder).as_posix(),
-        artifact.status,
+        artifact.state,
+        artifact.reason,
         artifact.estimate,
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from mtu_compile.bundle import EngineState, Estimate
 from mtu_compile.core.errors import BuildError, ToolchainMissing
 from mtu_compile.core.progress import Progress
 from targets.base import COST_ROUNDS, GIB, Availability, LayerCosts, Precision, TargetSpec
@@ -149,10 +150,9 @@ class IntelNpuTarget(OpenVINOTarget):
 
     def compile_ir(self, path: Path, config: Mapping[str, str], progress: Progress) -> Compiled:
         """Compile the blob, beside ``path``, for the inputs ``OpenVINOEngine`` runs it with."""
-        here = self.device_here()
+        reason = None if self.device_here() else "no Intel NPU on this machine"
         if not self._blob:
-            status = "IR only: compiled by the NPU's driver on first use"
-            return Compiled(None, status if here else f"{status}; no Intel NPU on this machine")
+            return Compiled(None, EngineState.AT_FIRST_USE, reason)
         with tempfile.TemporaryDirectory(prefix=".npu-", dir=path.parent) as work:
             # what a person knows the network by, not the name of a folder on its way to being one
             xml = Path(work) / path.parent.name.lstrip(".").split(".")[0] / IR_NAME
@@ -161,8 +161,8 @@ class IntelNpuTarget(OpenVINOTarget):
         path.with_name(LAYERS_NAME).write_text(_layers(blob), encoding="utf-8")
         estimate = None
         if blob.estimate_ms is not None:
-            estimate = {"latency_ms": round(blob.estimate_ms, 4), "source": blob.source, **blob.report.summary()}
-        return Compiled(blob.path, "runs here" if here else "built, not run: no Intel NPU on this machine", estimate)
+            estimate = Estimate(source=blob.source, latency_ms=round(blob.estimate_ms, 4), **blob.report.summary())
+        return Compiled(blob.path, EngineState.BUILT, reason, estimate)
 
 
 def _write_for_npu(path: Path, xml: Path) -> None:

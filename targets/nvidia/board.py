@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle.requirements import BoardRequirements, JetPackRecord
 from mtu_compile.core.errors import ConfigError, TargetError
 from mtu_compile.core.progress import Advance
 from mtu_compile.runtime.builder import Built, Host
@@ -111,7 +112,7 @@ class NvidiaMachine:
             return Fingerprint(self.tensorrt[kind])
         return Fingerprint(self.tensorrt[kind], self.gpu.name, self.gpu.compute_capability, self.gpu.driver)
 
-    def check(self, target: str, refs: Sequence[EngineRef], requirements: Mapping[str, Any]) -> tuple[str, ...]:
+    def check(self, target: str, refs: Sequence[EngineRef], requirements: BoardRequirements | None) -> tuple[str, ...]:
         """See ``mtu_compile.runtime.builder.Machine``."""
         kinds = dict.fromkeys(ref.kind for ref in refs)
         for kind in kinds:
@@ -120,7 +121,7 @@ class NvidiaMachine:
         for ref in refs:
             if not named_gpus(ref.kind, ref.config):
                 self._check_gpu(target, ref)
-        return self.check_versions(requirements) if "tensorrt" in kinds and requirements else ()
+        return self.check_versions(requirements) if "tensorrt" in kinds and requirements is not None else ()
 
     def _check_gpu(self, target: str, ref: EngineRef) -> None:
         if self.gpu is None:
@@ -133,20 +134,20 @@ class NvidiaMachine:
                 hint="build the bundle for this device: mtu-compile targets lists them",
             )
 
-    def check_versions(self, requirements: Mapping[str, Any]) -> tuple[str, ...]:
+    def check_versions(self, requirements: BoardRequirements) -> tuple[str, ...]:
         """Notes on unusual versions of TensorRT and Python; ``TargetError`` if TensorRT is too old."""
         notes = []
         have = self.tensorrt["tensorrt"]
-        oldest, newest = requirements["tensorrt"]
+        oldest, newest = requirements.tensorrt
         if _version(have) < _version(oldest):
             raise TargetError(
                 f"this bundle needs TensorRT {oldest} or newer, and here is {have}",
-                hint="update JetPack: " + "; ".join(_describe(line) for line in requirements.get("jetpack", ())),
+                hint="update JetPack: " + "; ".join(_describe(line) for line in requirements.jetpack),
             )
         if _version(have)[:2] > _version(newest):
             notes.append(f"TensorRT {have} is newer than {newest}, the newest this was written for")
-        if self.host.python not in requirements.get("python", [self.host.python]):
-            known = " and ".join(requirements["python"])
+        if requirements.python and self.host.python not in requirements.python:
+            known = " and ".join(requirements.python)
             notes.append(
                 f"Python {self.host.python} is none of JetPack's ({known}); TensorRT's own bindings are for those"
             )
@@ -225,9 +226,9 @@ def _jetson_linux() -> str | None:
     return lines[0].lstrip("# ") if lines else None
 
 
-def _describe(line: Mapping[str, Any]) -> str:
-    first, last = line["version"]
-    return f"{first} to {last} bring TensorRT {line['tensorrt']} or newer"
+def _describe(line: JetPackRecord) -> str:
+    first, last = line.version
+    return f"{first} to {last} bring TensorRT {line.tensorrt} or newer"
 
 
 def _version(text: str) -> tuple[int, ...]:

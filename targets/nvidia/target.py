@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import MtuError, TargetError, ToolchainMissing
 from mtu_compile.core.progress import Progress
@@ -150,6 +150,7 @@ class TensorRTTarget:
                     )
                 toolchain = built.toolchain
             files = tuple(sorted(file.name for file in folder.iterdir()))
+        state, reason = self._state()
         return Artifact(
             kind=self._spec.kind,
             path=out / GRAPH_NAME,
@@ -158,7 +159,8 @@ class TensorRTTarget:
             precision=precision,
             toolchain=toolchain,
             prebuilt=out / ENGINE_NAME if ENGINE_NAME in files else None,
-            status=self._status(),
+            state=state,
+            reason=reason,
         )
 
     def layer_costs(self, graph: Path, *, precision: Precision, rounds: int = COST_ROUNDS) -> LayerCosts | None:
@@ -206,15 +208,15 @@ class TensorRTTarget:
             return None
         return device if not gpus or device.compute_capability in gpus else None
 
-    def _status(self) -> str:
+    def _state(self) -> tuple[EngineState, str | None]:
         if self._spec.built == "board":
-            return "to be built on the board"
+            return EngineState.ON_BOARD, None
         if self.device_here():
-            return "built here, and this machine's GPU can run it"
+            return EngineState.BUILT, None
         try:
-            return f"built, not run: {device_info().name} is none of its GPUs"
+            return EngineState.BUILT, f"{device_info().name} is none of its GPUs"
         except TargetError as error:
-            return f"built, not run: {error.message}"
+            return EngineState.BUILT, error.message
 
 
 _MATRIX = "docs.nvidia.com/deeplearning/tensorrt-rtx, support matrix 1.5"

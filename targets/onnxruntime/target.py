@@ -99,7 +99,6 @@ class OnnxRuntimeTarget:
             files=tuple(out / name for name in files),
             precision=precision,
             toolchain=f"{KIND} {available.version}",
-            status="runs here",
         )
 
     def companion_precision(self, precision: Precision) -> Precision:

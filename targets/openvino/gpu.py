@@ -66,8 +66,8 @@ class IntelGpuTarget(OpenVINOTarget):
         if not self.device_here():
             options = {key: value for key, value in HOST_CONFIG.items() if key != "device"}
             prove_compiles(path, HOST_CONFIG["device"], options)
-            return Compiled(None, "built, not run: no Intel GPU on this machine")
-        return Compiled(_compile_blob(path, self._spec.device, config), "runs here")
+            return Compiled(None, reason="no Intel GPU on this machine")
+        return Compiled(_compile_blob(path, self._spec.device, config))
 
 
 def _compile_blob(path: Path, device: str, config: Mapping[str, str]) -> Path:

@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle import EngineRef, EngineState, Estimate
 from mtu_compile.core.atomic import scratch, staging
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.progress import Progress
@@ -46,11 +46,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a device's own compiler made of an IR: a blob, if it made one, what was done, and its own figures."""
+    """What a device's own compiler made of an IR: a blob, if it made one, and its own figures; see ``Artifact``."""
 
     prebuilt: Path | None
-    status: str
-    estimate: Mapping[str, Any] | None = None
+    state: EngineState = EngineState.BUILT
+    reason: str | None = None
+    estimate: Estimate | None = None
 
 
 class OpenVINOTarget(ABC):
@@ -93,7 +94,8 @@ class OpenVINOTarget(ABC):
             precision=precision,
             toolchain=f"openvino {availability.version}",
             prebuilt=None if made.prebuilt is None else out / made.prebuilt.name,
-            status=made.status,
+            state=made.state,
+            reason=made.reason,
             estimate=made.estimate,
         )
 
@@ -202,4 +204,4 @@ class OpenVINOTarget(ABC):
         """The device's own compile step; ``BuildError`` if it refuses the IR."""
         options = {key: value for key, value in config.items() if key != "device"}
         prove_compiles(path, self._spec.device, options)
-        return Compiled(None, "runs here")
+        return Compiled(None)

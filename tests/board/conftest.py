@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from mtu_compile import bundle, runtime
-from mtu_compile.bundle import EngineRef, Manifest, Source, TaskEntry, TextPart
+from mtu_compile.bundle import BuildProvenance, EngineRef, Manifest, Source, TaskEntry, TextPart
+from mtu_compile.bundle.requirements import BoardRequirements
+from mtu_compile.core.schema import conform
 from mtu_compile.core.tasks import PAPER_TASKS
 from mtu_compile.runtime.reference import Reference, Trajectory
 
@@ -124,7 +126,7 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def describe(kind: str, config: Mapping[str, str], extra: Mapping[str, Any]) -> Manifest:
+def describe(kind: str, config: Mapping[str, str], board: Mapping[str, Any] | None) -> Manifest:
     refs = {folder: EngineRef(kind, f"{folder}/model.onnx", config) for folder in FOLDERS}
     return Manifest(
         tools={},
@@ -143,7 +145,7 @@ def describe(kind: str, config: Mapping[str, str], extra: Mapping[str, Any]) -> 
             "t2i": TaskEntry(T2I, 0, refs["unet"], 3, accuracy_reason="built by a test"),
             "edit": TaskEntry(EDIT, 1, refs["unet_edit"], 3, accuracy_reason="built by a test"),
         },
-        extra=extra,
+        provenance=BuildProvenance(board=None if board is None else conform(BoardRequirements, board)),
     )
 
 
@@ -162,7 +164,7 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
         with bundle.staging(tmp_path / name) as folder:
             write_graphs(folder, layers=layers)
             write_tokenizer(folder / "tokenizer" / "tokenizer.json")
-            bundle.write(folder, describe(kind, config, {} if board is None else {"board": board}))
+            bundle.write(folder, describe(kind, config, board))
         return tmp_path / name
 
     return make

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mtu_compile import bundle
-from mtu_compile.bundle import EngineRef, Manifest, PassRecord, Source, TaskEntry, TextPart
+from mtu_compile.bundle import BuildProvenance, EngineRef, Manifest, PassRecord, Source, TaskEntry, TextPart
 from mtu_compile.bundle.files import _sealed
 from mtu_compile.core.errors import EXIT_INPUT, BundleError, ConfigError, MtuError
 from mtu_compile.core.tasks import PAPER_TASKS
@@ -57,7 +57,7 @@ def example() -> Manifest:
             "t2i": TaskEntry(t2i, 0, engine("unet"), 20, passes, "1" * 64, ACCURACY),
             "edit": TaskEntry(edit, 1, engine("unet_edit"), 20, accuracy_reason="no Jetson attached"),
         },
-        extra={"calibration": {"edit": {"samples": 8, "seeds": [1, 2]}}},
+        provenance=BuildProvenance(as_task="t2i"),
     )
 
 
@@ -196,7 +196,7 @@ def test_an_engine_that_is_not_among_the_files_is_refused(made: Path) -> None:
             bundle.read(made, verify=verify)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True])
+@pytest.mark.parametrize("version", [0, 3, "1", None, True, 1.0])
 def test_unknown_schema_versions_are_named(made: Path, version: Any) -> None:
     reseal(made, lambda raw: raw.update(schema_version=version, later={"shape": 1}))
     assert "rebuild" in str(refused(made, f"schema version {version!r}").hint)
@@ -226,7 +226,7 @@ def test_senseless_manifests_are_refused_by_entry(made: Path, change: Any, words
     refused(made, "manifest.json", words)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"schema_version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"schema_version": 2}'])
 def test_manifests_that_are_not_manifests_are_refused(made: Path, content: bytes) -> None:
     (made / "manifest.json").write_bytes(content)
     refused(made, "manifest.json")

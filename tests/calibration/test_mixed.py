@@ -16,7 +16,10 @@ from calibration.quant_settings import QuantSettings
 from calibration.sensitivity import Sensitivity
 from calibration.units import Unit
 from mtu_compile.accuracy.calls import step_metrics
+from mtu_compile.bundle import encode
+from mtu_compile.bundle.quantisation import CostsRecord, MixedRecord
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.schema import conform
 from targets.base import LayerCosts
 from targets.costs.layers import ComparedCosts
 
@@ -55,7 +58,7 @@ def costs(in_float: list[float], quantised: list[float], *, measured: bool = Tru
     return ComparedCosts(side(in_float), side(quantised))
 
 
-def run(network: Any, guidance: Any = "none", **options: Any) -> mixed.MixedPrecision:
+def run(network: Any, guidance: Any = "none", **options: Any) -> MixedRecord:
     return choose(network, CALLS, guidance=guidance, **options)
 
 
@@ -63,7 +66,7 @@ def test_the_fewest_layers_that_are_needed_stay_float() -> None:
     """26 dB allow 2.5e-3: without the two loudest 1.0e-3 is left, and with either of them too much."""
     found = run(Network(POWERS), criteria=Criteria(slowdown=0.5))
     assert found.float_layers == ("layer1", "layer3") and found.met
-    assert found.all_int8["worst_sqnr_db"] < 26 <= found.chosen["worst_sqnr_db"]
+    assert found.all_int8.worst_sqnr_db < 26 <= found.chosen.worst_sqnr_db
     assert [one.kept for one in found.layers if one.kept] == ["accuracy", "accuracy"]
     assert found.layers[1].sqnr_db == pytest.approx(-10 * np.log10(3e-2), abs=0.3)
 
@@ -86,7 +89,7 @@ def test_the_search_stops_at_its_budget_and_says_so() -> None:
     """Layer 1 alone would slow the network down by more than a tenth: the criteria are missed, not the budget."""
     found = run(Network(POWERS), costs=costs([1.0, 9.0, 1.0, 1.1, 1.0, 1.0], [1.0] * 6))
     assert not found.met and "layer1" not in found.float_layers
-    assert found.chosen["worst_sqnr_db"] < 26
+    assert found.chosen.worst_sqnr_db < 26
     spent = sum(one.float_ms - one.int8_ms for one in found.layers if one.kept and one.float_ms and one.int8_ms)
     assert spent <= 7.0 * (1 / 0.9 - 1) + 1e-9
 
@@ -96,7 +99,7 @@ def test_layers_that_int8_slows_down_stay_float_if_that_was_measured() -> None:
     found = run(Network([1e-6] * 3), costs=slow)
     assert [one.kept for one in found.layers] == [None, "slower", None]
     assert (found.layers[1].float_ms, found.layers[1].int8_ms) == (1.0, 3.0)
-    assert found.costs == {"source": "test", "measured": True}
+    assert found.costs == CostsRecord("test", True)
     estimated = run(Network([1e-6] * 3), costs=costs([1.0, 1.0, 1.0], [0.5, 3.0, 0.5], measured=False))
     assert estimated.float_layers == ()
 
@@ -121,7 +124,8 @@ def test_guidance_is_a_criterion_of_its_own() -> None:
     assert run(network).float_layers == ()
     found = run(network, "text", criteria=Criteria(slowdown=0.6))
     assert found.float_layers == ("layer0",)
-    assert found.all_int8["guidance_ratio"][1] > 1.03 > found.chosen["guidance_ratio"][1]
+    assert found.all_int8.guidance_ratio is not None and found.chosen.guidance_ratio is not None
+    assert found.all_int8.guidance_ratio[1] > 1.03 > found.chosen.guidance_ratio[1]
 
 
 def test_criteria_are_judged_at_every_call() -> None:
@@ -132,10 +136,10 @@ def test_criteria_are_judged_at_every_call() -> None:
 
 def test_the_record_is_plain_json() -> None:
     found = run(Network(POWERS), criteria=Criteria(slowdown=0.5))
-    data = json.loads(json.dumps(found.to_json()))
+    data = json.loads(json.dumps(encode(found)))
     assert data["layers"][1]["kept"] == "accuracy" and data["criteria"]["sqnr_db"] == 26.0
     assert data["calls"] == len(CALLS) and data["layers"][0]["members"] == ["layer0"]
-    assert mixed.MixedPrecision.from_json(data) == found
+    assert conform(MixedRecord, data) == found
 
 
 def test_large_networks_are_measured_on_fewer_calls() -> None:
@@ -214,6 +218,5 @@ def test_every_setting_can_be_given() -> None:
 def test_a_failure_names_the_layers_that_are_to_blame() -> None:
     found = run(Network(POWERS), criteria=Criteria(slowdown=0.2))  # one float layer is affordable
     assert found.float_layers == ("layer1",) and not found.met
-    blamed = mixed.to_blame(found.to_json(), 2)
+    blamed = mixed.to_blame(found, 2)
     assert blamed.startswith("layer3 (2") and "layer5 (3" in blamed and "layer1" not in blamed
-    assert mixed.to_blame(None) == ""

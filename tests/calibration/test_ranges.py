@@ -16,7 +16,8 @@ from calibration.quant_settings import QuantSettings
 from calibration.quantize import quantize_onnx
 from calibration.ranges import Range, graph_ranges, measure_ranges
 from calibration.shared_scales import LIMIT_DB, bundle_ranges, conflicts, largest, shared_scales, to_json
-from mtu_compile.bundle import Manifest
+from mtu_compile.bundle import Manifest, TaskProvenance
+from mtu_compile.bundle.quantisation import QuantisationRecord
 from mtu_compile.core.errors import CalibrationError, ConfigError
 
 C, H = 8, 4
@@ -155,7 +156,9 @@ def test_conflicts_come_worst_first_and_say_what_they_cost() -> None:
 
 def test_a_bundle_tells_its_conflicts() -> None:
     def entry(ranges: dict[str, float] | None) -> Any:
-        return SimpleNamespace(extra={} if ranges is None else {"quantisation": {"ranges": ranges}})
+        return SimpleNamespace(
+            provenance=TaskProvenance(quantisation=None if ranges is None else QuantisationRecord(ranges=ranges))
+        )
 
     tasks = {"t2i": entry({"a": 1.0}), "sr": entry({"a": 2.5}), "float": entry(None)}
     (found,) = conflicts(bundle_ranges(cast(Manifest, SimpleNamespace(tasks=tasks))))

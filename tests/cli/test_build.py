@@ -31,9 +31,10 @@ def test_a_bundle_says_what_it_is_and_was_measured(tiny_bundle: Path, tiny_model
         assert entry.accuracy["mean_sqnr_db"] > 28 and entry.accuracy["worst_cosine"] > 0.995
         assert entry.accuracy["ssim"] > 0.99 and entry.accuracy["image_psnr_db"] > 35
         assert sum(record.rewrites for record in entry.passes) > 0
-        layers = entry.extra["quantisation"]["layers"]
-        quantised, total = layers["Conv"]
-        kept = {name for name in entry.extra["quantisation"]["float_layers"] if name.endswith("/Conv")}
+        report = entry.provenance.quantisation
+        assert report is not None
+        quantised, total = report.layers["Conv"]
+        kept = {name for name in report.float_layers if name.endswith("/Conv")}
         assert total - quantised == len(kept) < total and {"conv_in/Conv", "conv_out/Conv"} <= kept
 
 
@@ -88,15 +89,17 @@ def test_a_task_below_its_threshold_fails_the_build(
 
 def test_the_manifest_says_what_each_layer_costs_and_why_it_is_float(tiny_bundle: Path) -> None:
     for name, entry in bundle.read(tiny_bundle).tasks.items():
-        quantised = entry.extra["quantisation"]
-        mixed, floats = quantised["mixed"], set(quantised["float_layers"])
-        assert mixed["costs"]["measured"] is True and len(mixed["layers"]) > 10, name
-        for layer in mixed["layers"]:
-            assert layer["sqnr_db"] >= layer["worst_sqnr_db"] and layer["float_ms"] > 0 and layer["int8_ms"] > 0
-            assert (set(layer["members"]) <= floats) == (layer["kept"] is not None), layer
-        kept = {member for layer in mixed["layers"] if layer["kept"] for member in layer["members"]}
-        assert kept <= set(quantised["settings"]["ignored_scopes"])
-        assert quantised["ranges"] and not set(quantised["ranges"]) & kept
+        quantised = entry.provenance.quantisation
+        assert quantised is not None and quantised.mixed is not None and quantised.settings is not None
+        mixed, floats = quantised.mixed, set(quantised.float_layers)
+        assert mixed.costs is not None and mixed.costs.measured is True and len(mixed.layers) > 10, name
+        for layer in mixed.layers:
+            assert layer.float_ms is not None and layer.int8_ms is not None
+            assert layer.sqnr_db >= layer.worst_sqnr_db and layer.float_ms > 0 and layer.int8_ms > 0
+            assert (set(layer.members) <= floats) == (layer.kept is not None), layer
+        kept = {member for layer in mixed.layers if layer.kept for member in layer.members}
+        assert kept <= set(quantised.settings.ignored_scopes)
+        assert quantised.ranges and not set(quantised.ranges) & kept
 
 
 def test_a_choice_is_fed_back_and_gives_the_same_engine(
@@ -112,9 +115,9 @@ def test_a_choice_is_fed_back_and_gives_the_same_engine(
     assert "measure layers" not in done.err
     first, again = bundle.read(tiny_bundle), bundle.read(out)
     for name, entry in again.tasks.items():
-        quantised = entry.extra["quantisation"]
-        assert quantised["config"] == "quant.json" and quantised["mixed"] is None
-        assert quantised["settings"] == first.tasks[name].extra["quantisation"]["settings"]
+        quantised, before = entry.provenance.quantisation, first.tasks[name].provenance.quantisation
+        assert quantised is not None and quantised.config == "quant.json" and quantised.mixed is None
+        assert before is not None and quantised.settings == before.settings
         weights = str(Path(entry.engine.path).with_suffix(".bin"))
         assert again.files[weights] == first.files[weights], name
 

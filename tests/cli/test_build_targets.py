@@ -12,6 +12,7 @@ import pytest
 
 import targets
 from mtu_compile import bundle
+from mtu_compile.bundle import EngineState
 from mtu_compile.core.errors import ToolchainMissing
 
 Run = Callable[..., Any]
@@ -37,7 +38,7 @@ def test_an_rtx_bundle_has_an_engine_built_with_or_without_a_gpu(rtx_bundle: Pat
         assert engine.kind == "tensorrt-rtx", where
         assert engine.prebuilt is not None
         assert (rtx_bundle / engine.prebuilt).stat().st_size > 100_000
-        assert engine.status.startswith("built, not run") is not rtx_here, engine.status
+        assert engine.state is (EngineState.MEASURED if rtx_here else EngineState.BUILT), engine.state_in_words
         assert engine.config["compute_capabilities"] == "8.9"
     entry = manifest.tasks["sr"]
     assert [record.id for record in entry.passes[-2:]] == ["mtu::legalise-qdq", "mtu::to-fp16"]
@@ -57,10 +58,11 @@ def test_a_board_is_shown_what_the_bundle_brings(rtx_bundle: Path, mtu: Run) -> 
 
 @pytest.mark.heavy
 def test_every_backend_of_the_build_machine_agrees(rtx_bundle: Path, rtx_here: bool, mtu: Run) -> None:
-    parity = bundle.read(rtx_bundle).tasks["sr"].extra["parity"]
-    assert [row["backend"] for row in parity["rows"]][:2] == ["ONNX Runtime CPU", "OpenVINO CPU, f32"]
-    assert len(parity["rows"]) == (3 if rtx_here else 2)
-    assert parity["failures"] == []
+    parity = bundle.read(rtx_bundle).tasks["sr"].provenance.parity
+    assert parity is not None
+    assert [row.backend for row in parity.rows][:2] == ["ONNX Runtime CPU", "OpenVINO CPU, f32"]
+    assert len(parity.rows) == (3 if rtx_here else 2)
+    assert parity.failures == ()
     shown = mtu("inspect", rtx_bundle)
     assert shown.code == 0 and "OpenVINO CPU, f32" in shown.out and ("not run" in shown.out) is not rtx_here
 
@@ -90,10 +92,11 @@ def test_an_npu_bundle_has_a_blob_built_with_or_without_an_npu(tmp_path: Path, m
     engine = manifest.tasks["sr"].engine
     assert (engine.kind, engine.config["device"]) == ("openvino", "NPU")
     assert engine.prebuilt is not None and (out / engine.prebuilt).stat().st_size > 1_000_000
-    assert engine.estimate is not None and 0.1 < engine.estimate["latency_ms"] < 100
-    assert "cost model" in engine.estimate["source"]
-    assert engine.status.startswith("built, not run") is not targets.get("intel-npu").device_here(), engine.status
-    assert json.loads(done.out)["engines"]["tasks.sr.engine"]["estimate"] == dict(engine.estimate)
+    assert engine.estimate is not None and 0.1 < (engine.estimate.latency_ms or 0) < 100
+    assert "cost model" in engine.estimate.source
+    here = targets.get("intel-npu").device_here()
+    assert engine.state is (EngineState.MEASURED if here else EngineState.BUILT), engine.state_in_words
+    assert json.loads(done.out)["engines"]["tasks.sr.engine"]["estimate"] == bundle.encode(engine.estimate)
 
 
 def test_a_jetson_bundle_carries_graph_recipe_wheel_and_requirements(
@@ -105,9 +108,9 @@ def test_a_jetson_bundle_carries_graph_recipe_wheel_and_requirements(
     assert done.code == 0, done.err
     manifest = bundle.read(out)
     engine = manifest.tasks["t2i"].engine
-    assert (engine.kind, engine.prebuilt, engine.status) == ("tensorrt", None, "to be built on the board")
+    assert (engine.kind, engine.prebuilt, engine.state) == ("tensorrt", None, EngineState.ON_BOARD)
     assert [path.name.split("-")[0] for path in (out / "wheels").iterdir()] == ["mtu_compile"]
-    assert manifest.extra["board"]["compute_capability"] == "8.7"
+    assert manifest.provenance.board is not None and manifest.provenance.board.compute_capability == "8.7"
     refused = mtu("run", out, "--task", "t2i", "--prompt", "a", "-o", tmp_path / "a.png")
     # no engine has been built, or there is nothing that could open one
     assert refused.code == (1 if targets.get("tensorrt").probe().ok else 4), refused.err

@@ -113,11 +113,11 @@ def built(made: tuple[Path, Any], tiny_model: Path, made_once: Any, mtu: Run) ->
 def test_a_build_takes_the_set_and_says_so(made: tuple[Path, Any], built: Any) -> None:
     loaded = load_folder(made[0])["inpaint"]
     assert built.calibration == loaded.sha256
-    said = built.extra["calibration"]
-    assert (said["sha256"], said["source"], said["strategy"]) == (loaded.sha256, "set", "stratified")
-    assert (said["pictures"], said["calls"], said["seed"]) == (3, 9, 0)
-    assert said["timesteps"] == sorted(set(loaded.timesteps), reverse=True)
-    assert built.extra["quantisation"]["samples"] == 9
+    said = built.provenance.calibration
+    assert (said.sha256, said.source, said.strategy) == (loaded.sha256, "set", "stratified")
+    assert (said.pictures, said.calls, said.seed) == (3, 9, 0)
+    assert list(said.timesteps) == sorted(set(loaded.timesteps), reverse=True)
+    assert built.provenance.quantisation.samples == 9
 
 
 def test_a_build_without_one_captures_the_same(tiny_bundle: Path, tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
@@ -127,7 +127,8 @@ def test_a_build_without_one_captures_the_same(tiny_bundle: Path, tiny_model: Pa
     loaded = load_folder(tmp_path / "set")
     for task, entry in bundle.read(tiny_bundle).tasks.items():
         assert entry.calibration == loaded[task].sha256
-        assert entry.extra["calibration"]["source"] == "captured by this build"
+        said = entry.provenance.calibration
+        assert said is not None and said.source == "captured by this build"
 
 
 def other_task(folder: Path, model: Path) -> None:

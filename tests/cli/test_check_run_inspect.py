@@ -170,9 +170,9 @@ def test_run_fits_pictures_and_says_what_may_not_be_meant(tiny_bundle: Path, tmp
 def test_a_build_says_which_rows_are_cut_and_keeps_it(tiny_bundle: Path, mtu: Run) -> None:
     manifest = bundle.read(tiny_bundle)
     for task in ("t2i", "inpaint"):
-        (notice,) = manifest.tasks[task].extra["notices"]
-        assert (notice["use"], notice["row"]) == ("check", f"{task}/metadata.jsonl line 6")
-        assert (notice["kind"], notice["dropped"]) == ("prompt-cut", "long")
+        (notice,) = manifest.tasks[task].provenance.notices
+        assert (notice.use, notice.row) == ("check", f"{task}/metadata.jsonl line 6")
+        assert (notice.kind, notice.dropped) == ("prompt-cut", "long")
 
 
 @pytest.mark.parametrize(

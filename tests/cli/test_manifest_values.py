@@ -40,14 +40,26 @@ NULLABLE = re.compile(
     r"|.*\.(region|truth|guidance|guidance_ratio|ssim_reason|subset_size|smooth_quant_alpha|guidance_db|float_ms|int8_ms)"
     r"|.*\.(agreement_db|worst_guidance_ratio|downscale|colour_difference|vif|ssim|reference_ssim|truth_drop_db)"
     r"|.*\.(latent|image|inside|outside|source|reference|reference_source)?_?psnr_db|.*\.thresholds(\.\w+)?"
-    r"|extra\.plan\.(device_bytes|available_bytes|one_engine_bytes|least_bytes|fits|build)|.*\.class_label"
-    r"|extra\.plan\.build\.(available_bytes|smaller|seconds|fits)"
+    r"|.*\.accuracy\.guidance\.\w+\.\w+|.*\.accuracy\.region\.share"
+    r"|.*\.class_label|.*\.reason|provenance\.(plan|board|as_task)"
+    # what a manifest of an earlier version need not have recorded
+    r"|provenance\.plan\.(target|precision|workspace_bytes|reserved_bytes|device_bytes|available_bytes|one_engine_bytes)"
+    r"|provenance\.plan\.(least_bytes|fits|build)|provenance\.plan\.networks\[\]\.(kind|attention_scores_bytes|unknown_shapes)"
+    r"|provenance\.plan\.build\.(libraries|weights|scores|features|available)_bytes|provenance\.plan\.build\.(smaller|seconds|fits)"
+    r"|provenance\.board\.(device|compute_capability|wheels)|provenance\.board\.jetpack\[\]\.(cuda|python|glibc|machine|source)"
+    r"|tasks\.\w+\.provenance\.(calibration|quantisation|compression|build_seconds|parity|float16_range)"
+    r"|.*\.provenance\.calibration\.(sha256|strategy|pictures|calls|steps|seed|source)"
+    r"|.*\.provenance\.quantisation\.(settings|samples|activations|weights|bytes_before|bytes_after|tool|fp8)"
+    r"|.*\.provenance\.compression\.settings(\.(ratio|group_size))?|.*\.provenance\.parity\.(task|graph|reference)"
+    r"|.*\.notices\[\]\.(prompt|tokens|limit|dropped|pixels|of)|.*\.estimate\.\w+"
+    r"|.*\.float16_range\.(\w+\.)?(precision|overflow|overflow_type|overflow_at)"
 )
 #: Texts that are not free: names, versions, hashes and paths.
 STRICT = re.compile(
     r"target|precision|files\..*|.*sha256|fit|.*\.(kind|path|tokenizer|op|strategy|range_estimator)"
     r"|tasks\.\w+\.(reference|calibration)"
-    r"|.*\.task\.(name|guidance|condition.*)|scheduler\..*|.*\.kept|extra\.plan\.(target|precision)|extra\.plan.*precision"
+    r"|.*\.task\.(name|guidance|condition.*)|scheduler\..*|.*\.kept|provenance\.plan\.(target|precision)|provenance\.plan.*precision"
+    r"|.*\.(state|use)"
 )
 #: Numbers by their place: least and largest. The first that matches counts.
 LIMITS: tuple[tuple[str, float, float], ...] = (
@@ -152,7 +164,7 @@ def use(manifest: Manifest) -> None:
     json.dumps([*_commands(Path("bundle"), manifest)])
     with suppress(BundleError):  # a search of another version
         json.dumps([*_build_facts(manifest)])
-    if requirements := manifest.extra.get("board"):
+    if requirements := manifest.provenance.board:
         with suppress(ConfigError, TargetError):
             BOARD.check_versions(requirements)
     with suppress(ConfigError):
@@ -174,11 +186,11 @@ def raw(tiny_bundle: Path) -> Any:
     whole.pop("manifest_sha256")
     small = {**trimmed(whole), "files": whole["files"]}
     small["tasks"].pop("t2i")
-    small["extra"]["board"] = json.loads(json.dumps(targets.get("jetson-orin").spec.board_requirements()))
-    small["extra"]["board"]["wheels"] = WHEELS
-    small["extra"] = trimmed(small["extra"])
+    small["provenance"]["board"] = json.loads(json.dumps(targets.get("jetson-orin").spec.board_requirements()))
+    small["provenance"]["board"]["wheels"] = WHEELS
+    small["provenance"] = trimmed(small["provenance"])
     small["vae_decoder"]["estimate"] = {"source": "a compiler", "latency_ms": 1.5, "busy_ms": {"dpu": 0.5}}
-    small["tasks"]["inpaint"]["extra"]["compression"] = COMPRESSION
+    small["tasks"]["inpaint"]["provenance"]["compression"] = COMPRESSION
     small["tasks"]["inpaint"]["thresholds"] = {"sqnr_db": 20.0, "vif": None, "guidance_ratio": 0.7}
     return small
 
@@ -206,7 +218,7 @@ def test_every_value_has_a_type_and_a_range(raw: Any) -> None:
             if path[0] == "scheduler":
                 sample(manifest)
     print(f"{tried} changes of {len(places)} values: {refused} refused, {tried - refused} as good as what was there")
-    assert wrong == [], "give them a type: mtu_compile/bundle/provenance.py, scheduler_config.py"
+    assert wrong == [], "give them a type: mtu_compile/bundle/*.py"
     assert tried > 2500 and refused > 0.8 * tried
 
 
@@ -219,7 +231,7 @@ def test_every_part_has_a_type(raw: Any) -> None:
                 manifest.check()
             except BundleError:
                 continue
-            optional = NULLABLE.fullmatch(named(path)) or path[0] in ("extra", "tools") or "extra" in path
+            optional = NULLABLE.fullmatch(named(path)) or path[0] == "tools"
             if not (now is None and optional) and not isinstance(now, (list, dict)):
                 wrong.append((named(path), now))
             use(manifest)
@@ -228,11 +240,12 @@ def test_every_part_has_a_type(raw: Any) -> None:
 
 def test_a_missing_or_foreign_entry_is_refused_by_name(raw: Any) -> None:
     optional = {
-        "extra",
+        "provenance",
         "fit",
         "estimate",
         "prebuilt",
-        "status",
+        "state",
+        "reason",
         "config",
         "calibration",
         "accuracy_reason",

@@ -48,7 +48,7 @@ def test_a_decoder_that_overflows_stays_float32(tiny_model: Path, tmp_path: Path
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["vae_decoder"]["config"]["INFERENCE_PRECISION_HINT"] == "f32"
     assert manifest["text"]["engine"]["config"]["INFERENCE_PRECISION_HINT"] == "f16"
-    found = manifest["extra"]["float16_range"]
+    found = manifest["provenance"]["float16_range"]
     assert found["vae_decoder"]["precision"] == "fp32" and found["vae_decoder"]["peak"] > 65504
     assert found["text_encoder"]["precision"] == "fp16" and found["text_encoder"]["overflow"] is None
     assert "rounding to float16" in manifest["tasks"]["t2i"]["accuracy"]["measured_with"]

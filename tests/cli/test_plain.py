@@ -119,7 +119,7 @@ def test_a_plain_pipeline_is_compiled_as_it_is(
 
     manifest = bundle.read(out)
     task = manifest.tasks["t2i"].task
-    assert manifest.extra["as_task"] == "t2i" and list(manifest.tasks) == ["t2i"]
+    assert manifest.provenance.as_task == "t2i" and list(manifest.tasks) == ["t2i"]
     assert (task.guidance, task.unet_batch) == (("embedded", 1) if embedded else ("text", 2))
     noise = np.random.default_rng(1).standard_normal((1, 4, 8, 8), dtype=np.float32)
     with runtime.load(out) as pipeline:

@@ -25,10 +25,11 @@ def test_the_example_in_int4_weights_passes_its_gate(tmp_path: Path, mtu: Run) -
     found = json.loads(done.out)
     assert found["precision"] == "int4-weights" and found["tasks"]["sr"]["passed"]
     entry = bundle.read(out).tasks["sr"]
-    assert entry.calibration is None and "quantisation" not in entry.extra
-    made = entry.extra["compression"]
-    assert made["layers"] == {"Conv": {"int8": 50}, "Gemm": {"int4": 13}, "MatMul": {"int4": 69, "int8": 1}}
-    weights = made["parameters"]["int8"] + made["parameters"]["int4"] / 2
+    assert entry.calibration is None and entry.provenance.quantisation is None
+    made = entry.provenance.compression
+    assert made is not None
+    assert made.layers == {"Conv": {"int8": 50}, "Gemm": {"int4": 13}, "MatMul": {"int4": 69, "int8": 1}}
+    weights = made.parameters["int8"] + made.parameters["int4"] / 2
     assert weights < (out / "unet_sr" / "openvino_model.bin").stat().st_size < 1.1 * weights
 
 
@@ -38,7 +39,8 @@ def test_int8_weights_of_a_random_model_pass_the_gate_that_bf16_has_to(
     done = mtu("build", tiny_model, "--int8-weights", "--task", "t2i", "-o", tmp_path / "b", "--json", *QUICK)
     assert done.code == 0, done.err
     assert json.loads(done.out)["tasks"]["t2i"]["worst_sqnr_db"] > 24
-    assert set(bundle.read(tmp_path / "b").tasks["t2i"].extra["compression"]["parameters"]) == {"int8"}
+    compressed = bundle.read(tmp_path / "b").tasks["t2i"].provenance.compression
+    assert compressed is not None and set(compressed.parameters) == {"int8"}
 
 
 def test_a_calibration_set_has_no_effect_on_weights_and_is_refused(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:

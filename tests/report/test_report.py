@@ -16,7 +16,9 @@ from calibration.shared_scales import shared_scales
 from mtu_compile import bundle, report
 from mtu_compile.accuracy.calls import GuidanceMetrics, StepMetrics
 from mtu_compile.accuracy.thresholds import Thresholds
+from mtu_compile.bundle.quantisation import CompressionRecord, QuantisationRecord
 from mtu_compile.core.errors import BundleError
+from mtu_compile.core.schema import conform
 from mtu_compile.core.tasks import Task
 from mtu_compile.report.data import Fact, Network, PicturePair, Report, TaskReport
 from mtu_compile.report.gather import read_mixed
@@ -89,7 +91,7 @@ def make_task(name: str, *, guided: bool = True, mixed: Any = None, prompt: str 
         "mixed": mixed,
     }
     quantisation |= {"bytes_before": 4_000_000, "bytes_after": 1_000_000}
-    engine = bundle.EngineRef("openvino", f"{name}/model.xml", {"device": "CPU"}, status="runs here")
+    engine = bundle.EngineRef("openvino", f"{name}/model.xml", {"device": "CPU"}, state=bundle.EngineState.MEASURED)
     entry = bundle.TaskEntry(
         task=task,
         task_id=0,
@@ -98,7 +100,7 @@ def make_task(name: str, *, guided: bool = True, mixed: Any = None, prompt: str 
         passes=(bundle.PassRecord("mtu::bind-task", True, 2),),
         calibration="ab" * 32,
         accuracy_reason="not checked",
-        extra={"quantisation": quantisation},
+        provenance=bundle.TaskProvenance(quantisation=conform(QuantisationRecord, quantisation)),
     )
     thresholds = Thresholds.default("int8")
     pair = PicturePair(prompt, 7, None if guided else picture(3, 4), None, None, picture(1), picture(2), {}, ())
@@ -120,7 +122,7 @@ def make_task(name: str, *, guided: bool = True, mixed: Any = None, prompt: str 
 
 
 def make_report(*tasks: TaskReport, ranges: Any = None, device_here: bool = True) -> Report:
-    part = bundle.EngineRef("openvino", "text/model.xml", {}, status="built, not run: no such device here")
+    part = bundle.EngineRef("openvino", "text/model.xml", {}, None, bundle.EngineState.BUILT, "no such device here")
     manifest = bundle.Manifest(
         tools={"mtu-compile": "0.1.0", "openvino": "2026.4"},
         source=bundle.Source("tiny", "cd" * 32),
@@ -320,7 +322,7 @@ def test_a_difference_is_amplified_and_equal_pictures_are_black() -> None:
 
 def test_a_bundle_that_is_not_quantised_has_a_page_too() -> None:
     task = make_task("t2i")
-    plain = replace(task, entry=replace(task.entry, calibration=None, extra={}))
+    plain = replace(task, entry=replace(task.entry, calibration=None, provenance=bundle.TaskProvenance()))
     text = render(make_report(plain))
     assert markup_problems(text) == []
     assert "Not measured: nothing is quantised in this task." in text
@@ -328,9 +330,15 @@ def test_a_bundle_that_is_not_quantised_has_a_page_too() -> None:
 
 
 def test_compressed_weights_are_told_of() -> None:
-    told = {"layers": {"Conv": {"int8": 50}}, "bytes_before": 4_000_000, "bytes_after": 1_000_000, "tool": "nncf 3.4"}
+    told: Any = {
+        "layers": {"Conv": {"int8": 50}},
+        "bytes_before": 4_000_000,
+        "bytes_after": 1_000_000,
+        "tool": "nncf 3.4",
+    }
     task = make_task("t2i")
-    text = render(make_report(replace(task, entry=replace(task.entry, extra={"compression": told}))))
+    told = bundle.TaskProvenance(compression=conform(CompressionRecord, told))
+    text = render(make_report(replace(task, entry=replace(task.entry, provenance=told))))
     assert markup_problems(text) == []
     assert "Conv int8 50" in Page(text).text.replace("\xa0", " ") and "4.0 MB → 1.0 MB" in text
 
@@ -345,10 +353,11 @@ def test_large_pictures_are_scaled_down_and_the_page_says_so(full: str) -> None:
 
 
 def test_a_search_of_another_version_is_an_error_that_says_so() -> None:
-    entry = make_task("t2i").entry
-    broken = replace(entry, extra={"quantisation": {"mixed": {"layers": [{"name": "a"}]}}})
-    with pytest.raises(BundleError, match="mixed precision in task 't2i' is not understood"):
-        read_mixed(broken)
+    raw = make_report(make_task("t2i", mixed=MIXED)).manifest.to_json()
+    raw["scheduler"] = {"_class_name": "DDIMScheduler"}
+    raw["tasks"]["t2i"]["provenance"]["quantisation"]["mixed"]["layers"] = [{"name": "a"}]
+    with pytest.raises(BundleError, match=r"t2i\.provenance\.quantisation\.mixed\.layers\[0\]\.members is missing"):
+        bundle.Manifest.from_json(raw)
 
 
 def test_the_json_has_the_figures_and_no_pictures() -> None:

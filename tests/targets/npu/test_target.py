@@ -14,7 +14,7 @@ import pytest
 import targets
 import targets.npu.target as intel_npu
 from mtu_compile.accuracy.formulas import sqnr_db
-from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.errors import EXIT_TOOLCHAIN, ConfigError, ToolchainMissing
 from mtu_compile.runtime.engine import open_engine
 from targets.npu.compiler import Compiled, CompilerFailed, find_compiler
@@ -23,7 +23,7 @@ from targets.npu.report import Busy, Layer, Report
 from targets.npu.target import BLOB_NAME, LAYERS_NAME, IntelNpuSpec, IntelNpuTarget
 
 NAMES = {"intel-npu": "4000", "intel-npu-3720": "3720", "intel-npu-4000": "4000", "intel-npu-5010": "5010"}
-NO_NPU = "built, not run: no Intel NPU on this machine"
+NO_NPU = "no Intel NPU on this machine"
 IR = ["openvino_model.bin", "openvino_model.xml"]
 
 needs_no_npu = pytest.mark.skipif("NPU" in openvino.Core().available_devices, reason="this machine has an Intel NPU")
@@ -96,11 +96,11 @@ def test_a_build_leaves_ir_blob_and_estimate(
     assert sorted(path.name for path in out.iterdir()) == sorted([*IR, BLOB_NAME, LAYERS_NAME])
     assert sorted(path.name for path in artifact.files) == sorted([*IR, BLOB_NAME, LAYERS_NAME])
     assert (artifact.kind, artifact.path, artifact.prebuilt) == ("openvino", out / IR[1], out / BLOB_NAME)
-    assert artifact.config["device"] == "NPU" and artifact.status == NO_NPU
+    assert artifact.config["device"] == "NPU" and (artifact.state, artifact.reason) == (EngineState.BUILT, NO_NPU)
     assert artifact.estimate is not None
-    assert artifact.estimate["latency_ms"] == 1.5 and "not measured" in artifact.estimate["source"]
-    assert artifact.estimate["int8_share_of_operations"] == 0.75
-    assert artifact.estimate["ms_by_type"] == {"Convolution": {"dpu": 0.004}}
+    assert artifact.estimate.latency_ms == 1.5 and "not measured" in artifact.estimate.source
+    assert artifact.estimate.int8_share_of_operations == 0.75
+    assert artifact.estimate.ms_by_type == {"Convolution": {"dpu": 0.004}}
     layers = json.loads((out / LAYERS_NAME).read_text())
     assert layers["latency_ms"] == 1.5 and [layer["name"] for layer in layers["layers"]] == ["conv_in", "add"]
     (_, how), *_ = given
@@ -172,7 +172,7 @@ def test_an_ir_alone_says_that_it_is_one(unet_like: Path, tmp_path: Path, monkey
     monkeypatch.delattr(intel_npu, "find_compiler")
     artifact = IntelNpuTarget(blob=False).build(unet_like, tmp_path / "unet", precision="fp16")
     assert artifact.prebuilt is None and artifact.estimate is None
-    assert "IR only" in artifact.status and "no Intel NPU on this machine" in artifact.status
+    assert (artifact.state, artifact.reason) == (EngineState.AT_FIRST_USE, NO_NPU)
     assert sorted(path.name for path in (tmp_path / "unet").iterdir()) == IR
 
 
@@ -208,11 +208,12 @@ def test_an_int8_graph_becomes_a_blob_that_computes_in_int8(name: str, tmp_path:
         pytest.skip(f"{error.message}; run: {error.hint}")
     artifact = targets.get(name).build(write_quantised(tmp_path / "q.onnx"), tmp_path / "unet", precision="int8")
     assert artifact.prebuilt is not None and artifact.prebuilt.read_bytes()[1:4] == b"ELF"
-    assert artifact.estimate is not None and 0 < artifact.estimate["latency_ms"] < 1
-    assert f"platform {NAMES[name]}" in artifact.estimate["source"]
-    assert f"npu={NAMES[name]}" in artifact.estimate["compatibility"]
+    assert artifact.estimate is not None and artifact.estimate.latency_ms is not None
+    assert 0 < artifact.estimate.latency_ms < 1
+    assert f"platform {NAMES[name]}" in artifact.estimate.source
+    assert f"npu={NAMES[name]}" in (artifact.estimate.compatibility or "")
     if NAMES[name] != "3720":  # whose backend does not count operations
-        assert artifact.estimate["int8_share_of_operations"] > 0.9
+        assert (artifact.estimate.int8_share_of_operations or 0) > 0.9
     layers = json.loads((tmp_path / "unet" / LAYERS_NAME).read_text())["layers"]
     assert ("y", "Convolution") in [(layer["name"], layer["type"]) for layer in layers]
 

@@ -10,8 +10,10 @@ import pytest
 
 import targets
 from mtu_compile.board.build import check_board
-from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle import BuildProvenance, EngineRef, EngineState
+from mtu_compile.bundle.requirements import BoardRequirements
 from mtu_compile.core.errors import BuildError, ConfigError, TargetError
+from mtu_compile.core.schema import conform
 from mtu_compile.stages import wheels
 from targets.nvidia.builder import Recipe
 from targets.nvidia.jetson import JetsonSpec
@@ -71,7 +73,7 @@ def test_what_is_built_here_is_the_graph_and_the_recipe(unet_like: Path, tmp_pat
     spec = spec_of("jetson-orin-nano")
     artifact = targets.get("jetson-orin-nano").build(unet_like, tmp_path / "out", precision="fp16")
     assert (artifact.kind, artifact.prebuilt, artifact.estimate) == ("tensorrt", None, None)
-    assert "to be built on the board" in artifact.status
+    assert (artifact.state, artifact.reason) == (EngineState.ON_BOARD, None)
     assert artifact.path == tmp_path / "out" / "model.onnx"
     assert Recipe.from_config(artifact.config) == Recipe(
         workspace_bytes=spec.workspace_bytes, compute_capabilities=("8.7",)
@@ -110,7 +112,8 @@ def test_the_board_refuses_a_tensorrt_older_than_the_target_says() -> None:
         target = "jetson-orin"
 
         def __init__(self) -> None:
-            self.extra = {"board": spec_of("jetson-orin").board_requirements()}
+            board = conform(BoardRequirements, spec_of("jetson-orin").board_requirements())
+            self.provenance = BuildProvenance(board=board)
 
         def engines(self) -> Any:
             yield "tasks.t2i.engine", EngineRef("tensorrt", "unet/model.onnx", {"compute_capabilities": "8.7"})

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import passes
 import targets
-from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.errors import BuildError, ConfigError, ModelError, ToolchainMissing
 from mtu_compile.core.progress import Progress
 from mtu_compile.graph import io as graph_io
@@ -116,12 +116,13 @@ def test_an_engine_is_built_beside_the_graph_it_was_built_from(unet_like: Path, 
 def test_what_was_not_run_is_said_not_to_have_been(unet_like: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(tensorrt, "device_info", lambda: gpu("8.7"))
     artifact = tensorrt.RTX_ADA.build(unet_like, tmp_path / "other", precision="fp32")
-    assert artifact.status == "built, not run: a GPU is none of its GPUs"
+    assert (artifact.state, artifact.reason) == (EngineState.BUILT, "a GPU is none of its GPUs")
     monkeypatch.setattr(tensorrt, "device_info", no_gpu)
     artifact = tensorrt.RTX_ADA.build(unet_like, tmp_path / "none", precision="fp32")
-    assert artifact.status == "built, not run: no NVIDIA GPU on this machine"
+    assert (artifact.state, artifact.reason) == (EngineState.BUILT, "no NVIDIA GPU on this machine")
     monkeypatch.setattr(tensorrt, "device_info", lambda: gpu("8.9"))
-    assert "can run it" in tensorrt.RTX_ADA.build(unet_like, tmp_path / "it", precision="fp32").status
+    artifact = tensorrt.RTX_ADA.build(unet_like, tmp_path / "it", precision="fp32")
+    assert (artifact.state, artifact.reason) == (EngineState.BUILT, None)  # it could run, and did not yet
 
 
 def gpu(capability: str) -> Device:
@@ -234,7 +235,7 @@ def test_a_board_gets_the_graph_and_the_recipe(unet_like: Path, tmp_path: Path, 
     board = TensorRTTarget(spec)
     assert board.probe().ok and not board.device_here()
     artifact = board.build(unet_like, tmp_path / "out", precision="fp16")
-    assert artifact.status == "to be built on the board" and artifact.prebuilt is None
+    assert artifact.state is EngineState.ON_BOARD and artifact.prebuilt is None
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx"]
     assert Recipe.from_config(artifact.config) == Recipe(1 << 30, ("8.7",), 4)
     assert board.memory() == 8 << 30

@@ -14,7 +14,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import targets
-from mtu_compile.accuracy.metrics import sqnr_db
+from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import BuildError, ConfigError, ToolchainMissing
 from mtu_compile.runtime import cpu_isa

@@ -10,7 +10,7 @@ import pytest
 import targets.openvino.gpu
 from mtu_compile.accuracy.host.compare import compare_runner
 from mtu_compile.accuracy.host.engine_runner import EngineRunner
-from mtu_compile.bundle import EngineRef
+from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.errors import BuildError, ConfigError, TargetError, ToolchainMissing
 from mtu_compile.runtime.engine import open_engine
 from targets.openvino.gpu import IntelGpuTarget
@@ -25,7 +25,9 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reference_of(artifact: Any) -> EngineRef:
-    return EngineRef(artifact.kind, str(artifact.path), artifact.config, artifact.prebuilt, artifact.status)
+    return EngineRef(
+        artifact.kind, str(artifact.path), artifact.config, artifact.prebuilt, artifact.state, artifact.reason
+    )
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -36,7 +38,7 @@ def test_what_is_built_without_a_gpu_computes_the_graph_on_the_cpu(
     target = IntelGpuTarget()
     artifact = target.build(unet_like, tmp_path / "out", precision=precision)
     assert artifact.config == {"device": "GPU", "INFERENCE_PRECISION_HINT": hint}
-    assert artifact.status == "built, not run: no Intel GPU on this machine"
+    assert (artifact.state, artifact.reason) == (EngineState.BUILT, "no Intel GPU on this machine")
     assert artifact.prebuilt is None and artifact.estimate is None
     assert {file.name for file in artifact.files} == {"openvino_model.xml", "openvino_model.bin"}
     host = target.host_engine(reference_of(artifact))

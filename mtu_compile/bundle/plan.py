@@ -1,0 +1,80 @@
+"""What the planner expected of the device and of the build machine, as the manifest keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mtu_compile.bundle.kinds import Bytes, Count, Name, Seconds, Text
+from mtu_compile.core.precision import Precision
+
+
+@dataclass(frozen=True)
+class NetworkPlanRecord:
+    """``mtu_compile.planner.NetworkPlan``: memory of one engine, estimated."""
+
+    name: Text
+    precision: Precision
+    weights_bytes: Bytes
+    activation_bytes: Bytes
+    kind: Literal["task", "part"] | None = None
+    attention_scores_bytes: Bytes | None = None
+    unknown_shapes: Count | None = None
+
+
+@dataclass(frozen=True)
+class SuggestionRecord:
+    """``mtu_compile.planner.Suggestion``: other options, and the memory they need."""
+
+    options: Text
+    needs_bytes: Bytes
+    fits: bool
+
+
+@dataclass(frozen=True)
+class HostRecord:
+    """``mtu_compile.planner.HostPlan``: what the build needs of the machine it runs on, estimated."""
+
+    picture: Text
+    method: Text
+    memory_bytes: Bytes
+    available_bytes: Bytes | None
+    libraries_bytes: Bytes | None = None
+    weights_bytes: Bytes | None = None
+    scores_bytes: Bytes | None = None
+    features_bytes: Bytes | None = None
+    smaller: Text | None = None
+    seconds: Seconds | None = None
+    fits: bool | None = None
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """``mtu_compile.planner.BuildPlan``: memory of a bundle on its device; every figure but the device's is estimated.
+
+    Attributes:
+        method: how it was estimated, in words.
+        networks: every engine, tasks first.
+        tasks: by task, what it needs with the parts and the workspace.
+        together_bytes: all of them resident.
+        available_bytes: the device's memory without what is reserved; ``None`` if unknown.
+        fits: whether all are resident at once; ``None`` if unknown.
+        build: what the build itself needs.
+    """
+
+    method: Text
+    networks: tuple[NetworkPlanRecord, ...]
+    tasks: Mapping[str, Bytes]
+    together_bytes: Bytes
+    available_bytes: Bytes | None
+    fits: bool | None
+    target: Name | None = None
+    precision: Precision | None = None
+    workspace_bytes: Bytes | None = None
+    reserved_bytes: Bytes | None = None
+    device_bytes: Bytes | None = None
+    one_engine_bytes: Bytes | None = None
+    least_bytes: Bytes | None = None
+    build: HostRecord | None = None
+    suggestions: tuple[SuggestionRecord, ...] = ()
