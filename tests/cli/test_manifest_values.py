@@ -254,6 +254,7 @@ def test_a_missing_or_foreign_entry_is_refused_by_name(raw: Any) -> None:
     }
     optional |= {
         "instruction_sets",
+        "user_passes",
         "class_label",
         "passes",
         "condition",
@@ -274,6 +275,16 @@ def test_a_missing_or_foreign_entry_is_refused_by_name(raw: Any) -> None:
             del there[key]
             with pytest.raises(BundleError, match=re.escape(key)):
                 Manifest.from_json(changed).check()
+        with pytest.raises(BundleError, match="surprise"):
+            Manifest.from_json(replaced(raw, (*holder, "surprise"), 1))
+    made = ("tasks", "inpaint", "provenance")
+    for holder in (
+        ("provenance",),
+        ("provenance", "plan"),
+        made,
+        (*made, "quantisation"),
+        (*made, "parity", "rows", 0),
+    ):
         with pytest.raises(BundleError, match="surprise"):
             Manifest.from_json(replaced(raw, (*holder, "surprise"), 1))
 
