@@ -24,13 +24,13 @@ class Vendor:
     """What a vendor's package has, each by its place (``"module:attribute"``).
 
     Attributes:
-        targets: by name, a ``targets.base.Target``.
+        targets: lists of ``targets.base.Target``, one a family of devices; each says its own name.
         engines: by kind, a class that opens a network (``mtu_compile.runtime.engine``).
         builders: by kind, what builds such engines on the board they run on (``mtu_compile.runtime.builder``).
         backends: what runs graphs on any machine, to be compared with each other (``targets.backend.Offer``).
     """
 
-    targets: Mapping[str, str] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
     engines: Mapping[str, str] = field(default_factory=dict)
     builders: Mapping[str, str] = field(default_factory=dict)
     backends: tuple[str, ...] = ()
@@ -44,9 +44,9 @@ def vendors() -> tuple[Vendor, ...]:
     return (*own, *(entry.load() for entry in others))
 
 
-def targets() -> dict[str, str]:
-    """By name, the place of every target."""
-    return {name: place for vendor in vendors() for name, place in vendor.targets.items()}
+def targets() -> tuple[str, ...]:
+    """The places of all lists of targets."""
+    return tuple(place for vendor in vendors() for place in vendor.targets)
 
 
 def engines() -> dict[str, str]:

@@ -192,3 +192,6 @@ INTEL_NPU = IntelNpuTarget(SPEC)
 INTEL_NPU_3720 = IntelNpuTarget(SPEC_3720)
 INTEL_NPU_4000 = IntelNpuTarget(SPEC_4000)
 INTEL_NPU_5010 = IntelNpuTarget(SPEC_5010)
+
+#: In the order they are shown.
+TARGETS = (INTEL_NPU, INTEL_NPU_3720, INTEL_NPU_4000, INTEL_NPU_5010)

@@ -3,7 +3,7 @@
 from mtu_compile.core.vendors import Vendor
 
 VENDOR = Vendor(
-    targets={"onnxruntime": "targets.onnxruntime.target:ONNXRUNTIME"},
+    targets=("targets.onnxruntime.target:TARGETS",),
     engines={"onnxruntime": "targets.onnxruntime.engine:OnnxRuntimeEngine"},
     backends=("targets.onnxruntime.backend:backend",),
 )

@@ -39,7 +39,7 @@ SPEC = TargetSpec(
         "scratch": "chosen, not measured: the arena of ONNX Runtime grows to powers of two by default "
         "(arena_extend_strategy, kNextPowerOfTwo)",
         "lowering": "signed activations in the file: Arm multiplies them as they are, and on x86 ONNX Runtime makes "
-        "them unsigned by itself, docs/decisions/0016-a-vendor-is-a-folder.md",
+        "them unsigned by itself, docs/decisions/0017-a-vendor-is-a-folder.md",
     },
 )
 
@@ -141,3 +141,6 @@ def _prove_loads(graph: Path) -> None:
 
 
 ONNXRUNTIME = OnnxRuntimeTarget()
+
+#: In the order they are shown.
+TARGETS = (ONNXRUNTIME,)

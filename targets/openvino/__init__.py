@@ -3,7 +3,7 @@
 from mtu_compile.core.vendors import Vendor
 
 VENDOR = Vendor(
-    targets={"cpu": "targets.openvino.cpu:CPU", "intel-gpu": "targets.openvino.gpu:INTEL_GPU"},
+    targets=("targets.openvino.cpu:TARGETS", "targets.openvino.gpu:TARGETS"),
     engines={
         "openvino": "targets.openvino.engine:OpenVINOEngine",
         "openvino-float": "targets.openvino.float_engine:OpenVINOFloatEngine",

@@ -103,3 +103,6 @@ def _host_memory() -> int | None:
 
 
 CPU = CpuTarget()
+
+#: In the order they are shown.
+TARGETS = (CPU,)

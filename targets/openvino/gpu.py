@@ -89,3 +89,6 @@ def _compile_blob(path: Path, device: str, config: Mapping[str, str]) -> Path:
 
 
 INTEL_GPU = IntelGpuTarget()
+
+#: In the order they are shown.
+TARGETS = (INTEL_GPU,)

@@ -74,3 +74,14 @@ def test_importing_the_packages_loads_no_toolchain():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_two_targets_of_one_name_are_refused(monkeypatch):
+    place = "targets.onnxruntime.target:TARGETS"
+    monkeypatch.setattr(targets.vendors, "targets", lambda: (place, place))
+    targets._by_name.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match="two targets are called 'onnxruntime'"):
+            targets.names()
+    finally:
+        targets._by_name.cache_clear()
