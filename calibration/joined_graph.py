@@ -1,4 +1,4 @@
-"""A float graph and its INT8 twin joined into one, in which each unit of layers can be switched between the two.
+"""A float graph and its INT8 twin joined into one, in which each group of layers can be switched between the two.
 
     Given:   x → Conv(w) → y                            (float)
              x → Q → DQ → Conv(DQ(w8)) → y              (its INT8 twin)
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.units import Unit, find_units
+from calibration.layer_groups import LayerGroup, find_groups
 from mtu_compile.core.errors import PassError
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph import qdq
@@ -23,34 +23,34 @@ from mtu_compile.graph import qdq
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-#: The graph input that holds the switches, [number of units] bool.
+#: The graph input that holds the switches, [number of groups] bool.
 SWITCHES = "mtu_switches"
 
 #: Before the names of what comes from the INT8 graph.
 TWIN = "mtu_int8/"
 
 
-def join(float_graph: Path, int8_graph: Path) -> tuple[ir.Model, tuple[Unit, ...]]:
-    """The switched graph and its units, in graph order (see ``SwitchedGraph``)."""
+def join(float_graph: Path, int8_graph: Path) -> tuple[ir.Model, tuple[LayerGroup, ...]]:
+    """The switched graph and its groups, in graph order (see ``SwitchedGraph``)."""
     import onnx_ir as ir
 
     model, int8 = graph_io.load(float_graph), graph_io.load(int8_graph)
     twins = {node.name: node for node in int8.graph if node.op_type in qdq.LAYERS}
-    units = find_units(int8)
-    if not units:
+    groups = find_groups(int8)
+    if not groups:
         raise PassError(f"{int8_graph.name} has no quantised layer")
-    place = {name: i for i, unit in enumerate(units) for name in unit.members}
+    place = {name: i for i, group in enumerate(groups) for name in group.members}
     layers = {node.name: node for node in model.graph if node.op_type in qdq.LAYERS}
     if missing := sorted(set(place) - set(layers)):
         raise PassError(f"{float_graph.name} has no layer called {missing[0]!r}", hint="quantise it again")
-    switches = ir.Value(name=SWITCHES, shape=ir.Shape([len(units)]), type=ir.TensorType(ir.DataType.BOOL))
+    switches = ir.Value(name=SWITCHES, shape=ir.Shape([len(groups)]), type=ir.TensorType(ir.DataType.BOOL))
     model.graph.inputs.append(switches)
     known = {value.name: value for node in model.graph for value in node.outputs}
     known |= {value.name: value for value in model.graph.inputs}
     for name, index in place.items():
         _switch(model, layers[name], twins[name], index, switches, known)
     graph_io.check(model, "calibration.joined_graph")
-    return model, units
+    return model, groups
 
 
 def _switch(

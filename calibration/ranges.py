@@ -32,7 +32,7 @@ _BINS = 1 << (31 - _SHIFT)
 
 
 @dataclass(frozen=True)
-class Range:
+class ActivationRange:
     """Magnitudes of what goes into a layer, over all calls.
 
     Attributes:
@@ -76,7 +76,7 @@ def measure_ranges(
     ignored_scopes: Sequence[str] = (),
     output_bytes: int = OUTPUT_BYTES,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Range]:
+) -> dict[str, ActivationRange]:
     """Run a static float graph on ``inputs`` and measure what goes into its layers.
 
     Those layers are measured that ``calibration.quantize`` quantises: convolutions and linear layers, and of attention
@@ -136,13 +136,13 @@ class _Counter:
         self._largest = max(self._largest, float(magnitudes.max(initial=0.0)))
         self._squares += float(np.square(magnitudes, dtype=np.float64).sum())
 
-    def range(self) -> Range:
+    def range(self) -> ActivationRange:
         total = int(self._counts.sum())
         # The upper edge of the first bin at which 99.99 % are counted.
         place = int(np.searchsorted(np.cumsum(self._counts), 0.9999 * total))
         edge = float(np.array([(place + 1) << _SHIFT], np.uint32).view(np.float32)[0])
         rms = math.sqrt(self._squares / max(total, 1))
-        return Range(_digits(self._largest), _digits(min(edge, self._largest)), _digits(rms))
+        return ActivationRange(_digits(self._largest), _digits(min(edge, self._largest)), _digits(rms))
 
 
 def _digits(value: float) -> float:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.layer_groups import LayerGroup
 from calibration.switched_graph import SwitchedGraph
-from calibration.units import Unit
 from mtu_compile.accuracy.calls import StepMetrics, step_metrics
 from mtu_compile.accuracy.formulas import decibels
 from mtu_compile.core.errors import CalibrationError
@@ -44,20 +44,20 @@ class Call:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Errors of each unit on its own, as shares of the signal.
+    """Errors of each group on its own, as shares of the signal.
 
     Attributes:
-        units: what was switched to INT8, one after the other.
-        noise: [units, calls] Σ error² / Σ output² of the UNet's output.
-        guidance_noise: [units, calls, directions] the same of each guidance delta; no directions without guidance.
+        groups: what was switched to INT8, one after the other.
+        noise: [groups, calls] Σ error² / Σ output² of the UNet's output.
+        guidance_noise: [groups, calls, directions] the same of each guidance delta; no directions without guidance.
     """
 
-    units: tuple[Unit, ...]
+    groups: tuple[LayerGroup, ...]
     noise: Array
     guidance_noise: Array
 
     def sqnr_db(self, index: int) -> float:
-        """Of the UNet's output when only unit ``index`` is INT8, pooled over the calls, decibels."""
+        """Of the UNet's output when only group ``index`` is INT8, pooled over the calls, decibels."""
         return decibels(1.0, float(self.noise[index].mean()))
 
     def worst_sqnr_db(self, index: int) -> float:
@@ -78,7 +78,7 @@ def measure(
     guidance: Guidance,
     progress: Callable[[int], None] | None = None,
 ) -> Sensitivity:
-    """Switch one unit after the other to INT8.
+    """Switch one group after the other to INT8.
 
     Args:
         graph: a task's float graph with its INT8 twin.
@@ -99,10 +99,10 @@ def measure(
             deltas.append([delta.error_energy / delta.energy if delta.energy else 0.0 for delta in step.guidance])
             if progress is not None:
                 progress(1)
-    shape = (len(calls), len(graph.units))
+    shape = (len(calls), len(graph.groups))
     directions = len(deltas[0])
     return Sensitivity(
-        graph.units,
+        graph.groups,
         np.array(noise).reshape(shape).T,
         np.array(deltas).reshape(*shape, directions).transpose(1, 0, 2),
     )
@@ -111,7 +111,7 @@ def measure(
 def compare_calls(
     graph: SwitchedGraph, calls: Sequence[Call], int8: Collection[str], *, guidance: Guidance
 ) -> tuple[StepMetrics, ...]:
-    """Every call with the units named in ``int8`` quantised, against the float graph."""
+    """Every call with the groups named in ``int8`` quantised, against the float graph."""
     outputs = graph.run_all([call.inputs for call in calls], int8)
     return tuple(_compare(call, output, guidance) for call, output in zip(calls, outputs, strict=True))
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibration.ranges import Range
+from calibration.ranges import ActivationRange
 
 if TYPE_CHECKING:
     from mtu_compile.bundle import Manifest
@@ -85,12 +85,12 @@ def bundle_ranges(manifest: Manifest) -> dict[str, dict[str, float]]:
     return ranges
 
 
-def largest(measured: Mapping[str, Mapping[str, Range]]) -> dict[str, dict[str, float]]:
+def largest(measured: Mapping[str, Mapping[str, ActivationRange]]) -> dict[str, dict[str, float]]:
     """Measured ranges as ``shared_scales`` and ``conflicts`` take them."""
     return {task: {layer: one.absmax for layer, one in layers.items()} for task, layers in measured.items()}
 
 
-def to_json(measured: Mapping[str, Mapping[str, Range]]) -> dict[str, Any]:
+def to_json(measured: Mapping[str, Mapping[str, ActivationRange]]) -> dict[str, Any]:
     """Measured ranges by task, and the conflicts between the tasks."""
     ranges = largest(measured)
     costly = [

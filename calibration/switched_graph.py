@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.joined_graph import SWITCHES, TWIN, join
+from calibration.layer_groups import LayerGroup
 from calibration.segments import Segment, cut
-from calibration.units import Unit
 from mtu_compile.graph import io as graph_io
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class SwitchedGraph:
             ModelError: one of them is unreadable.
             PassError: they do not belong together, or nothing is quantised.
         """
-        model, self.units = join(float_graph, int8_graph)
-        starts = _starts(model, self.units)
+        model, self.groups = join(float_graph, int8_graph)
+        starts = _starts(model, self.groups)
         segments = cut(model, [start for i, start in enumerate(starts) if start not in starts[:i]])
         places = {node.name: i for i, segment in enumerate(segments) for node in segment.model.graph}
         self._first = [places[start.name] for start in starts]
@@ -80,7 +80,7 @@ class SwitchedGraph:
         self._scratch.cleanup()
 
     def run(self, feed: Feed, int8: Collection[str] = ()) -> Array:
-        """The graph's first output with the units named in ``int8`` quantised and all others in float32."""
+        """The graph's first output with the groups named in ``int8`` quantised and all others in float32."""
         return self._run(feed, int8, self._segments)
 
     def run_all(self, feeds: Iterable[Feed], int8: Collection[str] = ()) -> Iterator[Array]:
@@ -88,9 +88,9 @@ class SwitchedGraph:
         yield from self._map(lambda feed: self.run(feed, int8), feeds)
 
     def run_each(self, feed: Feed) -> Iterator[Array]:
-        """What ``run`` returns with each of the units quantised alone, in their order.
+        """What ``run`` returns with each of the groups quantised alone, in their order.
 
-        Faster than as many runs, because what comes before a unit's segment is run only once.
+        Faster than as many runs, because what comes before a group's segment is run only once.
         """
         before: list[Feed] = [feed]
         for segment in self._segments[:-1]:
@@ -98,9 +98,9 @@ class SwitchedGraph:
 
         def alone(index: int) -> Array:
             first = self._first[index]
-            return self._run(before[first], (self.units[index].name,), self._segments[first:])
+            return self._run(before[first], (self.groups[index].name,), self._segments[first:])
 
-        yield from self._map(alone, range(len(self.units)))
+        yield from self._map(alone, range(len(self.groups)))
 
     def _run(self, feed: Feed, int8: Collection[str], segments: Sequence[_Opened]) -> Array:
         values = {**feed, SWITCHES: self._switches(int8)}
@@ -109,7 +109,7 @@ class SwitchedGraph:
         return values[self._output]
 
     def _switches(self, int8: Collection[str]) -> Array:
-        return np.array([unit.name in int8 for unit in self.units])
+        return np.array([group.name in int8 for group in self.groups])
 
     def _map(self, function: Callable[[T], Array], over: Iterable[T]) -> Iterator[Array]:
         if self._workers == 1:
@@ -143,17 +143,17 @@ class _Opened:
         return dict(zip(outputs, arrays, strict=True))
 
 
-def _starts(model: ir.Model, units: Sequence[Unit]) -> list[ir.Node]:
-    """For each unit the node, one of ``SEGMENTS``, that a run may begin with if only this unit differs."""
-    place = {name: i for i, unit in enumerate(units) for name in unit.members}
+def _starts(model: ir.Model, groups: Sequence[LayerGroup]) -> list[ir.Node]:
+    """For each group the node, one of ``SEGMENTS``, that a run may begin with if only this group differs."""
+    place = {name: i for i, group in enumerate(groups) for name in group.members}
     switches = {f"{TWIN}{name}/switch": i for name, i in place.items()}
     first: dict[int, ir.Node] = {}
     for node in model.graph:
         if node.name in switches:
             first.setdefault(switches[node.name], node)
-    # Units are in the order of their first members.
-    every = -(-len(units) // SEGMENTS)
-    return [first[i - i % every] for i in range(len(units))]
+    # Groups are in the order of their first members.
+    every = -(-len(groups) // SEGMENTS)
+    return [first[i - i % every] for i in range(len(groups))]
 
 
 def _cores() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from calibration.capture import CALLS
 from calibration.notices import RowNotice
-from calibration.ranges import Range, measure_ranges
+from calibration.ranges import ActivationRange, measure_ranges
 from calibration.set_folder import INDEX, write_folder
 from calibration.sets import CalibrationSet
 from calibration.shared_scales import to_json
@@ -81,7 +81,7 @@ class CalibrateResult:
 
     path: Path
     sets: Mapping[str, CalibrationSet]
-    ranges: Mapping[str, Mapping[str, Range]] | None
+    ranges: Mapping[str, Mapping[str, ActivationRange]] | None
     notices: Mapping[str, tuple[RowNotice, ...]] = field(default_factory=dict)
 
 
@@ -126,7 +126,7 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
 
 def _measure(
     graphs: Mapping[str, Path], sets: Mapping[str, CalibrationSet], progress: Progress
-) -> dict[str, dict[str, Range]]:
+) -> dict[str, dict[str, ActivationRange]]:
     measured = {}
     for task, graph in graphs.items():
         with progress.stage(f"ranges {task}", len(sets[task].inputs)) as advance:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.mixed.evaluating import Criteria, Evaluator, accuracy, telling_calls
+from calibration.mixed.evaluating import Criteria, ChoiceRunner, accuracy, telling_calls
 from calibration.mixed.ranking import Ranking
 from calibration.sensitivity import Feed, Sensitivity, answers, evenly_spread, measure, timestep
 from calibration.switched_graph import SwitchedGraph
@@ -68,17 +68,17 @@ def choose(
         effort: how much is measured; what a small network is worth if not given.
         costs: what the layers cost on the device.
         criteria: what to keep; the defaults of ``Criteria`` if not given.
-        progress: called with 1 after each unit's run on each call it is measured on.
+        progress: called with 1 after each group's run on each call it is measured on.
     """
     criteria, effort = criteria or Criteria(), effort or Effort()
     timesteps = [timestep(feed) for feed in inputs]
     calls = answers(graph, [inputs[i] for i in evenly_spread(timesteps, effort.check_calls)])
-    evaluator = Evaluator(graph, calls, guidance)
-    all_int8 = evaluator.run(set())
+    runner = ChoiceRunner(graph, calls, guidance)
+    all_int8 = runner.run(set())
     measured_on = telling_calls(calls, all_int8, criteria, effort.calls)
     sensitivity = measure(graph, measured_on, guidance=guidance, progress=progress)
     search = _Search(Ranking.of(sensitivity, costs, criteria))
-    steps = evaluator.run(search.kept) if search.kept else all_int8
+    steps = runner.run(search.kept) if search.kept else all_int8
     limit = 1.0
     for _ in range(_ROUNDS):
         if criteria.met_by(steps):
@@ -86,20 +86,20 @@ def choose(
         before = set(search.kept)
         affordable = search.reduce(limit)
         if search.kept != before:
-            steps = evaluator.run(search.kept)
+            steps = runner.run(search.kept)
         elif not affordable:
             break
         limit *= _STRICTER
     if search.accuracy and criteria.met_by(steps):
         needed, smaller = set(search.kept), search.pruned(limit / _STRICTER)
-        if smaller != needed and criteria.met_by(again := evaluator.run(smaller)):
+        if smaller != needed and criteria.met_by(again := runner.run(smaller)):
             search.kept, steps = smaller, again
     return MixedRecord(
         criteria=CriteriaRecord(**asdict(criteria)),
         met=criteria.met_by(steps),
         calls=len(measured_on),
         check_calls=len(calls),
-        layers=tuple(_layer(sensitivity, i, search) for i in range(len(graph.units))),
+        layers=tuple(_layer(sensitivity, i, search) for i in range(len(graph.groups))),
         costs=None if costs is None else CostsRecord(costs.source, costs.measured),
         all_int8=accuracy(all_int8),
         chosen=accuracy(steps),
@@ -113,7 +113,7 @@ def to_blame(record: MixedRecord, count: int = 3) -> str:
 
 
 class _Search:
-    """Which units stay float; starts with those the device runs slower in INT8."""
+    """Which groups stay float; starts with those the device runs slower in INT8."""
 
     def __init__(self, ranking: Ranking) -> None:
         self.ranking = ranking
@@ -121,11 +121,11 @@ class _Search:
 
     @property
     def accuracy(self) -> set[int]:
-        """Units that are float for accuracy."""
+        """Groups that are float for accuracy."""
         return self.kept - self.ranking.slower
 
     def reduce(self, limit: float) -> bool:
-        """Make units float until no load is above ``limit``; ``False`` if the budget is spent before."""
+        """Make groups float until no load is above ``limit``; ``False`` if the budget is spent before."""
         ranking = self.ranking
         while True:
             totals = self._totals(self.kept)
@@ -144,7 +144,7 @@ class _Search:
             self.kept.add(max(candidates, key=lambda i: (relief[i], -i)))
 
     def pruned(self, limit: float) -> set[int]:
-        """Without the units whose INT8 the limit still allows, the least harmful first."""
+        """Without the groups whose INT8 the limit still allows, the least harmful first."""
         kept = set(self.kept)
         for i in sorted(self.accuracy, key=self.ranking.harm):
             if not (self._totals(kept - {i}) > limit).any():
@@ -157,18 +157,18 @@ class _Search:
         return "slower" if index in self.ranking.slower else "accuracy"
 
     def _totals(self, kept: set[int]) -> Array:
-        """[conditions]: what all units in INT8 use up together."""
+        """[conditions]: what all groups in INT8 use up together."""
         rest = [i for i in range(len(self.ranking.prices)) if i not in kept]
         totals: Array = self.ranking.loads[rest].sum(axis=0)
         return totals
 
 
 def _layer(sensitivity: Sensitivity, index: int, search: _Search) -> LayerRecord:
-    unit, times = sensitivity.units[index], search.ranking.times[index]
+    group, times = sensitivity.groups[index], search.ranking.times[index]
     return LayerRecord(
-        unit.name,
-        unit.members,
-        unit.op_type,
+        group.name,
+        group.members,
+        group.op_type,
         sensitivity.sqnr_db(index),
         sensitivity.worst_sqnr_db(index),
         sensitivity.guidance_db(index),

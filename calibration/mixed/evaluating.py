@@ -46,7 +46,7 @@ class Criteria:
 
 
 @dataclass(frozen=True)
-class Evaluator:
+class ChoiceRunner:
     """Runs choices on the same UNet calls.
 
     Attributes:
@@ -60,8 +60,8 @@ class Evaluator:
     guidance: Guidance
 
     def run(self, kept: Collection[int]) -> tuple[StepMetrics, ...]:
-        """Every call with the units ``kept``, by number, in float and all others in INT8."""
-        quantised = [unit.name for i, unit in enumerate(self.graph.units) if i not in kept]
+        """Every call with the groups ``kept``, by number, in float and all others in INT8."""
+        quantised = [group.name for i, group in enumerate(self.graph.groups) if i not in kept]
         return compare_calls(self.graph, self.calls, quantised, guidance=self.guidance)
 
 

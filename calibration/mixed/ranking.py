@@ -16,14 +16,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ranking:
-    """The units of a graph, by number.
+    """The groups of a graph, by number.
 
     Attributes:
-        loads: [units, conditions] what part of the error a criterion allows a unit in INT8 uses up, call by call.
-        prices: [units] milliseconds that a unit in float costs; all are equally dear where nothing is known of time.
+        loads: [groups, conditions] what part of the error a criterion allows a group in INT8 uses up, call by call.
+        prices: [groups] milliseconds that a group in float costs; all are equally dear where nothing is known of time.
         budget: how much of that may be spent for accuracy's sake.
-        times: (float, INT8) milliseconds of each unit; ``None`` where nothing is known.
-        slower: units that the device was measured to run slower in INT8.
+        times: (float, INT8) milliseconds of each group; ``None`` where nothing is known.
+        slower: groups that the device was measured to run slower in INT8.
     """
 
     loads: Array
@@ -35,16 +35,16 @@ class Ranking:
     @classmethod
     def of(cls, sensitivity: Sensitivity, costs: ComparedCosts | None, criteria: Criteria) -> Ranking:
         """By measured errors, and what the layers cost on the device, if that is known."""
-        units, loads = sensitivity.units, _loads(sensitivity, criteria)
+        groups, loads = sensitivity.groups, _loads(sensitivity, criteria)
         if costs is None:
-            return cls(loads, np.ones(len(units)), criteria.slowdown * len(units), (None,) * len(units), frozenset())
-        spent = [tuple(sum(costs.layers[name][side] for name in unit.members) for side in (0, 1)) for unit in units]
+            return cls(loads, np.ones(len(groups)), criteria.slowdown * len(groups), (None,) * len(groups), frozenset())
+        spent = [tuple(sum(costs.layers[name][side] for name in group.members) for side in (0, 1)) for group in groups]
         times = tuple((in_float, quantised) for in_float, quantised in spent)
         gains = np.array([in_float - quantised for in_float, quantised in times])
         slower: frozenset[int] = frozenset()
         if costs.measured:
-            members = set(costs.slower({unit.members for unit in units}))
-            slower = frozenset(i for i, unit in enumerate(units) if unit.members in members)
+            members = set(costs.slower({group.members for group in groups}))
+            slower = frozenset(i for i, group in enumerate(groups) if group.members in members)
         return cls(
             loads,
             prices=np.maximum(gains, max(float(np.abs(gains).mean()) * 0.01, 1e-9)),
@@ -53,13 +53,13 @@ class Ranking:
             slower=slower,
         )
 
-    def relief(self, unit: int, over: NDArray[np.bool_], totals: Array) -> float:
-        """By how much a unit in float relieves the conditions ``over`` their limit, for its price."""
-        return float((self.loads[unit][over] / totals[over]).sum() / self.prices[unit])
+    def relief(self, group: int, over: NDArray[np.bool_], totals: Array) -> float:
+        """By how much a group in float relieves the conditions ``over`` their limit, for its price."""
+        return float((self.loads[group][over] / totals[over]).sum() / self.prices[group])
 
-    def harm(self, unit: int) -> float:
-        """What a unit's INT8 does at the worst condition, for its price."""
-        return float(self.loads[unit].max()) / float(self.prices[unit])
+    def harm(self, group: int) -> float:
+        """What a group's INT8 does at the worst condition, for its price."""
+        return float(self.loads[group].max()) / float(self.prices[group])
 
 
 def _loads(sensitivity: Sensitivity, criteria: Criteria) -> Array:

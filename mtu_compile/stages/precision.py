@@ -138,7 +138,7 @@ def _choose(
     multiplied = _as_multiplied(target, unet, int8)
     switched = SwitchedGraph(unet.graph, multiplied, folder=unet.graph.parent, parallel=effort.parallel)
     with switched as graph:
-        total = len(graph.units) * min(effort.calls, len(calibration.inputs))
+        total = len(graph.groups) * min(effort.calls, len(calibration.inputs))
         with progress.stage(f"measure layers {name}", total) as advance:
             inputs, guidance = calibration.inputs, unet.task.guided
             return choose(graph, inputs, guidance=guidance, effort=effort, costs=costs, progress=advance)

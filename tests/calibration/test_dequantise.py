@@ -54,10 +54,10 @@ def test_it_is_what_was_measured(tmp_path: Path, alpha: float | None) -> None:
     source, int8, report = quantised(tmp_path, replace(PLAIN, smooth_quant_alpha=alpha))
     feed = feeds(1)[0]
     with SwitchedGraph(source, int8) as graph:
-        unit = next(one for one in graph.units if "attn.k" in one.members)
-        rest = [one.name for one in graph.units if one is not unit]
+        group = next(one for one in graph.groups if "attn.k" in one.members)
+        rest = [one.name for one in graph.groups if one is not group]
         measured = graph.run(feed, rest)
-    dequantise_onnx(int8, source, unit.members, report)
+    dequantise_onnx(int8, source, group.members, report)
     np.testing.assert_allclose(run(int8, feed), measured, atol=1e-6)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from calibration import mixed, quant_config
+from calibration.layer_groups import LayerGroup
 from calibration.mixed import Criteria, Effort, choose
 from calibration.quant_settings import QuantSettings
 from calibration.sensitivity import Sensitivity
-from calibration.units import Unit
 from mtu_compile.accuracy.calls import step_metrics
 from mtu_compile.bundle import encode
 from mtu_compile.bundle.quantisation import CostsRecord, MixedRecord
@@ -32,18 +32,18 @@ class Network:
 
     def __init__(self, powers: list[float], size: int = 4096) -> None:
         rng = np.random.default_rng(0)
-        self.units = tuple(Unit(f"layer{i}", (f"layer{i}",), "Conv") for i in range(len(powers)))
+        self.groups = tuple(LayerGroup(f"layer{i}", (f"layer{i}",), "Conv") for i in range(len(powers)))
         self._signal = rng.standard_normal((2, 1, 1, size // 2))
         self._noise = [np.sqrt(p) * rng.standard_normal((2, 1, 1, size // 2)) for p in powers]
 
     def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
-        return self._signal + sum((n for u, n in zip(self.units, self._noise, strict=True) if u.name in int8), 0.0)
+        return self._signal + sum((n for u, n in zip(self.groups, self._noise, strict=True) if u.name in int8), 0.0)
 
     def run_all(self, feeds: Any, int8: Any = ()) -> Any:
         return (self.run(feed, int8) for feed in feeds)
 
     def run_each(self, feed: Any) -> Any:
-        return (self.run(feed, (unit.name,)) for unit in self.units)
+        return (self.run(feed, (group.name,)) for group in self.groups)
 
 
 CALLS = [{"timestep": np.array([float(t)], np.float32)} for t in (999, 500, 1)]
@@ -166,7 +166,7 @@ def test_layers_are_measured_on_the_worst_calls_and_others() -> None:
 
 
 def test_sensitivities_are_pooled_over_the_calls() -> None:
-    one = Sensitivity((Unit("a", ("a",), "Conv"),), np.array([[1e-2, 1e-4]]), np.zeros((1, 2, 0)))
+    one = Sensitivity((LayerGroup("a", ("a",), "Conv"),), np.array([[1e-2, 1e-4]]), np.zeros((1, 2, 0)))
     assert one.sqnr_db(0) == pytest.approx(-10 * np.log10((1e-2 + 1e-4) / 2)) and one.worst_sqnr_db(0) == 20.0
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.quant_settings import QuantSettings
 from calibration.quantize import quantize_onnx
-from calibration.ranges import Range, graph_ranges, measure_ranges
+from calibration.ranges import ActivationRange, graph_ranges, measure_ranges
 from calibration.shared_scales import LIMIT_DB, bundle_ranges, conflicts, largest, shared_scales, to_json
 from mtu_compile.bundle import Manifest, TaskProvenance
 from mtu_compile.bundle.quantisation import QuantisationRecord
@@ -167,7 +167,7 @@ def test_a_bundle_tells_its_conflicts() -> None:
 
 
 def test_the_record_is_plain_json() -> None:
-    measured = {"t2i": {"a": Range(1.0, 0.9, 0.2)}, "sr": {"a": Range(4.0, 3.0, 1.0)}}
+    measured = {"t2i": {"a": ActivationRange(1.0, 0.9, 0.2)}, "sr": {"a": ActivationRange(4.0, 3.0, 1.0)}}
     record = to_json(measured)
     assert json.loads(json.dumps(record)) == record
     assert record["layers_compared"] == 1 and record["limit_db"] == LIMIT_DB

@@ -117,21 +117,21 @@ def test_all_off_is_the_float_graph_and_all_on_is_the_int8_graph(
 ) -> None:
     feed = feeds(1)[0]
     np.testing.assert_array_equal(switched.run(feed), run(graphs[0], feed))
-    everything = switched.run(feed, [unit.name for unit in switched.units])
+    everything = switched.run(feed, [group.name for group in switched.groups])
     np.testing.assert_allclose(everything, run(graphs[1], feed), atol=1e-5)
     assert sqnr_db(switched.run(feed), everything) < 60  # INT8 does change something
 
 
 def test_layers_that_read_one_quantiser_share_a_switch(switched: SwitchedGraph) -> None:
-    members = {unit.name: unit.members for unit in switched.units}
+    members = {group.name: group.members for group in switched.groups}
     assert members["attn.q"] == ("attn.q", "attn.k", "attn.v")
     assert {"conv_in", "attn.q", "ff.up", "ff.down", "conv_out"} <= set(members)
-    assert {unit.op_type for unit in switched.units} == {"Conv", "MatMul"}
+    assert {group.op_type for group in switched.groups} == {"Conv", "MatMul"}
 
 
 def test_each_switch_changes_the_output_by_itself(switched: SwitchedGraph) -> None:
     feed = feeds(1)[0]
-    outputs = [switched.run(feed, (unit.name,)) for unit in switched.units]
+    outputs = [switched.run(feed, (group.name,)) for group in switched.groups]
     for i, one in enumerate(outputs):
         assert np.isfinite(one).all()
         assert all(not np.array_equal(one, other) for other in [switched.run(feed), *outputs[:i]])
@@ -148,14 +148,14 @@ def test_the_measurement_points_at_the_layer_that_lost_its_steps(tmp_path: Path)
         with SwitchedGraph(source, folder / "int8.onnx") as graph:
             calls = answers(graph, feeds(3))
             found = measure(graph, calls, guidance="text", progress=told.append)
-            everything = compare_calls(graph, calls, [unit.name for unit in graph.units], guidance="text")
-        place = [unit.name for unit in found.units].index("ff.down")
+            everything = compare_calls(graph, calls, [group.name for group in graph.groups], guidance="text")
+        place = [group.name for group in found.groups].index("ff.down")
         decibels[wild] = found.sqnr_db(place)
-        assert found.worst_sqnr_db(place) <= found.sqnr_db(place) and sum(told) == 3 * len(found.units)
+        assert found.worst_sqnr_db(place) <= found.sqnr_db(place) and sum(told) == 3 * len(found.groups)
         # Single errors add up to about the error of all together.
         joint = np.mean([10 ** (-step.sqnr_db / 10) for step in everything])
         assert found.noise.sum(axis=0).mean() == pytest.approx(joint, rel=0.5)
-        assert found.guidance_noise.shape == (len(found.units), 3, 1)
+        assert found.guidance_noise.shape == (len(found.groups), 3, 1)
         assert found.guidance_db(place) is not None
     assert decibels[True] < decibels[False] - 10
 
@@ -167,7 +167,7 @@ def test_runs_that_begin_in_the_middle_and_beside_each_other_give_the_same(
 ) -> None:
     monkeypatch.setattr("calibration.switched_graph._cores", lambda: 3)
     monkeypatch.setattr("calibration.switched_graph.SEGMENTS", count)
-    names = [unit.name for unit in switched.units]
+    names = [group.name for group in switched.groups]
     with SwitchedGraph(*graphs, parallel=parallel) as cut:
         for feed in feeds(2):
             each = list(cut.run_each(feed))

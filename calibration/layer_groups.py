@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Unit:
+class LayerGroup:
     """Layers that become INT8 together, because they read one quantiser.
 
     Attributes:
@@ -29,7 +29,7 @@ class Unit:
     op_type: str
 
 
-def find_units(int8: ir.Model) -> tuple[Unit, ...]:
+def find_groups(int8: ir.Model) -> tuple[LayerGroup, ...]:
     """The quantised layers of a Q/DQ graph, those that read one quantiser together."""
     owner: dict[ir.Value | None, int] = {}
     members: list[list[ir.Node]] = []
@@ -48,6 +48,8 @@ def find_units(int8: ir.Model) -> tuple[Unit, ...]:
         owner |= dict.fromkeys(sources, index)
         owner = {value: index if i in joined else i for value, i in owner.items()}
     order = {node: i for i, node in enumerate(int8.graph)}
-    units = [sorted(group, key=order.__getitem__) for group in members if group]
-    names = [tuple(str(node.name) for node in group) for group in units]
-    return tuple(Unit(members[0], members, group[0].op_type) for members, group in zip(names, units, strict=True))
+    groups = [sorted(group, key=order.__getitem__) for group in members if group]
+    names = [tuple(str(node.name) for node in group) for group in groups]
+    return tuple(
+        LayerGroup(members[0], members, group[0].op_type) for members, group in zip(names, groups, strict=True)
+    )
