@@ -57,7 +57,7 @@ class CompressSettings:
             the most sensitive, judged by the rounding errors of the weights alone. Of no use in INT8.
         group_size: weights along a layer's input that share an INT4 scale: a power of two, at least 32. 64 divides
             every linear layer of Stable Diffusion's UNets, 128 does not.
-        ignored_scopes: what stays float, as in ``calibration.quantize.QuantSettings``.
+        ignored_scopes: what stays float, as in ``calibration.quant_settings.QuantSettings``.
     """
 
     mode: Mode = "int8"

@@ -7,7 +7,7 @@
       "tasks": {"t2i": {"range_estimator": "histogram", "ignored_scopes": ["conv_in.*"]}}
     }
 
-A task's entries are those of ``calibration.quantize.QuantSettings``; what is left out has its default.
+A task's entries are those of ``calibration.quant_settings.QuantSettings``; what is left out has its default.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.mixed.evaluating import Criteria, ChoiceRunner, accuracy, telling_calls
+from calibration.mixed.evaluating import ChoiceRunner, Criteria, accuracy, telling_calls
 from calibration.mixed.ranking import Ranking
 from calibration.sensitivity import Feed, Sensitivity, answers, evenly_spread, measure, timestep
 from calibration.switched_graph import SwitchedGraph

@@ -51,7 +51,7 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class SettingsRecord:
-    """``calibration.quantize.QuantSettings``."""
+    """``calibration.quant_settings.QuantSettings``."""
 
     subset_size: Positive | None
     smooth_quant_alpha: Share | None
@@ -78,7 +78,7 @@ class LayerRecord:
     """One unit of layers that are quantised together.
 
     Attributes:
-        name, members, op: see ``calibration.units.Unit``.
+        name, members, op: see ``calibration.layer_groups.LayerGroup``.
         sqnr_db, worst_sqnr_db: of the UNet's output when only these are INT8: pooled over the calls, the worst call.
         guidance_db: of the guidance delta, pooled, in the worst direction; ``None`` without guidance.
         float_ms, int8_ms: what they cost on the device, ``None`` where nothing is known.
