@@ -19,6 +19,7 @@ from mtu_compile import bundle
 from mtu_compile.accuracy.threshold_file import Limits
 from mtu_compile.core.atomic import scratch
 from mtu_compile.core.hashing import model_sha256
+from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.progress import Progress
 from mtu_compile.planner import BuildPlan, survey
 from mtu_compile.stages import engines, export, load, observe, precision, publish
@@ -90,7 +91,7 @@ def _compile(
     observed, drawing = {}, Drawing(options.steps, options.seed, options.fit)
     for task in model.tasks:
         captured, used = sets.get(task.name), rows[task.name]
-        if captured is None and options.precision in precision.QUANTISED:
+        if captured is None and options.precision in QUANTISED:
             captured = observe.capture_set(model, task, used.calibrating, drawing, source.sha256, progress)
         reference = observe.record(model, task, used.checking, drawing, folder / "reference", progress)
         observed[task.name] = Observed(captured, reference)

@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from mtu_compile.core.errors import PassError
+from mtu_compile.core.errors import PassError, first_line
 from mtu_compile.graph.edit import Array, constant, constant_tensor
 
 #: Operators that give another answer each time, whatever their inputs.
@@ -96,9 +96,8 @@ class Evaluator:
         try:
             computed = _session(helper.make_model(body, opset_imports=self._opsets, ir_version=10)).run(None, feed)
         except Exception as error:  # ONNX Runtime's exceptions have no common class but this
-            reason = str(error).strip().splitlines()[0]
             raise PassError(
-                f"node {node.name!r} cannot be computed for this task: {reason}",
+                f"node {node.name!r} cannot be computed for this task: {first_line(error)}",
                 hint="does the model have a task with this id?",
             ) from error
         self._arrays.update(zip([v for v in node.outputs if v.name], computed, strict=True))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mtu_compile.core.errors import ConfigError, PassError
+from mtu_compile.core.errors import ConfigError, PassError, first_line
 from mtu_compile.graph import io as graph_io
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def load_pass(name: str) -> UserPass:
         try:
             module, attribute = importlib.import_module(entry.module), entry.attr
         except Exception as error:
-            raise ConfigError(f"pass {name!r} cannot be imported: {_first_line(error)}") from error
+            raise ConfigError(f"pass {name!r} cannot be imported: {first_line(error)}") from error
         file = str(module.__file__)
     function = getattr(module, attribute, None)
     if not callable(function):
@@ -165,9 +165,7 @@ def run_user_pass(item: UserPass, graph: Path, out: Path) -> UserPassResult:
     try:
         answer = item.function(edited)
     except Exception as error:
-        raise PassError(
-            f"{item.id} failed: {type(error).__name__}: {_first_line(error)}", hint=_place(error)
-        ) from error
+        raise PassError(f"{item.id} failed: {type(error).__name__}: {first_line(error)}", hint=_place(error)) from error
     edited = edited if answer is None else answer
     if not isinstance(edited, gs.Graph):
         raise PassError(
@@ -177,7 +175,7 @@ def run_user_pass(item: UserPass, graph: Path, out: Path) -> UserPassResult:
     try:
         after = gs.export_onnx(edited.cleanup().toposort())
     except Exception as error:
-        raise PassError(f"{item.id} left a graph that cannot be written: {_first_line(error)}") from error
+        raise PassError(f"{item.id} left a graph that cannot be written: {first_line(error)}") from error
     if _signature(after) != _signature(before):
         raise PassError(
             f"{item.id} changed what the graph takes or gives: {_difference(_signature(before), _signature(after))}",
@@ -213,16 +211,12 @@ def _import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
-        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {_first_line(error)}") from error
+        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
     return module
 
 
 def _is_pass(value: Any, module: ModuleType) -> bool:
     return inspect.isfunction(value) and value.__module__ == module.__name__ and not value.__name__.startswith("_")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _place(error: BaseException) -> str | None:
@@ -277,7 +271,7 @@ def _largest_difference(maker: str, before: Path, after: Path) -> float:
     try:
         results = _run(after, feeds)
     except Exception as error:  # whatever ONNX Runtime raises
-        raise PassError(f"{maker} left a graph that cannot be run: {_first_line(error)}") from error
+        raise PassError(f"{maker} left a graph that cannot be run: {first_line(error)}") from error
     worst = 0.0
     for wanted, given in zip(expected, results, strict=True):
         for name, array in wanted.items():

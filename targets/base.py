@@ -18,9 +18,6 @@ from mtu_compile.core.precision import Precision as Precision
 from mtu_compile.core.progress import Progress
 from mtu_compile.runtime.engine import Engine
 
-#: Precisions that only the weights are in: what is computed, and with it what passes between layers, stays float.
-WEIGHTS_ONLY: tuple[Precision, ...] = ("int8-weights", "int4-weights")
-
 #: Bytes in a mebibyte and a gibibyte, for specs.
 MIB, GIB = 1 << 20, 1 << 30
 

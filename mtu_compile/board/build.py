@@ -18,6 +18,7 @@ from mtu_compile import bundle
 from mtu_compile.board.machine import Board, probe
 from mtu_compile.bundle import BUILT, EngineRef, Manifest
 from mtu_compile.core import vendors
+from mtu_compile.core.amounts import readable
 from mtu_compile.core.claims import sweep_folder
 from mtu_compile.core.errors import BundleError, MtuError, TargetError
 from mtu_compile.core.hashing import file_sha256
@@ -189,22 +190,22 @@ def check_space(root: Path, wanted: list[PlannedEngine], board: Board) -> None:
     have = board.host.available_bytes
     if have is not None and have < need:
         raise TargetError(
-            f"building {largest.ref.path} takes about {_gb(need)} of memory (an estimate: {maker.peak_factor:g} times "
-            f"the graph), and {_gb(have)} are free",
+            f"building {largest.ref.path} takes about {readable(need)} of memory (an estimate: {maker.peak_factor:g} "
+            f"times the graph), and {readable(have)} are free",
             hint="close other programs, stop the desktop (sudo init 3) or add swap; --ignore-memory tries all the same",
         )
     free, engine = machine.free_bytes, int(largest.graph_bytes * maker.engine_factor)
     if free is not None and free < engine:
         raise TargetError(
-            f"the engine of {largest.ref.path} takes at least {_gb(engine)} of the {machine.device}'s memory (an "
-            f"estimate), and {_gb(free)} are free",
+            f"the engine of {largest.ref.path} takes at least {readable(engine)} of the {machine.device}'s memory (an "
+            f"estimate), and {readable(free)} are free",
             hint=f"end what else runs on the {machine.device}; --ignore-memory tries all the same",
         )
     disk = shutil.disk_usage(root).free
     engines = int(sum(one.graph_bytes * builder(one.ref.kind).engine_factor for one in wanted))
     if disk < engines:
         raise TargetError(
-            f"the engines take about {_gb(engines)} (an estimate), and {_gb(disk)} of the disk are free",
+            f"the engines take about {readable(engines)} (an estimate), and {readable(disk)} of the disk are free",
             hint="free some space; --ignore-memory tries all the same",
         )
 
@@ -246,7 +247,3 @@ def _locked(folder: Path) -> Iterator[None]:
             ) from error
         sweep_folder(folder)
         yield
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -11,6 +11,7 @@ from typing import Any
 from mtu_compile.bundle import EngineRef
 from mtu_compile.bundle.requirements import BoardRequirements
 from mtu_compile.core import vendors
+from mtu_compile.core.amounts import readable
 from mtu_compile.runtime.builder import Builder, Fingerprint, Host, Machine
 
 _MODEL = Path("/proc/device-tree/model")
@@ -51,7 +52,7 @@ class Board:
         rows = [("board", self.host.model or "unknown"), ("Python", self.host.python)]
         rows += [row for machine in self.of_vendors for row in machine.rows()]
         if self.host.available_bytes is not None:
-            rows.append(("memory", f"{self.host.available_bytes / 1e6:.1f} MB available"))
+            rows.append(("memory", f"{readable(self.host.available_bytes)} available"))
         return tuple(rows)
 
     def to_json(self) -> dict[str, Any]:

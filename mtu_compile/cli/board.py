@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtu_compile.cli.check import conclude
-from mtu_compile.cli.console import ConsoleProgress, megabytes, table
+from mtu_compile.cli.console import ConsoleProgress, table
 from mtu_compile.cli.options import json_option, quiet_option, thresholds_option
+from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import TargetError
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ def info(bundle: Path | None, as_json: bool) -> None:
         rows = [
             (
                 one.ref.path,
-                megabytes(one.graph_bytes),
+                readable(one.graph_bytes),
                 one.why or one.state,
-                megabytes(one.built.bytes) if one.built else "",
+                readable(one.built.bytes) if one.built else "",
             )
             for one in planned
         ]
@@ -94,7 +95,7 @@ def build(bundle: Path, force: bool, ignore_memory: bool, as_json: bool, quiet: 
         (
             one.graph,
             "was there" if one.graph in result.reused else f"{one.seconds:.1f} s",
-            megabytes(one.bytes),
+            readable(one.bytes),
             one.engine,
         )
         for one in result.engines

@@ -58,8 +58,3 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     if not console.is_terminal:
         console.width = 200
     console.print(drawn)
-
-
-def megabytes(size: int) -> str:
-    """``12345678`` → ``"12.3 MB"`` (decimal megabytes)."""
-    return f"{size / 1e6:.1f} MB"

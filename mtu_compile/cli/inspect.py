@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtu_compile.cli.console import megabytes, table
+from mtu_compile.cli.console import table
 from mtu_compile.cli.options import json_option
+from mtu_compile.core.amounts import readable
 
 if TYPE_CHECKING:
     from mtu_compile.bundle import Manifest
@@ -42,7 +43,7 @@ def command(bundle: Path, as_config: bool, as_json: bool) -> None:
         ("pictures", f"{width}x{height}"),
         ("source", f"{manifest.source.name} (sha256 {manifest.source.sha256[:16]}…)"),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
-        ("files", f"{len(manifest.files)}, {megabytes(size)}, every hash verified"),
+        ("files", f"{len(manifest.files)}, {readable(size)}, every hash verified"),
     ]
     if proven := [one.level for one in manifest.instruction_sets if not one.failures]:
         facts.append(("proven at", f"instruction sets {', '.join(proven)}"))
@@ -84,7 +85,7 @@ def print_engines(folder: Path, manifest: Manifest) -> None:
         if engine.estimate is not None and engine.estimate.latency_ms is not None:
             estimate = f"{engine.estimate.latency_ms:.2f} ms ({engine.estimate.source})"
         name = where.removeprefix("tasks.").removesuffix(".engine")
-        rows.append((name, " + ".join(carried), megabytes(size), estimate, engine.state_in_words))
+        rows.append((name, " + ".join(carried), readable(size), estimate, engine.state_in_words))
     title = f"{folder}  ({manifest.target}, {manifest.precision})"
     table(title, ("network", "files", "size", "estimate, not measured", "state"), rows)
 

@@ -9,6 +9,7 @@ import click
 
 from mtu_compile.cli.console import ConsoleProgress, table
 from mtu_compile.cli.options import json_option, model_folder, quiet_option, what_to_build
+from mtu_compile.core.amounts import readable
 
 
 @click.command("plan")
@@ -34,7 +35,6 @@ def command(
     """
     from mtu_compile.compile import PlanOptions, plan
     from mtu_compile.planner import COLUMNS, METHOD
-    from mtu_compile.planner import size as readable
 
     folder = model_folder(model)
     options = PlanOptions(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from mtu_compile.cli.console import ConsoleProgress, megabytes
+from mtu_compile.cli.console import ConsoleProgress
 from mtu_compile.cli.options import clip_option, json_option, quiet_option
+from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import ConfigError
 
 
@@ -46,7 +47,7 @@ def command(bundle: Path, output: Path | None, force: bool, clip: Path | None, a
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     elif page is not None and not quiet:
-        click.echo(f"{page}  ({megabytes(page.stat().st_size)})")
+        click.echo(f"{page}  ({readable(page.stat().st_size)})")
         for task in report.tasks:
             for failure in task.failures:
                 click.echo(f"FAIL  {task.name}: {failure}", err=True)

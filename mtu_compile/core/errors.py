@@ -94,3 +94,8 @@ class BundleError(MtuError):
     """A bundle that is incomplete, tampered with, or of another schema version."""
 
     exit_code = EXIT_INPUT
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of somebody else's says first, or else its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import CheckerPass, LiftConstantsToInitializersPass
 
-from mtu_compile.core.errors import ModelError, PassError
+from mtu_compile.core.errors import ModelError, PassError, first_line
 
 #: Weights larger than this are written beside the model. Protobuf ends at 2 GiB; much earlier, one file means holding
 #: all weights in memory twice to write them.
@@ -135,8 +135,7 @@ def check(model: ir.Model, maker: str) -> None:
     try:
         CheckerPass(full_check=True)(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ir.passes.PassError) as error:
-        cause = str(error.__cause__ or error).strip().splitlines()
-        raise PassError(f"{maker} left an invalid graph: {cause[0] if cause else error}") from error
+        raise PassError(f"{maker} left an invalid graph: {first_line(error.__cause__ or error)}") from error
 
 
 def weight_files(proto: onnx.ModelProto) -> frozenset[str]:

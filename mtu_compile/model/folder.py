@@ -15,13 +15,13 @@ from typing import Any
 import diffusers
 import transformers
 
-from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.errors import ConfigError, ModelError, first_line
 from mtu_compile.core.files import is_inside
 from mtu_compile.core.hashing import IGNORED
 from mtu_compile.core.schema import Mismatch, conform, read_json
 from mtu_compile.model.configs import check_configs
 from mtu_compile.model.finite import check_weights
-from mtu_compile.model.networks import check_network, first_line
+from mtu_compile.model.networks import check_network
 from mtu_compile.model.weights import Weights, find_weights
 
 INDEX = "model_index.json"

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from mtu_compile.core.errors import ModelError, MtuError
+from mtu_compile.core.errors import ModelError, MtuError, first_line
 from mtu_compile.core.schema import read_json
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 from mtu_compile.model.weights import Weights
@@ -73,9 +73,3 @@ def _compare(wanted: Mapping[str, tuple[int, ...]], path: Path, weights: Weights
             f"{len(missing)} are not in it, the first is {missing[0]}",
             hint=hint,
         )
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says first, or else its kind."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from transformers import CLIPTokenizer
 
-from mtu_compile.core.errors import ModelError
+from mtu_compile.core.errors import ModelError, first_line
 from mtu_compile.core.schema import Mismatch, Range, Rule, conform, read_json, show
 
 CONFIG = "tokenizer_config.json"
@@ -73,8 +73,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
     except Exception as error:  # the tokenizers library raises bare Exception
-        text = str(error).strip() or type(error).__name__
-        raise ModelError(f"{folder} is not a tokenizer: {text.splitlines()[0]}", hint=_FETCH) from error
+        raise ModelError(f"{folder} is not a tokenizer: {first_line(error)}", hint=_FETCH) from error
     for name, number in special.items():
         if number is None:
             raise ModelError(f"{folder} has no {name}_token", hint=_FETCH)

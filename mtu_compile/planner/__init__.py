@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mtu_compile.planner.graphs import Survey
-from mtu_compile.planner.host import HostPlan, size
+from mtu_compile.planner.host import HostPlan
 from mtu_compile.planner.plan import COLUMNS, METHOD, BuildPlan, NetworkPlan, Suggestion
 from targets.base import Precision, Target
 
-__all__ = ["COLUMNS", "METHOD", "BuildPlan", "HostPlan", "NetworkPlan", "Suggestion", "size", "survey"]
+__all__ = ["COLUMNS", "METHOD", "BuildPlan", "HostPlan", "NetworkPlan", "Suggestion", "survey"]
 
 
 def survey(

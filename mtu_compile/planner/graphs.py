@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import passes
 from mtu_compile.core.errors import ModelError, ToolchainMissing
+from mtu_compile.core.precision import WEIGHTS_ONLY
 from mtu_compile.graph import io as graph_io
 from mtu_compile.planner.plan import BuildPlan, NetworkPlan, Suggestion
-from targets.base import WEIGHTS_ONLY, Precision, Target
+from targets.base import Precision, Target
 from targets.costs.estimate import Footprint, footprint
 
 if TYPE_CHECKING:

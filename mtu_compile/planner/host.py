@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.tasks import Task
 
@@ -72,12 +73,12 @@ class HostPlan:
         """``ConfigError`` (exit code 2) where this machine cannot build it."""
         if self.fits is not False or self.available_bytes is None:
             return
-        parts = f"weights {size(self.weights_bytes)}, attention {size(self.scores_bytes)}, "
-        parts += f"feature maps {size(self.features_bytes)}, libraries {size(self.libraries_bytes)}"
+        parts = f"weights {readable(self.weights_bytes)}, attention {readable(self.scores_bytes)}, "
+        parts += f"feature maps {readable(self.features_bytes)}, libraries {readable(self.libraries_bytes)}"
         hint = "build on a machine with more memory; or, if you know better, say --build-memory"
         raise ConfigError(
-            f"building {self.picture} pictures needs about {size(self.memory_bytes)} of this machine's memory, which "
-            f"has {size(self.available_bytes)} (estimate: {parts})",
+            f"building {self.picture} pictures needs about {readable(self.memory_bytes)} of this machine's memory, "
+            f"which has {readable(self.available_bytes)} (estimate: {parts})",
             hint=f"--size {self.smaller} fits; or {hint}" if self.smaller else hint,
         )
 
@@ -87,9 +88,9 @@ class HostPlan:
             self.require()
 
     def __str__(self) -> str:
-        has = "" if self.available_bytes is None else f" of the {size(self.available_bytes)} there are"
+        has = "" if self.available_bytes is None else f" of the {readable(self.available_bytes)} there are"
         took = "" if self.seconds is None else f" and roughly {_minutes(self.seconds)}"
-        return f"the build itself needs about {size(self.memory_bytes)}{has} on this machine{took} (estimate)"
+        return f"the build itself needs about {readable(self.memory_bytes)}{has} on this machine{took} (estimate)"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "memory_bytes": self.memory_bytes, "fits": self.fits, "method": METHOD}
@@ -197,11 +198,6 @@ def _scores(unet: Mapping[str, Any], vae: Mapping[str, Any], latent: tuple[int, 
         yield (heads if isinstance(heads, int) else heads[level]) * tokens**2
     if vae.get("mid_block_add_attention", True):
         yield (latent[0] * latent[1]) ** 2
-
-
-def size(amount: int) -> str:
-    """``12345678`` → ``"12.3 MB"``; from a gigabyte on ``"1.23 GB"`` (decimal)."""
-    return f"{amount / 1e9:.2f} GB" if abs(amount) >= 1e9 else f"{amount / 1e6:.1f} MB"
 
 
 def _minutes(seconds: float) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import BuildError, ConfigError
-from mtu_compile.planner.host import HostPlan, size
+from mtu_compile.planner.host import HostPlan
 from targets.base import Precision
 from targets.costs.estimate import Footprint
 
@@ -60,7 +61,7 @@ class Suggestion:
     fits: bool
 
     def __str__(self) -> str:
-        return f"{self.options} ({size(self.needs_bytes)})"
+        return f"{self.options} ({readable(self.needs_bytes)})"
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ class BuildPlan:
         available = self.available_bytes
         if available is None and self.least_bytes is not None and not self.fits:
             raise ConfigError(
-                f"this needs {size(self.together_bytes)}, and {self.target} shares its machine's memory, of which the "
-                f"smallest give it {size(self.least_bytes)}: how much has yours?",
+                f"this needs {readable(self.together_bytes)}, and {self.target} shares its machine's memory, of which "
+                f"the smallest give it {readable(self.least_bytes)}: how much has yours?",
                 hint="say what the machine has, as --memory 32GB",
             )
         if available is None or self.fits:
@@ -146,7 +147,7 @@ class BuildPlan:
             who = f"the {len(self.tasks)} tasks ({', '.join(self.tasks)}) in {self.precision} together need"
             needs, parted = self.together_bytes, self._parted(None)
         raise BuildError(
-            f"{who} {size(needs)}, {size(needs - available)} more than the {size(available)} there are on "
+            f"{who} {readable(needs)}, {readable(needs - available)} more than the {readable(available)} there are on "
             f"{self.target} (estimate: {parted})",
             hint=self.hint(),
         )
@@ -161,7 +162,7 @@ class BuildPlan:
             closest = min(self.suggestions, key=lambda one: one.needs_bytes)
             text = f"no option of build makes it fit; the closest is {closest}"
         if self.one_engine_bytes is not None and len(self.tasks) > 1:
-            text += f". One engine for all tasks would take {size(self.one_engine_bytes)}; build makes one for each"
+            text += f". One engine for all tasks would take {readable(self.one_engine_bytes)}; build makes one for each"
         return text
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
@@ -170,9 +171,9 @@ class BuildPlan:
             (
                 one.name,
                 one.precision,
-                size(one.memory.weights_bytes),
-                size(one.memory.activation_bytes),
-                size(self.alone_bytes(one.name) if one.is_task else one.memory.total_bytes),
+                readable(one.memory.weights_bytes),
+                readable(one.memory.activation_bytes),
+                readable(self.alone_bytes(one.name) if one.is_task else one.memory.total_bytes),
                 self._verdict(self.alone_bytes(one.name)) if one.is_task else "",
             )
             for one in self.networks
@@ -180,9 +181,18 @@ class BuildPlan:
         weights = sum(one.memory.weights_bytes for one in self.networks)
         activations = sum(one.memory.activation_bytes for one in self.networks)
         verdict = self._verdict(self.together_bytes)
-        lines.append(("together", self.precision, size(weights), size(activations), size(self.together_bytes), verdict))
+        lines.append(
+            (
+                "together",
+                self.precision,
+                readable(weights),
+                readable(activations),
+                readable(self.together_bytes),
+                verdict,
+            )
+        )
         if self.one_engine_bytes is not None and len(self.tasks) > 1:
-            lines.append(("(one engine for all)", self.precision, "", "", size(self.one_engine_bytes), "not built"))
+            lines.append(("(one engine for all)", self.precision, "", "", readable(self.one_engine_bytes), "not built"))
         return tuple(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -212,13 +222,13 @@ class BuildPlan:
                 return "unknown: say --memory"
             return "fits the smallest" if needs <= self.least_bytes else "depends: say --memory"
         left = self.available_bytes - needs
-        return f"fits, {size(left)} left" if left >= 0 else f"{size(-left)} too much"
+        return f"fits, {readable(left)} left" if left >= 0 else f"{readable(-left)} too much"
 
     def _parted(self, task: str | None) -> str:
         chosen = [one.memory for one in self.networks if task in (None, one.name) or not one.is_task]
         weights, activations = sum(m.weights_bytes for m in chosen), sum(m.activation_bytes for m in chosen)
-        parts = [f"weights {size(weights)}", f"activations {size(activations)}"]
-        return ", ".join([*parts, *([f"workspace {size(self.workspace_bytes)}"] if self.workspace_bytes else [])])
+        parts = [f"weights {readable(weights)}", f"activations {readable(activations)}"]
+        return ", ".join([*parts, *([f"workspace {readable(self.workspace_bytes)}"] if self.workspace_bytes else [])])
 
 
 #: Columns of ``BuildPlan.rows``; a task's total is with the parts and the workspace.

@@ -13,8 +13,8 @@ from PIL import Image
 from calibration.shared_scales import LIMIT_DB
 from mtu_compile.bundle import PassRecord, UserPassRecord, encode
 from mtu_compile.bundle.quantisation import MixedRecord, SettingsRecord
+from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import ToolchainMissing
-from mtu_compile.planner import size
 from mtu_compile.report import plots
 from mtu_compile.report.data import Bounds, MetricLine, Network, PicturePair, Report, TaskReport, Value
 from mtu_compile.report.metrics import bounds, label, symbol
@@ -76,7 +76,12 @@ def render(report: Report) -> str:
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        breakable=breakable, bytes=show_bytes, number=number, value=show_value, bounds=show_bounds, settings=settings
+        breakable=breakable,
+        bytes=readable,
+        number=number,
+        value=show_value,
+        bounds=show_bounds,
+        settings=settings,
     )
     drawn = {
         task.name: [Markup(svg) for svg in (plots.sqnr_plot(task), plots.guidance_plot(task)) if svg]
@@ -208,11 +213,6 @@ def breakable(name: str) -> Markup:
     from markupsafe import Markup
 
     return Markup("<wbr>").join(re.split(r"(?<=[./])", name))
-
-
-def show_bytes(amount: int) -> str:
-    """A size on disk or in memory, decimal."""
-    return f"{amount / 1e3:.1f} kB" if amount < 1e6 else size(amount)
 
 
 def show_bounds(bounds: Bounds | None, unit: str = "") -> str:

@@ -11,9 +11,9 @@ from mtu_compile.accuracy.host.check import check_bundle
 from mtu_compile.accuracy.host.half_range import more_precise
 from mtu_compile.accuracy.verdict import CheckResult
 from mtu_compile.core.errors import AccuracyError
+from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.progress import Progress
 from mtu_compile.stages.job import Gate
-from mtu_compile.stages.precision import QUANTISED
 from targets.base import Target
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from calibration.mixed import Effort
+from mtu_compile.core.precision import QUANTISED
 from mtu_compile.planner.host import WEIGHTS, HostPlan, plan_host, rough_seconds
 from mtu_compile.stages.job import Graphs, Model, Workload
-from mtu_compile.stages.precision import QUANTISED
 from targets.base import Precision
 from targets.costs.roofline import multiply_adds
 

@@ -15,13 +15,13 @@ from calibration.set_folder import load_folder
 from calibration.sets import CalibrationSet
 from mtu_compile.core.errors import CalibrationError, ConfigError
 from mtu_compile.core.fit import Fit
+from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model.plain import load_as_task, require_multi_task, require_plain
 from mtu_compile.model.sampler import check_sampler, use_sampler
 from mtu_compile.stages.job import BuildOptions, Model, Recipe
-from mtu_compile.stages.precision import QUANTISED
 from targets.base import Target
 
 #: Folder of a model that holds the rows it is calibrated and checked with unless others are given.

@@ -26,9 +26,6 @@ from mtu_compile.stages.specialise import pass_records
 from targets.base import Precision, Target
 from targets.costs.layers import compare_costs
 
-#: Precisions that are calibrated.
-QUANTISED: tuple[Precision, ...] = ("int8", "fp8")
-
 #: Precisions of the weights alone, which need no calibration, and how they are made. INT4 in blocks of 64 and for all
 #: linear layers: with 32 or 128, or a fifth to a half of them in INT8, the emoji example's UNets are within 1.5 dB.
 COMPRESSED: Mapping[Precision, CompressSettings] = {

@@ -11,16 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from targets.base import WEIGHTS_ONLY, Precision
+from mtu_compile.core.precision import QUANTISED, WEIGHTS_ONLY
+from targets.base import Precision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 #: Bytes of a float element once a graph runs in that precision.
 FLOAT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-
-#: Precisions of quantised graphs: a quantised element is one byte, the rest is a float type.
-QUANTISED: tuple[Precision, ...] = ("int8", "fp8")
 
 #: Weights that share a scale where linear layers are INT4, and the fewest that do (see ``calibration.compress``).
 _INT4_GROUP, _INT4_LEAST_GROUP = 64, 32
@@ -100,15 +98,16 @@ def infer_missing_shapes(model: ir.Model) -> None:
     """Add the shapes and types a graph leaves out, in place; ``ModelError`` if they contradict each other."""
     from onnx_ir.passes.common import ShapeInferencePass
 
-    from mtu_compile.core.errors import ModelError
+    from mtu_compile.core.errors import ModelError, first_line
 
     if all(value.shape is not None and value.dtype is not None for node in model.graph for value in node.outputs):
         return
     try:
         ShapeInferencePass()(model)
     except Exception as error:  # onnx and onnx_ir raise unrelated types for graphs they cannot follow
-        cause = str(error.__cause__ or error).strip().splitlines()
-        raise ModelError(f"the shapes of the graph cannot be inferred: {cause[0] if cause else error}") from error
+        raise ModelError(
+            f"the shapes of the graph cannot be inferred: {first_line(error.__cause__ or error)}"
+        ) from error
 
 
 def _weight_bytes(model: ir.Model, width: int, planned: Precision | None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mtu_compile.bundle import EngineRef
 from mtu_compile.bundle.requirements import BoardRequirements, JetPackRecord
+from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import ConfigError, TargetError
 from mtu_compile.core.progress import Advance
 from mtu_compile.runtime.builder import Built, Host
@@ -158,11 +159,11 @@ class NvidiaMachine:
         if self.gpu is None:
             rows.append(("GPU", self._absent("gpu")))
         else:
-            free, total = (self.free_bytes or 0) / 1e6, self.gpu.total_bytes / 1e6
+            free, total = readable(self.free_bytes or 0), readable(self.gpu.total_bytes)
             rows += [
                 ("GPU", f"{self.gpu.name}, compute capability {self.gpu.compute_capability}"),
                 ("CUDA", f"{self.gpu.driver} (driver)"),
-                ("GPU memory", f"{free:.1f} MB of {total:.1f} MB free"),
+                ("GPU memory", f"{free} of {total} free"),
             ]
         rows += [(name, self.tensorrt.get(kind) or self._absent(kind)) for kind, name in KINDS.items()]
         return tuple(rows)

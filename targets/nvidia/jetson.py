@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from targets.base import GIB, MIB, WEIGHTS_ONLY, Precision
+from mtu_compile.core.precision import WEIGHTS_ONLY
+from targets.base import GIB, MIB, Precision
 from targets.costs.roofline import Speed
 from targets.nvidia.target import LOWERING, TensorRTSpec, TensorRTTarget
 

@@ -15,11 +15,11 @@ from typing import Literal
 from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import MtuError, TargetError, ToolchainMissing
+from mtu_compile.core.precision import WEIGHTS_ONLY
 from mtu_compile.core.progress import Progress
 from mtu_compile.runtime.engine import Engine, open_engine
 from targets.base import (
     COST_ROUNDS,
-    WEIGHTS_ONLY,
     Artifact,
     Availability,
     LayerCosts,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtu_compile.core.errors import ConfigError, TargetError, ToolchainMissing
+from mtu_compile.core.errors import ConfigError, TargetError, ToolchainMissing, first_line
 from mtu_compile.runtime import cpu_isa
 from mtu_compile.runtime.engine import Array, EngineBase, TensorSpec
 
@@ -52,7 +52,7 @@ class OnnxRuntimeEngine(EngineBase):
         try:
             results = self._session.run(list(self.outputs), dict(inputs))
         except Exception as error:
-            raise TargetError(f"onnxruntime cannot run {self.name}: {_first_line(error)}") from error
+            raise TargetError(f"onnxruntime cannot run {self.name}: {first_line(error)}") from error
         return dict(zip(self.outputs, results, strict=True))
 
     def _free(self) -> None:
@@ -90,7 +90,7 @@ def open_session(path: Path, options: Any) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own exceptions have no common base but this
         where = f"{path.parent.name}/{path.name}"
-        raise TargetError(f"onnxruntime cannot load {where}: {_first_line(error)}") from error
+        raise TargetError(f"onnxruntime cannot load {where}: {first_line(error)}") from error
 
 
 def _spec(value: Any) -> TensorSpec:
@@ -98,7 +98,3 @@ def _spec(value: Any) -> TensorSpec:
         raise TargetError(f"the graph has {value.name!r} of type {value.type}, which its border may not have")
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
     return TensorSpec(value.name, shape, np.dtype(_DTYPES[value.type]))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from mtu_compile.bundle import EngineRef, EngineState, Estimate
 from mtu_compile.core.atomic import scratch, staging
 from mtu_compile.core.errors import ModelError
+from mtu_compile.core.precision import WEIGHTS_ONLY
 from mtu_compile.core.progress import Progress
 from mtu_compile.runtime.engine import Engine, open_engine
 from targets.base import (
     COST_ROUNDS,
-    WEIGHTS_ONLY,
     Artifact,
     Availability,
     LayerCosts,

@@ -48,7 +48,7 @@ def test_this_machine_is_described_whatever_it_is() -> None:
 def test_a_jetson_is_described_with_the_memory_it_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "probe", lambda: NANO)
     shown = show()
-    for words in ("Orin Nano Developer Kit", "R36", "compute capability 8.7", "10.3.0", "5000.0 MB of 8000.0 MB free"):
+    for words in ("Orin Nano Developer Kit", "R36", "compute capability 8.7", "10.3.0", "5.00 GB of 8.00 GB free"):
         assert words in shown
     assert replace(MACHINE, jetson_linux=None).free_bytes == 1_000_000_000
 

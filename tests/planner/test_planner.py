@@ -14,11 +14,12 @@ import pytest
 
 import passes
 import targets
+from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import EXIT_OTHER, BuildError, ConfigError, ToolchainMissing
 from mtu_compile.core.tasks import PAPER_TASKS
 from mtu_compile.graph import io as graph_io
 from mtu_compile.model import export
-from mtu_compile.planner import COLUMNS, BuildPlan, size, survey
+from mtu_compile.planner import COLUMNS, BuildPlan, survey
 from targets.base import Availability, Precision, TargetSpec
 from targets.costs.estimate import footprint
 
@@ -141,8 +142,11 @@ def test_what_does_not_fit_is_refused_with_figures_that_hold(graphs: Graphs) -> 
         survey(board, "fp32", graphs.tasks, graphs.parts, dynamic=graphs.dynamic).require()  # type: ignore[arg-type]
     assert error.value.exit_code == EXIT_OTHER
     missing = everything - int(everything * 0.75)
-    assert f"the 3 tasks (t2i, edit, sr) in fp32 together need {size(everything)}" in error.value.message
-    assert f"{size(missing)} more than the {size(int(everything * 0.75))} there are on board" in error.value.message
+    assert f"the 3 tasks (t2i, edit, sr) in fp32 together need {readable(everything)}" in error.value.message
+    assert (
+        f"{readable(missing)} more than the {readable(int(everything * 0.75))} there are on board"
+        in error.value.message
+    )
     plan = survey_all(graphs, board, "fp32")
     assert error.value.hint == plan.hint()
     assert [one.options for one in plan.suggestions if one.options.startswith("--fp")] == ["--fp16"]

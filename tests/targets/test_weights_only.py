@@ -17,9 +17,10 @@ from calibration.compress import CompressSettings, compress_onnx
 from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.precision import WEIGHTS_ONLY
 from mtu_compile.graph import io as graph_io
 from mtu_compile.runtime.engine import open_engine
-from targets.base import WEIGHTS_ONLY, Artifact
+from targets.base import Artifact
 from targets.costs.estimate import footprint
 from targets.openvino.host import FLOAT_ACTIVATIONS
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mtu_compile.accuracy.calls import StepMetrics
 from mtu_compile.accuracy.recorded import RecordedCall, compare_recorded
-from mtu_compile.core.errors import AccuracyError
+from mtu_compile.core.errors import AccuracyError, first_line
 from mtu_compile.core.guidance import Guidance
 from mtu_compile.runtime.engine import Array, TensorSpec
 
@@ -68,8 +68,7 @@ def _running() -> Iterator[None]:
     try:
         yield
     except (PolygraphyException, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AccuracyError(f"the candidate cannot run the recorded inputs: {first}") from error
+        raise AccuracyError(f"the candidate cannot run the recorded inputs: {first_line(error)}") from error
 
 
 @contextmanager

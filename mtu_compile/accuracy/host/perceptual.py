@@ -13,7 +13,7 @@ from PIL import Image
 from mtu_compile.accuracy.formulas import unit_picture
 from mtu_compile.accuracy.pictures import Perceptual
 from mtu_compile.accuracy.task_metrics import ClipMetrics
-from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.errors import ConfigError, ModelError, first_line
 
 #: Least side of a picture that has a VIF: four scales of a Gaussian window of 17 (torchmetrics 1.9).
 VIF_SIDE = 41
@@ -86,9 +86,8 @@ class ClipModel:
             # Without torchvision, which the other processor wants.
             self._processor = CLIPImageProcessorPil.from_pretrained(folder, **local)
         except Exception as error:  # transformers raises whatever the file it stumbles over makes it raise
-            message = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(
-                f"{folder} is not a CLIP model that can be read: {message}",
+                f"{folder} is not a CLIP model that can be read: {first_line(error)}",
                 hint="it needs config.json, model.safetensors, the tokenizer's files and preprocessor_config.json",
             ) from error
 
