@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol, get_args
 
-from mtu_compile.accuracy.metrics import MARGINS, Metric, judged
+from mtu_compile.accuracy.metric import MARGINS, Metric
+from mtu_compile.accuracy.metrics import judged
 from mtu_compile.accuracy.task_metrics import TaskMetrics
 from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.bundle import Manifest

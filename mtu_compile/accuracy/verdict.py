@@ -11,8 +11,10 @@ from PIL import Image
 
 from mtu_compile import bundle, runtime
 from mtu_compile.accuracy.calls import StepMetrics
-from mtu_compile.accuracy.metrics import Subject, absent_reasons, measure_picture, summarise
+from mtu_compile.accuracy.measuring import measure_picture
+from mtu_compile.accuracy.metric import Subject
 from mtu_compile.accuracy.pictures import Perceptual
+from mtu_compile.accuracy.summary import absent_reasons, summarise
 from mtu_compile.accuracy.task_metrics import TaskMetrics
 from mtu_compile.accuracy.thresholds import Thresholds, in_words, judge
 from mtu_compile.core.precision import Precision

@@ -14,7 +14,7 @@ from mtu_compile.cli.options import clip_option, json_option, quiet_option, thre
 from mtu_compile.core.errors import AccuracyError, ConfigError
 
 if TYPE_CHECKING:
-    from mtu_compile.accuracy.metrics import Figure
+    from mtu_compile.accuracy.metric import Figure
     from mtu_compile.accuracy.verdict import CheckResult
 
 
@@ -97,7 +97,7 @@ def conclude(result: CheckResult, name: str, bundle: Path, *, as_json: bool, qui
 
 def print_accuracy(result: CheckResult, *, quiet: bool) -> None:
     """A table with one row per task; ``-`` is what does not apply or was not measured. The JSON has everything."""
-    from mtu_compile.accuracy.metrics import columns
+    from mtu_compile.accuracy.summary import columns
 
     summaries = {name: task.summary() for name, task in result.tasks.items()}
     shown = columns()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mtu_compile.accuracy.metrics import GROUPS, figure_of, is_group
+from mtu_compile.accuracy.metrics import GROUPS
+from mtu_compile.accuracy.summary import figure_of, is_group
 from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.bundle.units import unit_of
 from mtu_compile.report.data import Bounds, MetricLine, Value

@@ -11,21 +11,12 @@ from PIL import Image
 
 from mtu_compile.accuracy import metrics
 from mtu_compile.accuracy.formulas import psnr_db
-from mtu_compile.accuracy.metrics import (
-    METRICS,
-    Figure,
-    Metric,
-    Subject,
-    absent_reasons,
-    by_precision,
-    columns,
-    figure_of,
-    judged,
-    measure_picture,
-    summarise,
-)
+from mtu_compile.accuracy.measuring import measure_picture
+from mtu_compile.accuracy.metric import Figure, Metric, Subject, by_precision
+from mtu_compile.accuracy.metrics import METRICS, judged
 from mtu_compile.accuracy.pictures import Perceptual
 from mtu_compile.accuracy.readings import PerCall, PerPicture
+from mtu_compile.accuracy.summary import absent_reasons, columns, figure_of, summarise
 from mtu_compile.accuracy.task_metrics import TaskMetrics
 from mtu_compile.accuracy.threshold_file import suggest
 from mtu_compile.accuracy.thresholds import Thresholds, judge

@@ -16,8 +16,9 @@ from PIL import Image, ImageFilter
 
 from mtu_compile.accuracy.formulas import colour_difference
 from mtu_compile.accuracy.host.perceptual import ClipModel, perceptual, vif
-from mtu_compile.accuracy.metrics import measure_picture, summarise
+from mtu_compile.accuracy.measuring import measure_picture
 from mtu_compile.accuracy.pictures import Perceptual, changed_region, truth_metrics
+from mtu_compile.accuracy.summary import summarise
 from mtu_compile.accuracy.task_metrics import PictureMetrics, TaskMetrics
 from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.accuracy.verdict import TaskCheck
