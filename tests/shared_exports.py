@@ -63,6 +63,10 @@ def fingerprint(module: Any, options: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:32]
 
 
+#: Ends of names that have no part in a fingerprint: where a configuration was read from and, in an order that differs
+#: from process to process, which options had been left out.
+REMEMBERED = ("_path", "_use_default_values")
+
 #: Attributes of a module that hold its tensors and the modules in it.
 TENSORS = frozenset({"_parameters", "_buffers", "_modules"})
 
@@ -77,8 +81,8 @@ def plain(value: Any, depth: int = 8) -> Any:
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
         return repr(value)
     if isinstance(value, Mapping):
-        items = ((str(key), plain(each, depth - 1)) for key, each in value.items() if not str(key).endswith("_path"))
-        return tuple(sorted(items)) if depth else "…"
+        items = {str(key): each for key, each in value.items() if not str(key).endswith(REMEMBERED)}
+        return tuple((key, plain(items[key], depth - 1)) for key in sorted(items)) if depth else "…"
     if isinstance(value, (list, tuple)):
         return tuple(plain(each, depth - 1) for each in value) if depth else "…"
     if isinstance(value, (set, frozenset)):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,25 @@ def test_the_same_module_has_the_same_fingerprint_wherever_it_was_read_from() ->
     moved = copy.deepcopy(Net())
     moved.config["_name_or_path"] = "/elsewhere"
     assert fingerprint(Net(), OPTIONS) == fingerprint(moved, OPTIONS)
+
+
+FINGERPRINT = """
+import sys
+from mtu_compile.model.pipeline import MTUPipeline
+from tests.shared_exports import fingerprint
+print(fingerprint(MTUPipeline.from_pretrained(sys.argv[1]).unet, {}))
+"""
+
+
+def test_another_process_finds_the_same_fingerprint(mtu_pipeline_dir: Path) -> None:
+    """Whatever order Python's sets have there."""
+    found = set()
+    for seed in "12":
+        command = [sys.executable, "-c", FINGERPRINT, str(mtu_pipeline_dir)]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found.add(done.stdout.split()[-1])
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("name", ["weight", "buffer", "number", "configuration", "layer"])
