@@ -23,7 +23,7 @@ from mtu_compile.core.seeds import check_seed
 from mtu_compile.model.sampler import check_sampler
 from mtu_compile.stages import load
 from mtu_compile.stages.export import export_unet
-from mtu_compile.stages.job import Drawing, Workload
+from mtu_compile.stages.job import Drawing, Rows, Workload
 from mtu_compile.stages.observe import capture_set
 from mtu_compile.stages.precision import INT8
 from mtu_compile.stages.specialise import specialise
@@ -105,7 +105,7 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
             sha256 = model_sha256(options.model)
             model = load.load_model(options, sampler=options.sampler)
             rows = load.load_rows(options.model, options.data, model.tasks, calibrating=options.pictures, checking=1)
-            rows = {name: load.Rows(used.calibrating) for name, used in rows.items()}
+            rows = {name: Rows(used.calibrating) for name, used in rows.items()}
         notices = load.note_rows(model, rows, options.fit, progress)
         sets, drawing = {}, Drawing(options.steps, options.seed, options.fit)
         for task in model.tasks:

@@ -21,11 +21,12 @@ from mtu_compile.core.atomic import scratch
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.progress import Progress
-from mtu_compile.planner import BuildPlan, survey
+from mtu_compile.planner import BuildPlan
 from mtu_compile.stages import engines, export, load, observe, precision, publish
+from mtu_compile.stages.device_needs import device_needs, require_device
 from mtu_compile.stages.gate import pass_gate
-from mtu_compile.stages.host_needs import host_needs, with_time
-from mtu_compile.stages.job import BuildOptions, BuildResult, Drawing, Graphs, Model, Observed, PlanOptions, Workload
+from mtu_compile.stages.host_needs import host_needs
+from mtu_compile.stages.job import BuildOptions, BuildResult, Drawing, Graphs, Model, PlanOptions, Workload
 from mtu_compile.stages.layout import Layout, unet_folders
 from mtu_compile.stages.specialise import specialise
 from mtu_compile.stages.thresholds import asked_thresholds
@@ -80,22 +81,13 @@ def _compile(
 
     graphs = _graphs(model, work, progress, edits)
     with progress.stage("plan"):
-        planned = survey(
-            target, options.precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic, memory=options.memory
-        )
-        planned.require()
-        for graph in (*graphs.unets.values(), *graphs.parts.values()):
-            target.check_graph(graph, precision=options.precision)
-        planned = replace(planned, host=with_time(host, options.precision, options.workload, graphs))
+        planned = device_needs(target, options.precision, graphs, options.memory, host, options.workload)
+        require_device(target, options.precision, graphs, planned)
 
-    observed, drawing = {}, Drawing(options.steps, options.seed, options.fit)
-    for task in model.tasks:
-        captured, used = sets.get(task.name), rows[task.name]
-        if captured is None and options.precision in QUANTISED:
-            captured = observe.capture_set(model, task, used.calibrating, drawing, source.sha256, progress)
-        reference = observe.record(model, task, used.checking, drawing, folder / "reference", progress)
-        observed[task.name] = Observed(captured, reference)
-
+    drawing, quantised = Drawing(options.steps, options.seed, options.fit), options.precision in QUANTISED
+    observed = observe.observe(
+        model, rows, drawing, sets, source.sha256, folder / "reference", progress, quantised=quantised
+    )
     references = [seen.reference for seen in observed.values()]
     parts = engines.build_parts(
         target, options.precision, model, graphs.parts, references, folder=folder, work=work, progress=progress
@@ -156,10 +148,7 @@ def plan(options: PlanOptions, progress: Progress | None = None) -> BuildPlan:
         graphs = _graphs(model, work, progress)
         del model
         with progress.stage("plan"):
-            planned = survey(
-                target, options.precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic, memory=options.memory
-            )
-            return replace(planned, host=with_time(host, options.precision, Workload(), graphs))
+            return device_needs(target, options.precision, graphs, options.memory, host, Workload())
 
 
 def _graphs(model: Model, work: Path, progress: Progress, edits: Sequence[passes.UserPass] = ()) -> Graphs:

@@ -15,7 +15,7 @@ from mtu_compile.core.precision import Precision
 
 @dataclass(frozen=True)
 class ParityRow:
-    """``mtu_compile.accuracy.host.parity.Row``: one backend of the build machine over some UNet calls."""
+    """``mtu_compile.accuracy.host.parity.BackendResult``: one backend of the build machine over some UNet calls."""
 
     backend: Text
     version: Text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from calibration.quant_settings import QuantSettings
+from calibration.samples import Sample
 from calibration.sets import CalibrationSet
 from mtu_compile import bundle
 from mtu_compile.accuracy.host.half_range import HalfRange
@@ -165,6 +166,14 @@ class Model:
     def text_length(self) -> int:
         """Tokens of a prompt."""
         return int(self.pipeline.tokenizer.model_max_length)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a data folder for one task: those to calibrate with and those to check with."""
+
+    calibrating: tuple[Sample, ...]
+    checking: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True)

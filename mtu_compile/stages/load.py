@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from calibration import quant_config
 from calibration.notices import RowNotice, row_notices
 from calibration.quant_settings import QuantSettings
-from calibration.samples import Sample, split_samples
+from calibration.samples import split_samples
 from calibration.set_folder import load_folder
 from calibration.sets import CalibrationSet
 from mtu_compile.core.errors import CalibrationError, ConfigError
@@ -21,7 +20,7 @@ from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model.plain import load_as_task, require_multi_task, require_plain
 from mtu_compile.model.sampler import check_sampler, use_sampler
-from mtu_compile.stages.job import BuildOptions, Model, Recipe
+from mtu_compile.stages.job import BuildOptions, Model, Recipe, Rows
 from targets.base import Target
 
 #: Folder of a model that holds the rows it is calibrated and checked with unless others are given.
@@ -39,14 +38,6 @@ class ModelOptions(Protocol):
     def tasks(self) -> tuple[str, ...] | None: ...
     @property
     def size(self) -> tuple[int, int] | None: ...
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a data folder for one task: those to calibrate with and those to check with."""
-
-    calibrating: tuple[Sample, ...]
-    checking: tuple[Sample, ...] = ()
 
 
 def check_model(options: ModelOptions) -> Task | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +12,39 @@ from calibration.samples import Sample
 from calibration.sets import CalibrationSet
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task
-from mtu_compile.stages.job import Drawing, Model
+from mtu_compile.stages.job import Drawing, Model, Observed, Rows
+
+
+def observe(
+    model: Model,
+    rows: Mapping[str, Rows],
+    drawing: Drawing,
+    sets: Mapping[str, CalibrationSet],
+    model_sha256: str,
+    references: Path,
+    progress: Progress,
+    *,
+    quantised: bool,
+) -> dict[str, Observed]:
+    """By task, the inputs to quantise it with, and the float reference it is checked against.
+
+    Args:
+        rows: by task, its rows.
+        sets: by task, the calibration sets that were given.
+        references: folder of the references.
+        quantised: capture a set for each task without one.
+
+    Raises:
+        CalibrationError: inputs that come from no denoising trajectory.
+    """
+    observed = {}
+    for task in model.tasks:
+        captured, used = sets.get(task.name), rows[task.name]
+        if captured is None and quantised:
+            captured = capture_set(model, task, used.calibrating, drawing, model_sha256, progress)
+        reference = record(model, task, used.checking, drawing, references, progress)
+        observed[task.name] = Observed(captured, reference)
+    return observed
 
 
 def capture_set(
