@@ -144,6 +144,8 @@ def test_a_forked_command_ends_as_a_fresh_one_does(commands: Commands, tmp_path:
         (["nonsense"], ""),
         (["--version"], "raise ValueError('unexpected')"),
         (["--version"], "import sys; sys.exit(7)"),
+        (["--version"], "import sys; sys.exit('in words')"),
+        (["--version"], "import threading, time; threading.Timer(0.2, print, ['in a thread']).start()"),
         (["--version"], "import os; os.kill(os.getpid(), 9)"),
         (["--version"], "import atexit; atexit.register(print, 'at exit')"),
     ):
