@@ -18,6 +18,7 @@ from calibration.switched_graph import SwitchedGraph
 from mtu_compile import bundle
 from mtu_compile.bundle import encode
 from mtu_compile.bundle.quantisation import CompressionRecord, MixedRecord, QuantisationRecord
+from mtu_compile.core.errors import BuildError
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.schema import conform
 from mtu_compile.graph import io as graph_io
@@ -85,6 +86,12 @@ def quantise(
     report = _run_nncf(unet, calibration, int8, recipe.settings or INT8, progress)
     if recipe.settings is None and recipe.search and precision == "int8":
         chosen = _choose(target, unet, calibration, int8, progress)
+        if len(chosen.float_layers) == sum(done for done, _ in report.layers.values()):
+            raise BuildError(
+                f"no layer of {unet.task.name} is worth INT8 on {target.spec.name}: each is slower than in float, or "
+                "costs too much accuracy",
+                hint="build in a float precision, or with --no-mixed-precision all the same",
+            )
         if chosen.float_layers:
             report = dequantise_onnx(int8, unet.graph, chosen.float_layers, report)
     done = {

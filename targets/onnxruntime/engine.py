@@ -23,6 +23,10 @@ _DTYPES = {
 #: Instruction sets that add products of bytes in 32 bits (``cpu_isa.LEVELS``).
 VNNI = ("AVX2_VNNI", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_AMX")
 
+#: What ONNX Runtime is kept from: it makes a Gemm of a product and its bias before it looks for quantised products, and
+#: a Gemm is multiplied in INT8 only if its bias is quantised, too (1.32).
+DISABLED = ["MatMulAddFusion"]
+
 
 class OnnxRuntimeEngine(EngineBase):
     """An ONNX graph on ONNX Runtime's CPU provider; it takes no options, and nothing is built for it in advance.
@@ -86,8 +90,9 @@ def open_session(path: Path, options: Any) -> Any:
     """The graph on the CPU provider; ``TargetError`` if it is refused."""
     import onnxruntime
 
+    cpu = ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=cpu, disabled_optimizers=DISABLED)
     except Exception as error:  # its own exceptions have no common base but this
         where = f"{path.parent.name}/{path.name}"
         raise TargetError(f"onnxruntime cannot load {where}: {first_line(error)}") from error

@@ -39,7 +39,7 @@ SPEC = TargetSpec(
         "scratch": "chosen, not measured: the arena of ONNX Runtime grows to powers of two by default "
         "(arena_extend_strategy, kNextPowerOfTwo)",
         "lowering": "signed activations in the file: Arm multiplies them as they are, and on x86 ONNX Runtime makes "
-        "them unsigned by itself, docs/decisions/0017-a-vendor-is-a-folder.md",
+        "them unsigned by itself, docs/decisions/0018-a-vendor-is-a-folder.md",
     },
 )
 
@@ -48,7 +48,7 @@ class OnnxRuntimeTarget:
     """ONNX Runtime's CPU provider, on this machine and on others: the bundle has one graph for all of them.
 
     Linear layers run in INT8. A convolution does only between two quantisers, and there is none behind ours, so the
-    search for layers that stay float finds INT8 slower there, and leaves them in float32.
+    search for layers that stay float finds INT8 slower there, and gives convolutions back.
     """
 
     def __init__(self, spec: TargetSpec = SPEC) -> None:

@@ -117,6 +117,26 @@ def test_a_jetson_bundle_carries_graph_recipe_wheel_and_requirements(
     assert "tensorrt" in refused.err and not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.parametrize("precision", [("--fp32",), ("--int8", "--no-mixed-precision")], ids=["fp32", "int8"])
+def test_onnx_runtime_builds_checks_and_runs_on_this_cpu(
+    tiny_model: Path, tmp_path: Path, mtu: Run, precision: tuple[str, ...]
+) -> None:
+    out = tmp_path / "bundle"
+    quick = ("--steps", 4, "--check-pictures", 1, "--accuracy-gate", "warn")
+    done = mtu("build", tiny_model, "--target", "onnxruntime", "--task", "t2i", *precision, *quick, "-o", out)
+    assert done.code == 0, done.err
+    manifest = bundle.read(out)
+    for where, engine in manifest.engines():
+        assert (engine.kind, engine.prebuilt, engine.config) == ("onnxruntime", None, {}), where
+    entry = manifest.tasks["t2i"]
+    assert entry.engine.state is EngineState.MEASURED
+    assert entry.accuracy is not None and entry.accuracy["measured_with"].startswith("onnxruntime ")
+    assert entry.accuracy["worst_sqnr_db"] > (10 if "--int8" in precision else 60)
+    assert manifest.instruction_sets == ()  # ONNX Runtime cannot be told to be a lesser CPU
+    ran = mtu("run", out, "--task", "t2i", "--prompt", "a", "--steps", 2, "-o", tmp_path / "a.png")
+    assert ran.code == 0 and (tmp_path / "a.png").exists(), ran.err
+
+
 def test_a_target_whose_toolchain_is_missing_says_what_installs_it(tiny_model: Path, tmp_path: Path, mtu: Run) -> None:
     if targets.get("tensorrt").probe().ok:
         pytest.skip("TensorRT is installed here")
