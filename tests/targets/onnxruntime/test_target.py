@@ -159,6 +159,20 @@ def test_a_profile_is_read_run_by_run(tmp_path: Path) -> None:
     np.testing.assert_array_equal(spent, [[10, 10, 10, 0], [11, 11, 11, 0]])
 
 
+def test_a_quantised_linear_layer_with_a_bias_is_one_product_of_bytes(tmp_path: Path) -> None:
+    graph = write(tmp_path / "graph.onnx", int8=True)
+    model = onnx.load(graph)
+    model.graph.node[-1].output[0] = "product"
+    model.graph.node.append(helper.make_node("Add", ["product", "bias"], ["out_sample"], name="add"))
+    model.graph.initializer.append(numpy_helper.from_array(np.full(64, 0.5, np.float32), "bias"))
+    onnx.save(model, graph)
+    options = engine_module.session_options()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    engine_module.open_session(graph, options)
+    found = {node.name: node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert found["linear"] == "MatMulIntegerToFloat"
+
+
 @pytest.mark.parametrize(
     ("level", "expected"),
     [("AVX2", True), ("AVX512_CORE", True), ("unknown", True), (cpu_isa.BELOW, True)]

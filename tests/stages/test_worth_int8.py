@@ -1,0 +1,27 @@
+"""A network of which INT8 serves no layer is refused, instead of a quantised one without quantisers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import targets
+from mtu_compile.core.errors import BuildError
+from mtu_compile.core.progress import Progress
+from mtu_compile.stages import precision
+from mtu_compile.stages.job import Recipe
+
+
+def test_where_every_layer_is_slower_in_int8_the_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet: Any = SimpleNamespace(graph=tmp_path / "model.onnx", task=SimpleNamespace(name="t2i"))
+    report = SimpleNamespace(layers={"Conv": (2, 3), "MatMul": (1, 1)})
+    chosen = SimpleNamespace(float_layers=("conv_1", "conv_2", "linear"))
+    monkeypatch.setattr(precision, "_run_nncf", lambda *_: report)
+    monkeypatch.setattr(precision, "_choose", lambda *_: chosen)
+    calibration: Any = None
+    with pytest.raises(BuildError, match="no layer of t2i is worth INT8 on onnxruntime") as caught:
+        precision.quantise(targets.get("onnxruntime"), "int8", unet, calibration, Recipe(), Progress())
+    assert "--no-mixed-precision" in str(caught.value.hint)
