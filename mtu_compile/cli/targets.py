@@ -10,7 +10,6 @@ import click
 
 from mtu_compile.cli.console import table
 from mtu_compile.cli.options import json_option
-from targets.base import GIB
 
 if TYPE_CHECKING:
     from targets.base import Availability, TargetSpec
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 def command(as_json: bool) -> None:
     """List the targets, whether their toolchain is here, and the command that installs it."""
     import targets
+    from targets.base import GIB
 
     known = [(target.spec, target.probe(), target.device_here()) for target in map(targets.get, targets.names())]
     if as_json:
