@@ -126,6 +126,11 @@ def first_among(
     """Share of pictures whose own prompt ranks first among ``CHOICES`` of ``prompts`` drawn at random."""
     pixels = torch.from_numpy(np.stack([np.asarray(p.convert("RGB")) for p in made])).permute(0, 3, 1, 2)
     scores = model.pictures(pixels.float() / 127.5 - 1) @ model.prompts(phases.token_ids(tokenizer, prompts)).T
+    return ranked_first(scores, prompts, seed)
+
+
+def ranked_first(scores: Tensor, prompts: Sequence[str], seed: int = 0) -> float:
+    """``first_among`` for the similarities [n, n] of pictures and prompts."""
     rng, right = random.Random(seed), 0
     for i in range(len(prompts)):
         others = rng.sample([j for j in range(len(prompts)) if prompts[j] != prompts[i]], CHOICES - 1)

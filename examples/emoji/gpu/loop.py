@@ -54,6 +54,7 @@ def fit(
     most_steps: int | None = None,
     names: Sequence[str] = ("loss",),
     graph: bool = True,
+    clip: Callable[[Sequence[nn.Parameter]], object] = lambda ps: nn.utils.clip_grad_norm_(ps, CLIP, foreach=True),
     say: Callable[[str], None] = print,
     on_tick: Callable[[float], None] = lambda progress: None,
 ) -> History:
@@ -62,9 +63,10 @@ def fit(
     Args:
         losses: draws a batch and gives the losses [k] whose sum is minimised; called once when a graph is recorded.
         graph: record the step as a CUDA graph, where there is a GPU.
+        clip: bounds the gradients of the parameters, on the GPU.
         on_tick: sees the share of the run that is done, between steps; the weights are those of the moment.
     """
-    loop = _Loop(groups, losses, names, say)
+    loop = _Loop(groups, losses, names, clip, say)
     loop.prepare(graph)
     began = time.monotonic()
     seconds = max(1.0, until - began)  # what preparation has left
@@ -95,9 +97,14 @@ def fit(
 
 class _Loop:
     def __init__(
-        self, groups: Sequence[Group], losses: Callable[[], Tensor], names: Sequence[str], say: Callable[[str], None]
+        self,
+        groups: Sequence[Group],
+        losses: Callable[[], Tensor],
+        names: Sequence[str],
+        clip: Callable[[Sequence[nn.Parameter]], object],
+        say: Callable[[str], None],
     ) -> None:
-        self.groups, self.losses, self.say = groups, losses, say
+        self.groups, self.losses, self.clip, self.say = groups, losses, clip, say
         self.parameters = [p for group in groups for p in group.parameters()]
         self.device = self.parameters[0].device
         self.on_gpu = self.device.type == "cuda"
@@ -126,7 +133,7 @@ class _Loop:
     def body(self) -> None:
         losses = self.losses()
         losses.sum().backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, CLIP, foreach=True)
+        self.clip(self.parameters)
         self.optimizer.step()
         self.sums.add_(losses.detach())
 
