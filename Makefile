@@ -7,7 +7,7 @@ MODEL := examples/emoji/model
 DEMO := build/demo
 HERE := not slow and not gpu and not npu and not jetson
 
-.PHONY: help setup npu-compiler schema demo test test-all test-int8 test-slow interop lint format types imports check-all bench eval ablation example clean
+.PHONY: help setup npu-compiler schema demo test test-all test-int8 test-slow interop lint format types imports check-all bench eval ablation example claim routers clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -84,6 +84,13 @@ ablation: $(READY) ## what each part of the quantisation is worth; writes docs/a
 
 example: $(READY) ## train the example model anew, from data to checkpoint (hours on two cores, GPU=1: minutes; resumes)
 	BIN=$(BIN) GPU=$(GPU) sh examples/emoji/reproduce.sh
+
+claim: $(READY) ## one multi-task network against a network for each task (one data-centre GPU, 9 minutes); writes docs/paper.md
+	$(BIN)/python -m examples.emoji.claim --minutes 7 --compile
+	$(BIN)/python -m examples.emoji.claim_page
+
+routers: $(READY) ## draw what the example's routers learnt: docs/routers.png, and its table in docs/paper.md
+	$(BIN)/python -m examples.emoji.routers
 
 clean: ## remove what was built, keep .venv
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

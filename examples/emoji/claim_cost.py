@@ -79,7 +79,6 @@ def _recorded(call: Callable[[], None]) -> Callable[[], object]:
     with torch.cuda.graph(graph):
         call()
 
-
     def replay(inputs_of: Callable[[], None] = call) -> None:  # the graph reads the call's own tensors
         graph.replay()
 

@@ -284,7 +284,8 @@ def _batch(run: _Run, micro: int) -> _Batch:
     channels = run.pipeline.unet.sample_channels - run.pipeline.unet.latent_channels
     parts = []
     for task_id, task in run.tasks:
-        draws = [config.seed, run.step, micro, rank, task_id]
+        # By the task's name, not its number: a network of this task alone sees the same examples, noise and timesteps.
+        draws = [config.seed, run.step, micro, rank, int.from_bytes(task.name.encode(), "big")]
         batch = run.sources[task.name].take(position, size, np.random.default_rng([*draws, 0]))
         rng = np.random.default_rng([*draws, 1])
         text, condition = drop_conditions(task, batch, run.empty, rng)

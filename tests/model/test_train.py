@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mtu_compile.cli.train import command
+from mtu_compile.cli.upcycle import command as upcycle
 from mtu_compile.core.errors import ConfigError, InputError, ModelError
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import PAPER_TASKS, Task
@@ -254,6 +255,22 @@ def test_a_fifth_task_trains_by_data_alone(config: TrainConfig, base_pipeline_di
     shutil.copytree(tmp_path / "data" / "edit", tmp_path / "data" / "colour")
     reports = run(replace(config, model=tmp_path / "mtu", data=tmp_path / "data", steps=2))
     assert list(reports[0].losses) == ["t2i", "edit", "sr", "inpaint", "colour"]
+
+
+def test_a_single_task_network_sees_what_the_multi_task_network_sees_of_its_task(
+    config: TrainConfig, base_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    """Untrained, all networks are the pretrained one: equal losses mean equal data, noise, timesteps and masks."""
+    config = replace(config, steps=4, learning_rate=1e-30)
+    together = run(config)
+    for task in ("sr", "inpaint"):
+        arguments = [str(base_pipeline_dir), "-o", str(tmp_path / task), "--experts", "1", "--task", task]
+        made = CliRunner().invoke(upcycle, [*arguments, "--d-task", "8", "--router-width", "8"])
+        assert made.exit_code == 0, made.output
+        alone = run(replace(config, model=tmp_path / task, output=tmp_path / f"{task}-out"))
+        wanted = [report.losses[task] for report in together]
+        assert [report.losses[task] for report in alone] == pytest.approx(wanted, rel=1e-4)
+        assert len({round(loss, 6) for loss in wanted}) == len(wanted)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

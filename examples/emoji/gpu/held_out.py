@@ -20,9 +20,9 @@ from examples.emoji.captions import edits
 from examples.emoji.gpu import phases, pools
 from examples.emoji.make_tasks import seeded_mask
 from examples.emoji.train_base import SCHEDULER
+from mtu_compile.core.guidance import ROWS, combine
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.encode import latent_mask
-from mtu_compile.runtime.guidance import ROWS, combine
 
 STEPS = 20
 MASKS = 3  # of every picture
@@ -141,12 +141,8 @@ def sample(predict: Predict, task: Task, rows: Rows, cells: Sequence[int]) -> Te
             flat = given.flatten(0, 2)
             times = torch.full((len(flat),), int(t), device=flat.device)
             out = predict(flat, times, states, cells).float()
-            out = combine(
-                task.guided,
-                out.unflatten(0, given.shape[:3]).transpose(0, 1),  # type: ignore[arg-type]
-                task.guidance_scale,
-                task.image_guidance_scale,
-            )[0]
+            answers = out.unflatten(0, given.shape[:3]).unbind(dim=1)
+            out = combine(task.guided, answers, task.guidance_scale, task.image_guidance_scale)
             latents = scheduler.step(out, t, latents).prev_sample
         made.append(latents)
     return torch.cat(made, dim=1)
