@@ -26,7 +26,7 @@ NETWORKS = [
     Network("one norm", 0, (0, 1, 2, 3), 4, shared_norms=True),
     Network("no routing", 0, (0, 1, 2, 3), 4, uniform=True),
 ]
-SIZE = 3
+SIZE = 2
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,8 @@ def base() -> UNet2DConditionModel:
     torch.manual_seed(1)
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(32, 64),
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -109,8 +110,8 @@ def test_training_in_lock_step_is_training_each_alone(base: UNet2DConditionModel
         return (made - target).pow(2).mean(dim=(1, 2, 3)).unflatten(0, (-1, SIZE)).mean(dim=1)
 
     names = [str(cell) for cell in everything.tolist()]
-    quiet = {"until": time.monotonic() + 600, "most_steps": 24, "say": lambda text: None}
-    fit(fleet.groups(1e-2), losses, names=names, clip=fleet.clip, **quiet)
+    quiet = {"until": time.monotonic() + 600, "most_steps": 8, "say": lambda text: None}
+    fit(fleet.groups(0.1), losses, names=names, clip=fleet.clip, **quiet)
 
     for index, model in enumerate(start):
         if NETWORKS[index].shared_norms or NETWORKS[index].uniform:
@@ -128,7 +129,7 @@ def test_training_in_lock_step_is_training_each_alone(base: UNet2DConditionModel
             parameter.requires_grad_(True)
         decayed = [p for n, p in trained.items() if p.dim() > 1 and "norm" not in n and "embedding" not in n]
         rest = [p for p in trained.values() if not any(p is one for one in decayed)]
-        groups = [Group((torch.nn.ParameterList(decayed),), 1e-2), Group((torch.nn.ParameterList(rest),), 1e-2, 0.0)]
+        groups = [Group((torch.nn.ParameterList(decayed),), 0.1), Group((torch.nn.ParameterList(rest),), 0.1, 0.0)]
         fit(groups, single, names=[str(c) for c in cells], **quiet)
         ours = trained_parameters(fleet.network(index))
         for name, parameter in trained.items():

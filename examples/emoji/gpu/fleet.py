@@ -91,8 +91,14 @@ class FleetExperts(nn.Module):  # type: ignore[misc]
     def mix(self, task_embedding: Tensor, cells: Tensor) -> Tensor:
         """Mixing weights [cells, N] for the cells' embeddings [cells, d_task]."""
         network = self.cells.network[cells]
-        hidden = torch.baddbmm(self.fc1_bias[network][:, :, None], self.fc1_weight[network], task_embedding[:, :, None])
-        logits = torch.baddbmm(self.fc2_bias[network][:, :, None], self.fc2_weight[network], hidden.relu())[:, :, 0]
+        hidden = torch.baddbmm(
+            self.fc1_bias.index_select(0, network)[:, :, None],
+            self.fc1_weight.index_select(0, network),
+            task_embedding[:, :, None],
+        )
+        logits = torch.baddbmm(
+            self.fc2_bias.index_select(0, network)[:, :, None], self.fc2_weight.index_select(0, network), hidden.relu()
+        )[:, :, 0]
         logits = logits.float() * self.cells.routed[network][:, None]
         return logits.masked_fill(self.missing[network], float("-inf")).softmax(dim=-1)
 
@@ -102,10 +108,12 @@ class FleetExperts(nn.Module):  # type: ignore[misc]
         weights = self.mix(task_embedding, cells)
         normed = F.layer_norm(x, x.shape[-1:], eps=self.eps).reshape(len(cells), -1, x.shape[-1])
         normed = normed * self.norm_weight[network, row][:, None] + self.norm_bias[network, row][:, None]
-        value, gate = torch.baddbmm(self.up_bias[network][:, None], normed, self.up[network]).chunk(2, dim=-1)
+        value, gate = torch.baddbmm(
+            self.up_bias.index_select(0, network)[:, None], normed, self.up.index_select(0, network)
+        ).chunk(2, dim=-1)
         hidden = value * F.gelu(gate) * weights.gather(1, self.expert[network])[:, None]
-        bias = weights[:, None] @ self.down_bias[network]
-        return torch.baddbmm(bias.to(hidden.dtype), hidden, self.down[network]).reshape(x.shape)
+        bias = weights[:, None] @ self.down_bias.index_select(0, network)
+        return torch.baddbmm(bias.to(hidden.dtype), hidden, self.down.index_select(0, network)).reshape(x.shape)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def unpack(self, index: int, into: TaskExperts) -> None:
