@@ -125,7 +125,7 @@ def _compile(
             thresholds=thresholds.get(name),
             folder=folder,
         )
-    layout.write(folder)
+    target.publish(folder, layout.index, layout.configs)
     board = publish.pack_for_board(target, folder, progress, fetch=options.fetch_wheels)
     return replace(manifest, tasks=entries, provenance=publish.describe_build(planned, parts, options.as_task, board))
 

@@ -274,6 +274,16 @@ class Target(Protocol):
         """
         ...
 
+    def publish(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add to a bundle whose engines are there what the vendor's own tools read beside them; nothing, for most.
+
+        Args:
+            folder: the bundle.
+            index: what diffusers calls ``model_index.json``.
+            configs: by folder, the ``config.json`` of its network.
+        """
+        ...
+
     def measured_with(self, engine: EngineRef, *, on_device: bool) -> str:
         """What ran the network, in words: package, version and device, and what the latter stands in for."""
         ...

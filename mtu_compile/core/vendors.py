@@ -27,12 +27,14 @@ class Vendor:
         targets: lists of ``targets.base.Target``, one a family of devices; each says its own name.
         engines: by kind, a class that opens a network (``mtu_compile.runtime.engine``).
         builders: by kind, what builds such engines on the board they run on (``mtu_compile.runtime.builder``).
+        packages: distributions of the vendor's own, whose versions a bundle records.
         backends: what runs graphs on any machine, to be compared with each other (``targets.backend.Offer``).
     """
 
     targets: tuple[str, ...] = ()
     engines: Mapping[str, str] = field(default_factory=dict)
     builders: Mapping[str, str] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
 
 
@@ -57,6 +59,11 @@ def engines() -> dict[str, str]:
 def builders() -> dict[str, str]:
     """By kind, the place of what builds its engines on a board; other kinds need no building there."""
     return {kind: place for vendor in vendors() for kind, place in vendor.builders.items()}
+
+
+def packages() -> tuple[str, ...]:
+    """The distributions of all vendors."""
+    return tuple(package for vendor in vendors() for package in vendor.packages)
 
 
 def backends() -> tuple[str, ...]:

@@ -1,16 +1,13 @@
-"""The folder layout of diffusers exports, which OpenVINO GenAI and optimum-intel read (docs/interop.md)."""
+"""The folder layout of diffusers exports, which other tools read, as OpenVINO GenAI does (docs/interop.md)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.unet_config import MTU_KEYS
-from targets.openvino.tokenizer_ir import convert_tokenizer
 
 if TYPE_CHECKING:
     from mtu_compile.model.pipeline import MTUPipeline
@@ -27,9 +24,6 @@ MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-
-#: File name of an IR.
-IR = "openvino_model.xml"
 
 #: Condition of diffusers' own inpainting models, in its order.
 INPAINTING = ("mask", "masked_image")
@@ -82,20 +76,3 @@ class Layout:
             name = "LatentConsistencyModelPipeline"
         scheduler = ["diffusers", type(pipeline.scheduler).__name__]
         return cls({"_class_name": name, **MODEL_INDEX, "scheduler": scheduler}, tidy)
-
-    def write(self, folder: Path) -> None:
-        """Write the files beside the engines in ``folder``; a part whose folder is not there is left out.
-
-        A bundle whose networks are no OpenVINO IR is left as it is: those tools could not open it.
-        """
-        if not (folder / "text_encoder" / IR).is_file():
-            return
-        _dump(folder / "model_index.json", self.index)
-        for name, config in self.configs.items():
-            if (folder / name).is_dir():
-                _dump(folder / name / "config.json", config)
-        convert_tokenizer(folder / "tokenizer")
-
-
-def _dump(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")

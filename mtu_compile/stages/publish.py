@@ -12,6 +12,7 @@ from mtu_compile.bundle.plan import PlanRecord
 from mtu_compile.bundle.provenance import HalfRangeRecord, NoticeRecord, ParityRecord
 from mtu_compile.bundle.quantisation import CalibrationRecord
 from mtu_compile.bundle.requirements import BoardRequirements
+from mtu_compile.core import vendors
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.schema import conform
@@ -22,11 +23,8 @@ from mtu_compile.stages import wheels
 from mtu_compile.stages.job import CAPTURED, BuiltUnet, Lowered, Model, Observed, Parts, Specialised
 from targets.base import Artifact, Precision, Target
 
-#: Tools whose version a bundle records.
-TOOLS = (
-    *("torch", "diffusers", "transformers", "onnx", "onnxruntime", "nncf", "polygraphy", "numpy"),
-    *("openvino", "tensorrt", "tensorrt-rtx-cu13"),
-)
+#: Tools whose version a bundle records, beside the vendors' own.
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "nncf", "polygraphy", "numpy")
 
 
 def describe_model(
@@ -153,7 +151,7 @@ def engine_ref(artifact: Artifact, folder: Path) -> bundle.EngineRef:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for tool in TOOLS:
+    for tool in dict.fromkeys((*TOOLS, *vendors.packages())):
         try:
             found[tool] = version(tool)
         except PackageNotFoundError:

@@ -8,6 +8,7 @@ VENDOR = Vendor(
         "tensorrt": "targets.nvidia.engine:TensorRTEngine",
         "tensorrt-rtx": "targets.nvidia.engine:TensorRTRTXEngine",
     },
+    packages=("tensorrt", "tensorrt-rtx-cu13"),
     builders={
         "tensorrt": "targets.nvidia.board:BUILDER",
         "tensorrt-rtx": "targets.nvidia.board:BUILDER",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.atomic import staging
@@ -191,6 +191,9 @@ class TensorRTTarget:
     def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded) -> Engine:
         used = self.host_engine(engine)
         return open_engine(used.kind, rounded(graph), used.config)
+
+    def publish(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Nothing: no other tool opens these bundles."""
 
     def measured_with(self, engine: EngineRef, *, on_device: bool) -> str:
         if on_device:

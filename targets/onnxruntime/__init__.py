@@ -5,5 +5,6 @@ from mtu_compile.core.vendors import Vendor
 VENDOR = Vendor(
     targets=("targets.onnxruntime.target:TARGETS",),
     engines={"onnxruntime": "targets.onnxruntime.engine:OnnxRuntimeEngine"},
+    packages=("onnxruntime",),
     backends=("targets.onnxruntime.backend:backend",),
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.atomic import staging
@@ -128,6 +129,9 @@ class OnnxRuntimeTarget:
 
     def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded) -> Engine:
         return open_engine(engine.kind, graph, engine.config)
+
+    def publish(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Nothing: no other tool opens these bundles."""
 
     def measured_with(self, engine: EngineRef, *, on_device: bool) -> str:
         return f"{KIND} {installed(KIND)} on CPU"

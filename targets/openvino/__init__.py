@@ -8,5 +8,6 @@ VENDOR = Vendor(
         "openvino": "targets.openvino.engine:OpenVINOEngine",
         "openvino-float": "targets.openvino.float_engine:OpenVINOFloatEngine",
     },
+    packages=("openvino",),
     backends=("targets.openvino.host:backend",),
 )

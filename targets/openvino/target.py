@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtu_compile.bundle import EngineRef, EngineState, Estimate
 from mtu_compile.core.atomic import scratch, staging
@@ -38,6 +38,7 @@ from targets.openvino.ir import (
     whole_timesteps,
     write_ir,
 )
+from targets.openvino.layout import write_layout
 from targets.opset import require_opset
 
 if TYPE_CHECKING:
@@ -173,6 +174,10 @@ class OpenVINOTarget(ABC):
 
             return HalfEngine(graph, used.config)
         return open_engine(used.kind, graph, used.config)
+
+    def publish(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """What OpenVINO GenAI and optimum-intel read."""
+        write_layout(folder, index, configs)
 
     def measured_with(self, engine: EngineRef, *, on_device: bool) -> str:
         name, device = f"openvino {version('openvino')}", self._spec.device

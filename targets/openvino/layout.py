@@ -1,0 +1,29 @@
+"""What OpenVINO GenAI and optimum-intel read beside the IRs (docs/interop.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from targets.openvino.tokenizer_ir import convert_tokenizer
+
+
+def write_layout(folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the files beside the engines in ``folder``; a part whose folder is not there is left out.
+
+    Args:
+        folder: a bundle, with its ``tokenizer/``.
+        index: ``model_index.json``.
+        configs: ``config.json`` by folder.
+    """
+    _dump(folder / "model_index.json", index)
+    for name, config in configs.items():
+        if (folder / name).is_dir():
+            _dump(folder / name / "config.json", config)
+    convert_tokenizer(folder / "tokenizer")
+
+
+def _dump(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
