@@ -1,20 +1,13 @@
-"""Plain diffusers pipelines, before upcycling: what they are told, and how one is compiled as it is.
-
-Nothing of torch is imported until a pipeline is loaded: to be refused takes no second.
-"""
+"""Plain diffusers pipelines, before upcycling: what they are told. To be refused takes no second: no torch here."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.tasks import Task
-
-if TYPE_CHECKING:
-    from mtu_compile.model.pipeline import MTUPipeline
 
 #: What a plain pipeline can be compiled as: conditions, guidance and scales are those of diffusers' own pipelines
 #: (``StableDiffusionPipeline``, ``StableDiffusionInstructPix2PixPipeline``, ``StableDiffusionInpaintPipeline``, 0.42).
@@ -82,26 +75,3 @@ def require_plain(folder: Path, name: str) -> Task:
     if fits != name:
         raise ConfigError(f"{folder} is a {kind}, which does not do {name!r}", hint=f"say --as-task {fits}")
     return AS_TASKS[name]
-
-
-def load_as_task(folder: Path, name: str) -> MTUPipeline:
-    """A plain pipeline as a multi-task one with a single task and a single expert: the same function.
-
-    Raises:
-        ConfigError, ModelError: as ``require_plain``, and for a pipeline that cannot be upcycled.
-    """
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    from mtu_compile.model.folder import check_folder, load_component
-    from mtu_compile.model.pipeline import MTUPipeline
-    from mtu_compile.model.upcycle import check_base, upcycle_unet
-
-    task = require_plain(folder, name)
-    check_folder(folder)
-    channels = check_base(folder, [task])
-    plain = load_component(UNet2DConditionModel, folder / "unet", dtype=torch.float32)
-    # With one expert there is nothing to route: the router's width does not matter.
-    unet = upcycle_unet(plain, [task], channels=channels, num_experts=1, d_task=1, router_width=1).eval()
-    del plain  # as large as the new one
-    return MTUPipeline.from_pretrained(folder, unet=unet)

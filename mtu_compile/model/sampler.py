@@ -6,15 +6,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.noise import step_noise
 from mtu_compile.core.schema import read_json, show
 from mtu_compile.runtime import schedulers
-
-if TYPE_CHECKING:
-    from mtu_compile.model.pipeline import MTUPipeline
 
 SCHEDULER = "scheduler"
 CONFIG = "scheduler_config.json"
@@ -66,7 +63,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return {**config, "_class_name": listed[1]}
 
 
-def use_sampler(pipeline: MTUPipeline, sampler: str | None) -> None:
+class Sampled(Protocol):
+    """A pipeline with a diffusers scheduler."""
+
+    scheduler: Any
+
+
+def use_sampler(pipeline: Sampled, sampler: str | None) -> None:
     """Give ``pipeline`` the diffusers scheduler of another sampler, made from the configuration of its own.
 
     What that configuration left out has the new class's own default, as always in diffusers.

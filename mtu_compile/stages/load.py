@@ -18,7 +18,7 @@ from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
-from mtu_compile.model.plain import load_as_task, require_multi_task, require_plain
+from mtu_compile.model.plain import require_multi_task, require_plain
 from mtu_compile.model.sampler import check_sampler, use_sampler
 from mtu_compile.stages.job import BuildOptions, Model, Recipe, Rows
 from targets.base import Target
@@ -83,6 +83,7 @@ def load_model(options: ModelOptions, *, sampler: str | None = None) -> Model:
         ConfigError: an unknown task or sampler, or a size the model cannot make.
         ModelError: a folder that is damaged or of another kind.
     """
+    from mtu_compile.model.as_task import load_as_task
     from mtu_compile.model.pipeline import MTUPipeline
 
     if options.as_task is None:

@@ -17,8 +17,9 @@ from PIL import Image
 
 from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.tasks import PAPER_TASKS, Task
+from mtu_compile.model.as_task import load_as_task
 from mtu_compile.model.pipeline import MTUPipeline
-from mtu_compile.model.plain import AS_TASKS, load_as_task, require_multi_task
+from mtu_compile.model.plain import AS_TASKS, require_multi_task
 from mtu_compile.model.upcycle import upcycle_folder, upcycle_unet
 
 SMALL = {"num_experts": 2, "d_task": 8, "router_width": 8}
