@@ -244,7 +244,7 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class QuantRecipe:
     """How a task's UNet is quantised.
 
     Attributes:

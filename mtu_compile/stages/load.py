@@ -20,7 +20,7 @@ from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model.plain import require_multi_task, require_plain
 from mtu_compile.model.sampler import check_sampler, use_sampler
-from mtu_compile.stages.job import BuildOptions, Model, Recipe, Rows
+from mtu_compile.stages.job import BuildOptions, Model, QuantRecipe, Rows
 from targets.base import Target
 
 #: Folder of a model that holds the rows it is calibrated and checked with unless others are given.
@@ -157,7 +157,7 @@ def given_sets(folder: Path | None, model: Model, sha256: str) -> dict[str, Cali
     return sets
 
 
-def recipes(config: Path | None, tasks: Sequence[Task], *, search: bool) -> Mapping[str, Recipe]:
+def recipes(config: Path | None, tasks: Sequence[Task], *, search: bool) -> Mapping[str, QuantRecipe]:
     """By task, how it is quantised: as the bundle or file ``config`` says, which has to say it for every task.
 
     Args:
@@ -167,11 +167,11 @@ def recipes(config: Path | None, tasks: Sequence[Task], *, search: bool) -> Mapp
         ConfigError: a task that ``config`` says nothing of, or a setting that is unknown.
     """
     if config is None:
-        return {task.name: Recipe(search=search) for task in tasks}
+        return {task.name: QuantRecipe(search=search) for task in tasks}
     settings: dict[str, QuantSettings] = quant_config.load(config)
     if missing := [task.name for task in tasks if task.name not in settings]:
         raise ConfigError(
             f"{config} does not say how to quantise task {missing[0]!r}",
             hint=f"it is for {', '.join(settings)}: add the task, or say --task",
         )
-    return {task.name: Recipe(settings[task.name], config.resolve().name) for task in tasks}
+    return {task.name: QuantRecipe(settings[task.name], config.resolve().name) for task in tasks}

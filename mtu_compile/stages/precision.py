@@ -22,7 +22,7 @@ from mtu_compile.core.errors import BuildError
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.schema import conform
 from mtu_compile.graph import io as graph_io
-from mtu_compile.stages.job import Lowered, Recipe, Specialised
+from mtu_compile.stages.job import Lowered, QuantRecipe, Specialised
 from mtu_compile.stages.specialise import pass_records
 from targets.base import Precision, Target
 from targets.costs.layers import compare_costs
@@ -51,7 +51,7 @@ def lower_unet(
     precision: Precision,
     unet: Specialised,
     calibration: CalibrationSet | None,
-    recipe: Recipe,
+    recipe: QuantRecipe,
     progress: Progress,
 ) -> Lowered:
     """A task's graph in ``precision``, as ``target`` takes it: quantised with ``calibration``, or compressed.
@@ -78,7 +78,7 @@ def quantise(
     precision: Precision,
     unet: Specialised,
     calibration: CalibrationSet,
-    recipe: Recipe,
+    recipe: QuantRecipe,
     progress: Progress,
 ) -> tuple[Path, QuantisationRecord]:
     """The task's Q/DQ graph in ``precision``, and what was done to make it."""

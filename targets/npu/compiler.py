@@ -62,7 +62,7 @@ class CompilerFailed(BuildError):
 
 
 @dataclass(frozen=True)
-class Compiled:
+class Blob:
     """A blob, and what the compiler said about it.
 
     Attributes:
@@ -112,7 +112,7 @@ def compile_blob(
     progress: Progress | None = None,
     provider: Provider | None = None,
     timeout: float = TIMEOUT,
-) -> Compiled:
+) -> Blob:
     """Compile an IR of static shapes into a blob.
 
     Args:
@@ -158,7 +158,7 @@ def compile_blob(
         report = read_report(log, work / TRACE_FILE)
         with atomic_file(out) as temporary:
             (work / "out.blob").replace(temporary)
-    return Compiled(
+    return Blob(
         path=out,
         seconds=seconds,
         sha256=file_sha256(out),

@@ -16,7 +16,7 @@ from pathlib import Path
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import BuildError, ConfigError, ToolchainMissing
 from mtu_compile.core.hashing import file_sha256
-from targets.npu.compiler import Compiled, compile_blob
+from targets.npu.compiler import Blob, compile_blob
 from targets.npu.provider import Provider, cache_folder, native, openvino_release
 from targets.npu.wine import LIBRARIES, PROGRAM, READY, SOURCE, find_wine, is_ready, provider_in
 
@@ -86,7 +86,7 @@ def set_up(
     return found
 
 
-def try_out(provider: Provider) -> Compiled:
+def try_out(provider: Provider) -> Blob:
     """Compile a convolution of a 16×16 picture, to see that the whole chain works."""
     import numpy as np
     import openvino

@@ -17,8 +17,7 @@ from mtu_compile.bundle import EngineState, Estimate
 from mtu_compile.core.errors import BuildError, ToolchainMissing
 from mtu_compile.core.progress import Progress
 from targets.base import COST_ROUNDS, GIB, Availability, LayerCosts, Precision, TargetSpec
-from targets.npu.compiler import SETUP, compile_blob, find_compiler
-from targets.npu.compiler import Compiled as Blob
+from targets.npu.compiler import SETUP, Blob, compile_blob, find_compiler
 from targets.npu.costs import scheduled
 from targets.openvino.costs import IR
 from targets.openvino.engine import for_device, reason

@@ -12,7 +12,7 @@ import targets
 from mtu_compile.core.errors import BuildError
 from mtu_compile.core.progress import Progress
 from mtu_compile.stages import precision
-from mtu_compile.stages.job import Recipe
+from mtu_compile.stages.job import QuantRecipe
 
 
 def test_where_every_layer_is_slower_in_int8_the_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,5 +23,5 @@ def test_where_every_layer_is_slower_in_int8_the_build_says_so(tmp_path: Path, m
     monkeypatch.setattr(precision, "_choose", lambda *_: chosen)
     calibration: Any = None
     with pytest.raises(BuildError, match="no layer of t2i is worth INT8 on onnxruntime") as caught:
-        precision.quantise(targets.get("onnxruntime"), "int8", unet, calibration, Recipe(), Progress())
+        precision.quantise(targets.get("onnxruntime"), "int8", unet, calibration, QuantRecipe(), Progress())
     assert "--no-mixed-precision" in str(caught.value.hint)

@@ -394,5 +394,5 @@ class TestSettingUp:
         ]
 
 
-def pretend_blob(folder: Path) -> compiler.Compiled:
-    return compiler.Compiled(folder / "b", 0.0, "", None, compiler.Report(), "")
+def pretend_blob(folder: Path) -> compiler.Blob:
+    return compiler.Blob(folder / "b", 0.0, "", None, compiler.Report(), "")

@@ -17,7 +17,7 @@ from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.errors import EXIT_TOOLCHAIN, ConfigError, ToolchainMissing
 from mtu_compile.runtime.engine import open_engine
-from targets.npu.compiler import Compiled, CompilerFailed, find_compiler
+from targets.npu.compiler import Blob, CompilerFailed, find_compiler
 from targets.npu.provider import Provider
 from targets.npu.report import Busy, Layer, Report
 from targets.npu.target import BLOB_NAME, LAYERS_NAME, IntelNpuSpec, IntelNpuTarget
@@ -34,12 +34,12 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[openvino.Model, dict[st
     """A compiler that takes everything; the models it was given, and how."""
     models: list[tuple[openvino.Model, dict[str, Any]]] = []
 
-    def compile_blob(xml: Path, out: Path, **how: Any) -> Compiled:
+    def compile_blob(xml: Path, out: Path, **how: Any) -> Blob:
         models.append((openvino.Core().read_model(str(xml)).clone(), {"name": xml.parent.name, **how}))
         out.write_bytes(b"blob")
         layers = (Layer("conv_in", "Convolution", 0.0, 5.0, dpu_us=4.0), Layer("add", "Add", 5.0, 1.0))
         report = Report("2026", "npu=4000", 1.5, 1850.0, 10, 30, Busy(1.0, 0.5, 0.7, 0.2), layers)
-        return Compiled(out, 1.0, "0" * 64, 1.5, report, "a compiler, platform 4000; not measured")
+        return Blob(out, 1.0, "0" * 64, 1.5, report, "a compiler, platform 4000; not measured")
 
     monkeypatch.setattr(intel_npu, "compile_blob", compile_blob)
     provider = Provider("native", "2026.4.1", "a stand-in", (), {}, traces=True)
@@ -182,7 +182,7 @@ def test_a_model_the_compiler_refuses_leaves_nothing(
     given: list[tuple[openvino.Model, dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(*args: Any, **how: Any) -> Compiled:
+    def refuse(*args: Any, **how: Any) -> Blob:
         raise CompilerFailed("refused", command=(), exit_code=5, log="", stderr="", hint="")
 
     monkeypatch.setattr(intel_npu, "compile_blob", refuse)
