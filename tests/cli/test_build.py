@@ -102,6 +102,7 @@ def test_the_manifest_says_what_each_layer_costs_and_why_it_is_float(tiny_bundle
         assert quantised.ranges and not set(quantised.ranges) & kept
 
 
+@pytest.mark.heavy
 def test_a_choice_is_fed_back_and_gives_the_same_engine(
     tiny_model: Path, tiny_bundle: Path, tmp_path: Path, mtu: Run
 ) -> None:

@@ -94,7 +94,9 @@ def decibels(one: Any, other: Any) -> float:
     return float(10 * np.log10(255**2 / np.mean((one.astype(float) - other.astype(float)) ** 2)))
 
 
-@pytest.mark.parametrize("kind", ["stable diffusion", "latent consistency model"])
+@pytest.mark.parametrize(
+    "kind", ["stable diffusion", pytest.param("latent consistency model", marks=pytest.mark.heavy)]
+)
 def test_a_plain_pipeline_is_compiled_as_it_is(
     kind: str, base_pipeline_dir: Path, prompts: Path, tmp_path: Path, mtu: Run
 ) -> None:

@@ -21,8 +21,8 @@ import signal, sys
 from pathlib import Path
 from mtu_compile.cli.signals import catch_signals
 from mtu_compile.core.atomic import staging
-if sys.argv[2] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# whatever the tests themselves were started by
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "nohup" else signal.SIG_DFL)
 catch_signals()
 with staging(Path(sys.argv[1])):
     print("here", flush=True)
@@ -78,5 +78,8 @@ def test_a_lost_terminal_ends_a_command_unless_nohup_says_otherwise(tmp_path: Pa
         process.send_signal(signal.SIGHUP)
         if caller == "nohup":  # what is to be ignored is followed by what is not
             process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == code
+        try:
+            assert process.wait(timeout=60) == code
+        finally:
+            process.kill()
     assert list(tmp_path.iterdir()) == []

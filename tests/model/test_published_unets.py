@@ -164,6 +164,7 @@ GRAPHS = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", GRAPHS)
 @torch.no_grad()
 def test_a_tasks_graph_is_diffusers_function(name: str, tmp_path: Path) -> None:
