@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mtu_compile import bundle
+from mtu_compile.accuracy.metrics import judged
 from mtu_compile.report.pictures import difference as difference_of
 from mtu_compile.runtime.reference import Reference
 from tests.report_checks import Page, decode, markup_problems
@@ -49,13 +50,14 @@ def test_the_page_shows_the_original_and_what_the_engines_make(tiny_bundle: Path
 
 
 def test_a_bundle_below_its_thresholds_is_reported_and_is_no_error(tiny_bundle: Path, tmp_path: Path) -> None:
-    """A bundle that asks for what no INT8 engine meets, of one of its two tasks."""
+    """A bundle that asks for what no INT8 engine meets, of one of its two tasks, and nothing of the other."""
     from mtu_compile.cli.report import command
 
     strict = tmp_path / "strict"
     shutil.copytree(tiny_bundle, strict)
     manifest = bundle.read(strict)
-    tasks = {**manifest.tasks, "inpaint": replace(manifest.tasks["inpaint"], thresholds={"sqnr_db": 150.0})}
+    asked = {"t2i": {metric.name: None for metric in judged()}, "inpaint": {"sqnr_db": 150.0}}
+    tasks = {name: replace(entry, thresholds=asked[name]) for name, entry in manifest.tasks.items()}
     bundle.write(strict, replace(manifest, tasks=tasks))
     page = tmp_path / "page.html"
     done = CliRunner().invoke(command, [str(strict), "-o", str(page)])
