@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mtu_compile.graph.edit import TASK, Array, add_constant, attribute, constant, find_input, produced_by
+from mtu_compile.graph.edit import TASK, Array, add_constant, attribute, constant, produced_by
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +57,6 @@ def add_table(graph: ir.Model, name: str, rows: Array, task: ir.Value) -> ir.Val
     gathered.shape = ir.Shape([task.shape[0], *rows.shape[1:]])
     graph.graph.insert_before(graph.graph[0], node)
     return gathered
-
-
-def task_input(graph: ir.Model) -> ir.Value | None:
-    """The input that selects rows of tables, if the graph has one."""
-    return find_input(graph, TASK)
 
 
 def repeated(rows: Array, times: int) -> Array:
