@@ -19,6 +19,7 @@ from mtu_compile.bundle.kinds import (
     Magnitude,
     Name,
     Positive,
+    Routing,
     Scale,
     Sha256,
     Side,
@@ -188,6 +189,8 @@ class Manifest:
         fit: what becomes of pictures of other proportions than ``image_size``, unless the user says otherwise; what the
             references were made with. A manifest that does not say stretches: that is what there was before there were
             others.
+        routing: ``"static"`` where each task has a UNet of its own, which knows no other; ``"shared"`` where one UNet
+            serves all tasks, whose input ``task`` takes the ``task_id`` of each sample.
         files: SHA-256 of every file of the bundle except the manifest; filled in by ``write``.
         provenance: how the bundle was made.
         instruction_sets: where a CPU runs the bundle, the instruction sets it was tried at.
@@ -207,6 +210,7 @@ class Manifest:
     scheduler: SchedulerConfig
     tasks: Mapping[str, TaskEntry]
     fit: Fit = "stretch"
+    routing: Routing = "static"
     files: Mapping[str, Sha256] = field(default_factory=dict)
     provenance: BuildProvenance = field(default_factory=BuildProvenance)
     instruction_sets: tuple[InstructionSetProof, ...] = ()
@@ -253,8 +257,22 @@ class Manifest:
                 raise BundleError(f"{MANIFEST}: tasks.{name} needs either an accuracy or the reason why there is none")
         if not self.tasks:
             raise BundleError(f"{MANIFEST}: no tasks")
+        if self.routing == "shared":
+            self._check_shared()
         if any(side % self.vae_scale for side in self.image_size):
             raise BundleError(f"{MANIFEST}: image_size {self.image_size} is not a multiple of {self.vae_scale}")
+
+    def _check_shared(self) -> None:
+        """``BundleError`` unless all tasks have the same UNet, in which each has a row of its own."""
+        first, *others = self.tasks.items()
+        rows = {first[1].task_id: first[0]}
+        for name, entry in others:
+            if entry.engine != first[1].engine:
+                raise BundleError(
+                    f"{MANIFEST}: routing is 'shared', and tasks.{first[0]}.engine and tasks.{name}.engine differ"
+                )
+            if (known := rows.setdefault(entry.task_id, name)) != name:
+                raise BundleError(f"{MANIFEST}: tasks {known!r} and {name!r} share a UNet and task_id {entry.task_id}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; infinite and undefined floats become ``"inf"``, ``"-inf"`` and ``"nan"``."""

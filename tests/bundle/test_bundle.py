@@ -196,6 +196,30 @@ def test_an_engine_that_is_not_among_the_files_is_refused(made: Path) -> None:
             bundle.read(made, verify=verify)
 
 
+def shared(raw: dict[str, Any]) -> None:
+    raw["routing"] = "shared"
+    raw["tasks"]["edit"]["engine"] = raw["tasks"]["t2i"]["engine"]
+
+
+def test_tasks_that_share_a_unet_have_the_same_one_and_a_row_each(made: Path) -> None:
+    assert bundle.read(made).routing == "static"
+    reseal(made, shared)
+    assert bundle.read(made).routing == "shared"
+
+    def another_recipe(raw: dict[str, Any]) -> None:
+        raw["tasks"]["edit"]["engine"] = {**raw["tasks"]["edit"]["engine"], "config": {"device": "GPU"}}
+
+    reseal(made, another_recipe)
+    refused(made, "tasks.t2i.engine", "tasks.edit.engine")
+
+    def same_row(raw: dict[str, Any]) -> None:
+        shared(raw)
+        raw["tasks"]["edit"]["task_id"] = 0
+
+    reseal(made, same_row)
+    refused(made, "'t2i'", "'edit'", "task_id 0")
+
+
 @pytest.mark.parametrize("version", [0, 3, "1", None, True, 1.0])
 def test_unknown_schema_versions_are_named(made: Path, version: Any) -> None:
     reseal(made, lambda raw: raw.update(schema_version=version, later={"shape": 1}))
