@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from calibration.merged import MergedSet, spread
 from calibration.nncf_graph import LAYERS, count_pairs, drop_idle, sign_activations, verify
 from calibration.nncf_run import Feed, run_nncf
 from calibration.quant_settings import QuantSettings
@@ -33,9 +34,12 @@ from mtu_compile.core.errors import CalibrationError, ConfigError, ModelError, P
 if TYPE_CHECKING:
     import onnx
 
+#: Name of the one dimension that may be dynamic, the first of an input.
+BATCH: Literal["batch"] = "batch"
+
 
 class HasInputs(Protocol):
-    """A calibration set: samples by input name under ``inputs``."""
+    """A calibration set, of one task or merged of several: samples by input name under ``inputs``."""
 
     @property
     def inputs(self) -> Sequence[Feed]: ...
@@ -86,7 +90,7 @@ def quantize_onnx(
     settings: QuantSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> QuantisationReport:
-    """Quantise the static ONNX graph ``model`` to symmetric INT8 and write it to ``out``.
+    """Quantise the ONNX graph ``model``, static but perhaps for its batch, to symmetric INT8 and write it to ``out``.
 
     Args:
         model: ONNX file; external weights, which have to lie beside it, are read lazily.
@@ -106,8 +110,7 @@ def quantize_onnx(
     settings = settings or QuantSettings()
     graph = load_float(model)
     before = graph_io.disk_bytes(model)
-    feeds: Iterable[Feed] = getattr(dataset, "inputs", dataset)  # type: ignore[arg-type]
-    samples = _pick(feeds, settings.subset_size)
+    samples = _pick(dataset, settings.subset_size)
     _check_samples(graph, samples)
     ignored = resolve_scopes(graph, settings.ignored_scopes)
     quantised = run_nncf(graph, model, samples, ignored, settings, progress)
@@ -157,17 +160,27 @@ def load_float(path: Path) -> onnx.ModelProto:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             raise ModelError(f"{path.name} is quantised already ({node.name or node.op_type})")
     for value in model.graph.input:
-        if not all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim):
+        if any(size is None for size in _shape(value)):
             raise ModelError(f"input {value.name!r} of {path.name} has a dynamic shape", hint="freeze the shapes first")
     return model
 
 
-def _pick(samples: Iterable[Feed], subset_size: int | None) -> list[Feed]:
-    """``subset_size`` samples at even distances: neighbours in a set are steps of one picture."""
-    everything = list(samples)
-    if subset_size is None or subset_size >= len(everything):
-        return everything
-    return [everything[i] for i in np.linspace(0, len(everything) - 1, subset_size).round().astype(int)]
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | Literal["batch"] | None, ...]:
+    """The dimensions of an input; ``None`` for one that is dynamic and not the batch."""
+    dims = enumerate(value.type.tensor_type.shape.dim)
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else BATCH if axis == 0 and dim.dim_param == BATCH else None
+        for axis, dim in dims
+    )
+
+
+def _pick(dataset: Iterable[Feed] | HasInputs, subset_size: int | None) -> list[Feed]:
+    """``subset_size`` samples, all of them if it is ``None``."""
+    if isinstance(dataset, MergedSet):
+        return list(dataset.inputs if subset_size is None else dataset.subset(subset_size))
+    feeds: Iterable[Feed] = getattr(dataset, "inputs", dataset)  # type: ignore[arg-type]
+    everything = list(feeds)
+    return everything if subset_size is None else spread(everything, subset_size)
 
 
 def _check_samples(model: onnx.ModelProto, samples: Sequence[Feed]) -> None:
@@ -176,15 +189,18 @@ def _check_samples(model: onnx.ModelProto, samples: Sequence[Feed]) -> None:
     if not samples:
         raise CalibrationError("the calibration set is empty", hint="capture samples of this task first")
     constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: value.type.tensor_type for value in model.graph.input if value.name not in constants}
+    inputs = {value.name: value for value in model.graph.input if value.name not in constants}
     for index, sample in enumerate(samples):
         if differing := sorted(set(sample) ^ set(inputs)):
             where = "the graph has no such input" if differing[0] in sample else "the sample lacks it"
             raise CalibrationError(f"calibration sample {index}: {differing[0]!r}: {where}")
-        for name, kind in inputs.items():
-            shape = tuple(dim.dim_value for dim in kind.shape.dim)
-            dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-            array = sample[name]
+        batch = None  # the same for all inputs of a sample, whatever it is
+        for name, value in inputs.items():
+            array, wanted = sample[name], _shape(value)
+            if batch is None and BATCH in wanted and array.ndim == len(wanted):
+                batch = array.shape[0]
+            shape = tuple(batch if size == BATCH else size for size in wanted)
+            dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             if array.shape != shape or array.dtype != dtype:
                 kinds = f"{array.dtype}{list(array.shape)}, not {dtype}{list(shape)}"
                 raise CalibrationError(f"calibration sample {index}: {name!r} is {kinds}")

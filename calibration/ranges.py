@@ -77,13 +77,13 @@ def measure_ranges(
     output_bytes: int = OUTPUT_BYTES,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, ActivationRange]:
-    """Run a static float graph on ``inputs`` and measure what goes into its layers.
+    """Run a float graph, static but perhaps for its batch, on ``inputs`` and measure what goes into its layers.
 
     Those layers are measured that ``calibration.quantize`` quantises: convolutions and linear layers, and of attention
     the query·key product, but not the product behind a softmax. Of a product of two activations the larger is kept.
 
     Args:
-        graph: ONNX file of fixed shapes.
+        graph: ONNX file.
         inputs: one mapping a call, an array for each input of the graph.
         ignored_scopes: layers to leave out, as in ``QuantSettings``.
         output_bytes: activations of one call that are held at once. A graph with more is run several times.
@@ -101,7 +101,8 @@ def measure_ranges(
         raise CalibrationError("there are no inputs to measure activation ranges on")
     proto = graph_io.load_proto(graph)
     layers = _layer_inputs(graph, ignored=set(resolve_scopes(proto, ignored_scopes)))
-    sizes = _sizes(proto, {name for names in layers.values() for name in names})
+    batch = max(len(array) for call in inputs for array in call.values() if array.ndim)
+    sizes = _sizes(proto, {name for names in layers.values() for name in names}, batch)
     chunks = list(_chunks(sizes, output_bytes))
     counters = {name: _Counter() for name in sizes}
     runs = 0
@@ -185,17 +186,23 @@ def _behind_softmax(value: ir.Value) -> bool:
     return source is not None and _behind_softmax(source)
 
 
-def _sizes(proto: onnx.ModelProto, names: Collection[str]) -> dict[str, int]:
-    """Bytes of tensors of a static graph, in graph order; 0 where its shape is not known."""
+def _sizes(proto: onnx.ModelProto, names: Collection[str], batch: int) -> dict[str, int]:
+    """Bytes of tensors, in graph order; 0 where the shape is not known. What is dynamic counts as ``batch``."""
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(proto)
     sizes = dict.fromkeys(sorted(names), 0)
     for value in (*inferred.graph.value_info, *inferred.graph.input):
         if value.name in sizes:
-            dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            sizes[value.name] = 4 * math.prod(dims)
+            dims = value.type.tensor_type.shape.dim
+            sizes[value.name] = 4 * math.prod(dim.dim_value or _times(dim.dim_param) * batch for dim in dims)
     return sizes
+
+
+def _times(dimension: str) -> int:
+    """How many times the batch a dynamic dimension is (``"4*batch"``)."""
+    factor = dimension.rpartition("*")[0]
+    return int(factor) if factor.isdigit() else 1
 
 
 def _chunks(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:

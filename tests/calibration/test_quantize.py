@@ -18,6 +18,7 @@ import targets
 from calibration.nncf_graph import sign_activations, verify
 from calibration.quant_settings import QuantSettings
 from calibration.quantize import quantize_onnx, resolve_scopes
+from calibration.ranges import graph_ranges
 from mtu_compile.core.errors import CalibrationError, ConfigError, ModelError, PassError
 from mtu_compile.graph import io as graph_io
 
@@ -304,9 +305,64 @@ def test_graphs_that_cannot_be_quantised_are_refused(quantised, tmp_path):
     refused(tmp_path / "bad.onnx", "is not an ONNX file")
     refused(quantised.path, "quantised already")
     model = onnx.load(str(quantised.source))
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.save(model, str(tmp_path / "dynamic.onnx"))
-    refused(tmp_path / "dynamic.onnx", "'x' of dynamic.onnx has a dynamic shape")
+    for axis, name in ((0, "samples"), (2, "batch")):  # of the batch, and of nothing else, the size may be open
+        dynamic = onnx.ModelProto()
+        dynamic.CopyFrom(model)
+        dynamic.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+        onnx.save(dynamic, str(tmp_path / "dynamic.onnx"))
+        refused(tmp_path / "dynamic.onnx", "'x' of dynamic.onnx has a dynamic shape")
+
+
+def write_free_batch(path: Path) -> Path:
+    """The graph of ``write_graph`` for any number of samples."""
+    model = onnx.load(str(write_graph(path)))
+    for tensor in model.graph.initializer:
+        if tensor.name in ("tokens", "picture", "as_is"):
+            tensor.CopyFrom(numpy_helper.from_array(np.array([0, *numpy_helper.to_array(tensor)[1:]]), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.mark.parametrize("estimator", ["histogram", "mean-minmax"])
+def test_samples_of_different_batches_give_the_scales_that_single_ones_give(tmp_path, estimator):
+    """The guidance of a task decides how many samples a call has: 2, 3, 3 and 1."""
+    singles = make_samples(18)
+    sizes = iter([2, 3, 3, 1] * 2)
+    rest = [sample["x"] for sample in singles]
+    batches = []
+    while rest:
+        size = next(sizes)
+        batches.append({"x": np.concatenate(rest[:size])})
+        rest = rest[size:]
+    settings = QuantSettings(smooth_quant_alpha=None, range_estimator=estimator)
+    source = write_free_batch(tmp_path / "float.onnx")
+    ranges = []
+    for name, samples in (("batches", batches), ("singles", singles)):
+        out = tmp_path / f"{name}.onnx"
+        assert quantize_onnx(source, samples, out, settings=settings).samples == len(samples)
+        ranges.append(graph_ranges(out))
+    assert ranges[0].keys() == ranges[1].keys() and len(ranges[0]) == 8
+    # A batch's extremes are those of its samples, so their mean is larger: the histogram is indifferent.
+    low, high = (0.97, 1.03) if estimator == "histogram" else (1.0, 1.35)
+    assert all(low <= ranges[0][name] / ranges[1][name] <= high for name in ranges[0]), ranges
+    for count in (1, 2, 5):
+        feed = {"x": np.concatenate([sample["x"] for sample in make_samples(count, seed=7)])}
+        assert decibels(run_ort(source, [feed]), run_ort(tmp_path / "batches.onnx", [feed])) > 17
+
+
+def test_the_inputs_of_one_sample_have_one_batch(tmp_path):
+    source = write_free_batch(tmp_path / "float.onnx")
+    model = onnx.load(str(source))
+    other = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 1, 1, 1])
+    model.graph.input.append(other)
+    model.graph.node.insert(0, helper.make_node("Add", ["x", "z"], ["x+z"], name="add"))
+    model.graph.node[1].input[0] = "x+z"
+    onnx.save(model, str(source))
+    two, three = np.zeros((2, 4, H, H), np.float32), np.zeros((3, 1, 1, 1), np.float32)
+    with pytest.raises(CalibrationError, match=r"'z' is float32\[3, 1, 1, 1\], not float32\[2, 1, 1, 1\]"):
+        quantize_onnx(source, [{"x": two, "z": three}], tmp_path / "out.onnx")
 
 
 def test_weights_outside_the_folder_are_refused(tmp_path):
