@@ -26,7 +26,7 @@ class PassContext:
     Attributes:
         task_id: index of the task the graph is specialised for.
         channels: channels that task reads of ``sample``: those of the noisy latent and of its condition.
-        batch: UNet samples a step.
+        batch: UNet samples a step; ``None``: any number, the dimension called ``batch`` stays free.
         height: rows of the latent.
         width: columns of the latent.
         text_length: tokens of the prompt.

@@ -17,11 +17,12 @@ from mtu_compile.graph.edit import op_counts, users
 from passes.task_tables import read_table
 
 BATCH, TEXT, HEIGHT, WIDTH = 3, 5, 8, 4
-CONTEXT = passes.PassContext(batch=BATCH, height=HEIGHT, width=WIDTH, text_length=TEXT)
+#: The batch stays free.
+CONTEXT = passes.PassContext(height=HEIGHT, width=WIDTH, text_length=TEXT)
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("full-sd2", "full-sdxl")]
 MODELS = ["micro", "sd15", "sd2", "sdxl", *SLOW]
-#: Batches of one task and batches that mix them, in every order of a pair.
-BATCHES = [(0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3), (3, 0, 2), (1, 3, 1)]
+#: Batches of one task and batches that mix them, in every order of a pair, of one sample to three.
+BATCHES = [(0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3), (3, 0, 2), (1, 3, 1), (0, 3), (2,)]
 
 
 def share(source: Path, out: Path) -> tuple[passes.PassResult, ...]:
@@ -45,9 +46,8 @@ def shared(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_each_sample_is_of_its_own_task(
     name: str, exported: Any, shared: Any, random_feeds: Any, run_graph: Any, assert_close: Any
 ) -> None:
-    feeds = random_feeds(exported(name), BATCH, 9)
     for batch in BATCHES:
-        tasks = np.array(batch)
+        feeds, tasks = random_feeds(exported(name), len(batch), 9), np.array(batch)
         expected = run_graph(exported(name), feeds | {"task_ids": tasks})
         assert_close(run_graph(shared(name), feeds | {"task": tasks}), expected)
 
