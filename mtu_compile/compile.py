@@ -81,7 +81,17 @@ def _compile(
 
     graphs = _graphs(model, work, progress, edits)
     with progress.stage("plan"):
-        planned = device_needs(target, options.precision, graphs, options.memory, host, options.workload)
+        planned = device_needs(
+            target,
+            options.precision,
+            model,
+            graphs.dynamic,
+            graphs.parts,
+            routing="static",
+            memory=options.memory,
+            host=host,
+            workload=options.workload,
+        )
         require_device(target, options.precision, graphs, planned)
 
     drawing, quantised = Drawing(options.steps, options.seed, options.fit), options.precision in QUANTISED
@@ -131,10 +141,11 @@ def _compile(
 
 
 def plan(options: PlanOptions, progress: Progress | None = None) -> BuildPlan:
-    """What a build would need of the device's memory; exports and specialises as ``build`` does, and builds nothing.
+    """What a build would need of the device's memory; exports as ``build`` does, and builds nothing.
 
     Raises:
-        ConfigError, ModelError: as ``build``. A model that does not fit is no error here: see ``BuildPlan.require``.
+        ConfigError, ModelError, PassError: as ``build``. A model that does not fit is no error here: see
+            ``BuildPlan.require``.
     """
     progress = progress or Progress()
     load.check_model(options)
@@ -145,10 +156,20 @@ def plan(options: PlanOptions, progress: Progress | None = None) -> BuildPlan:
             model = load.load_model(options)
             host = host_needs(model, options.build_memory)
             host.require_export()
-        graphs = _graphs(model, work, progress)
-        del model
+        with progress.stage("export"):
+            dynamic, parts = export.export_unet(model, work), export.export_parts(model, work)
         with progress.stage("plan"):
-            return device_needs(target, options.precision, graphs, options.memory, host, Workload())
+            return device_needs(
+                target,
+                options.precision,
+                model,
+                dynamic,
+                parts,
+                routing="auto",
+                memory=options.memory,
+                host=host,
+                workload=Workload(),
+            )
 
 
 def _graphs(model: Model, work: Path, progress: Progress, edits: Sequence[passes.UserPass] = ()) -> Graphs:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
+from mtu_compile.core.routing import Routing as Routing
 from mtu_compile.core.schema import Range, Rule
 
 
@@ -29,8 +30,6 @@ Bytes = Annotated[int, Range(0, 2**53)]
 Count = Annotated[int, Range(0, 2**31 - 1)]
 Positive = Annotated[int, Range(1, 2**31 - 1)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
-#: Whether the routing was computed for each task by itself, or is looked up in tables that serve all.
-Routing = Literal["static", "shared"]
 #: Denoising steps; what ``--steps`` takes.
 Steps = Annotated[int, Range(1, 1000)]
 #: Of a picture, in pixels; so large that no device of today makes one.

@@ -8,17 +8,18 @@ from typing import Literal
 
 from mtu_compile.bundle.kinds import Bytes, Count, Name, Seconds, Text
 from mtu_compile.core.precision import Precision
+from mtu_compile.core.routing import Routing
 
 
 @dataclass(frozen=True)
 class NetworkPlanRecord:
-    """``mtu_compile.planner.NetworkPlan``: memory of one engine, estimated."""
+    """``mtu_compile.planner.NetworkPlan``: memory of one engine, estimated; ``"shared"`` is one for all tasks."""
 
     name: Text
     precision: Precision
     weights_bytes: Bytes
     activation_bytes: Bytes
-    kind: Literal["task", "part"] | None = None
+    kind: Literal["task", "part", "shared"] | None = None
     attention_scores_bytes: Bytes | None = None
     unknown_shapes: Count | None = None
 
@@ -30,6 +31,14 @@ class SuggestionRecord:
     options: Text
     needs_bytes: Bytes
     fits: bool
+
+
+@dataclass(frozen=True)
+class RecommendationRecord:
+    """``mtu_compile.planner.Recommendation``: the form of routing that suits the device, and why."""
+
+    routing: Routing
+    reason: Text
 
 
 @dataclass(frozen=True)
@@ -55,12 +64,16 @@ class PlanRecord:
 
     Attributes:
         method: how it was estimated, in words.
-        networks: every engine, tasks first.
-        tasks: by task, what it needs with the parts and the workspace.
-        together_bytes: all of them resident.
+        networks: the engines of a bundle with one for each task, tasks first.
+        tasks: by task, what its engine needs with the parts and the workspace, as planned.
+        together_bytes: all that is planned, resident.
         available_bytes: the device's memory without what is reserved; ``None`` if unknown.
         fits: whether all are resident at once; ``None`` if unknown.
         build: what the build itself needs.
+        shared: one engine for all tasks, in the place of theirs; ``None`` where the UNet has no task input.
+        static_bytes, shared_bytes: all resident, with an engine for each task and with one for all.
+        routing: the form that was planned; ``None`` in manifests of version 1, which knew one form only.
+        recommendation: the form that suits the device.
     """
 
     method: Text
@@ -74,7 +87,11 @@ class PlanRecord:
     workspace_bytes: Bytes | None = None
     reserved_bytes: Bytes | None = None
     device_bytes: Bytes | None = None
-    one_engine_bytes: Bytes | None = None
+    shared: NetworkPlanRecord | None = None
+    static_bytes: Bytes | None = None
+    shared_bytes: Bytes | None = None
+    routing: Routing | None = None
+    recommendation: RecommendationRecord | None = None
     least_bytes: Bytes | None = None
     build: HostRecord | None = None
     suggestions: tuple[SuggestionRecord, ...] = ()

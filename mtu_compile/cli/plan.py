@@ -30,8 +30,9 @@ def command(
 ) -> None:
     """Estimate the memory MODEL needs on a device, before anything is built.
 
-    The model is exported and specialised as `build` does it, into a temporary folder. Ends with exit code 1 where it
-    does not fit, and says what would.
+    Both forms of routing are estimated: an engine for each task, and one for all; and one is recommended. The model is
+    exported as `build` does it, into a temporary folder. Ends with exit code 1 where it does not fit, and says what
+    would.
     """
     from mtu_compile.compile import PlanOptions, plan
     from mtu_compile.planner import COLUMNS, METHOD
@@ -61,6 +62,7 @@ def command(
         if planned.workspace_bytes:
             known.append(f"workspace {readable(planned.workspace_bytes)}")
         table(f"{folder} on {target} ({', '.join(known)})", COLUMNS, planned.rows(), quiet=quiet)
+        click.echo(planned.routing_in_words())
         if not quiet:
             click.echo(METHOD, err=True)
             if planned.host is not None:

@@ -1,8 +1,8 @@
-"""Whether a model will fit a device, before anything is built.
+"""Whether a model will fit a device, and in which form of routing, before anything is built.
 
 Weights, activations and workspace of every network a bundle carries are estimated from the float graphs (see
-``targets.costs.estimate``) and held against the device's memory: for each task beside the text encoder and the
-autoencoder, and for all tasks together, because the runtime keeps every engine it has opened.
+``targets.costs.estimate``) and held against the device's memory, for both forms: an engine for each task, which the
+runtime keeps once it has opened it, and one engine for all of them.
 """
 
 from __future__ import annotations
@@ -10,21 +10,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from mtu_compile.core.routing import RoutingChoice
 from mtu_compile.planner.graphs import Survey
 from mtu_compile.planner.host import HostPlan
-from mtu_compile.planner.plan import COLUMNS, METHOD, BuildPlan, NetworkPlan, Suggestion
+from mtu_compile.planner.plan import ALL_TASKS, COLUMNS, METHOD, BuildPlan, NetworkPlan, Suggestion
+from mtu_compile.planner.routing import Recommendation, recommend
+from mtu_compile.planner.unet import Unet
 from targets.base import Precision, Target
 
-__all__ = ["COLUMNS", "METHOD", "BuildPlan", "HostPlan", "NetworkPlan", "Suggestion", "survey"]
+__all__ = [
+    "ALL_TASKS",
+    "COLUMNS",
+    "METHOD",
+    "BuildPlan",
+    "HostPlan",
+    "NetworkPlan",
+    "Recommendation",
+    "Suggestion",
+    "Unet",
+    "recommend",
+    "survey",
+]
 
 
 def survey(
     target: Target,
     precision: Precision,
-    graphs: Mapping[str, Path],
+    unet: Unet,
     parts: Mapping[str, Path],
     *,
-    dynamic: Path | None = None,
+    routing: RoutingChoice = "auto",
     memory: int | None = None,
 ) -> BuildPlan:
     """Estimate the memory a bundle needs on ``target``; needs no toolchain and reads no weights.
@@ -32,16 +47,16 @@ def survey(
     Args:
         target: the device.
         precision: what the UNets will be built in.
-        graphs: by task, its static float graph.
+        unet: the exported UNet and its tasks; nothing of it need be specialised before.
         parts: the other networks (text encoder, autoencoder), float.
-        dynamic: the UNet with the task as an input. Without it nothing is said about other sizes, or one engine for
-            all tasks.
+        routing: the form to plan; ``"auto"`` is the one that is recommended.
         memory: bytes the device has, or the machine whose memory it shares; asked of the target if not given.
 
     Raises:
-        ConfigError: a precision the target does not know.
+        ConfigError: a precision the target does not know, or one engine for all tasks of a UNet that has no task input.
         ModelError: a file that is no ONNX graph.
+        PassError: routing that cannot be specialised; names the node.
         ToolchainMissing: the target needs its toolchain to choose the precision of the parts, and it is not here.
     """
     target.spec.check_precision(precision)
-    return Survey(target, precision, graphs, parts, dynamic, memory).plan()
+    return Survey(target, precision, unet, parts, routing, memory).plan()

@@ -1,18 +1,21 @@
-"""Measure the graphs of one build at whatever precision and size is asked about."""
+"""Measure the graphs of one build in whatever form, precision and size is asked about."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import passes
-from mtu_compile.core.errors import ModelError, ToolchainMissing
+from mtu_compile.core.errors import ConfigError, ToolchainMissing
 from mtu_compile.core.precision import WEIGHTS_ONLY
+from mtu_compile.core.routing import Routing, RoutingChoice
 from mtu_compile.graph import io as graph_io
-from mtu_compile.planner.plan import BuildPlan, NetworkPlan, Suggestion
+from mtu_compile.planner.plan import ALL_TASKS, BuildPlan, NetworkPlan, Suggestion
+from mtu_compile.planner.routing import Recommendation, recommend
+from mtu_compile.planner.unet import Unet
 from targets.base import Precision, Target
 from targets.costs.estimate import Footprint, footprint
 
@@ -29,6 +32,23 @@ _EIGHTHS = (7, 6, 5, 4, 3, 2, 1)
 _LATENT_STEP = 8
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What a bundle is built with, as far as its memory depends on it.
+
+    Attributes:
+        precision: of the UNets.
+        tasks: that it has.
+        routing: as asked for.
+        latent: rows and columns, where they are not those asked for.
+    """
+
+    precision: Precision
+    tasks: tuple[str, ...]
+    routing: RoutingChoice
+    latent: tuple[int, int] | None = None
+
+
 class Survey:
     """Graphs of one build, read once; the arguments are those of ``mtu_compile.planner.survey``."""
 
@@ -36,49 +56,62 @@ class Survey:
         self,
         target: Target,
         precision: Precision,
-        graphs: Mapping[str, Path],
+        unet: Unet,
         parts: Mapping[str, Path],
-        dynamic: Path | None,
+        routing: RoutingChoice,
         memory: int | None = None,
     ) -> None:
+        if routing == "shared" and not unet.routed:
+            raise ConfigError(
+                "this UNet has no task input: there is nothing that tasks could share",
+                hint="leave --routing out, or say --routing static",
+            )
         self._target = target
-        self._precision: Precision = precision
         self._rest = target.spec.rest
-        scratch = target.spec.scratch
-        self._tasks = {name: _Network(graph, self._rest, scratch) for name, graph in graphs.items()}
-        self._parts = {name: _Network(graph, self._rest, scratch) for name, graph in parts.items()}
-        self._dynamic = None if dynamic is None else _Dynamic(dynamic, self._rest, scratch)
-        self._memory = memory
+        self._unet = unet
+        self._asked = _Options(precision, unet.tasks, routing)
+        self._measured: dict[tuple[str, Precision], Footprint] = {}
+        self._parts = {name: _part(graph) for name, graph in parts.items()}
+        self._scales: dict[tuple[int, int], int] = {}
         self._workspace = int(getattr(target.spec, "workspace_bytes", 0) or 0)
+        reserved, self._device_bytes = self._device(memory)
+        self._reserved = reserved
+        least = target.spec.least_memory_bytes if self._device_bytes is None else None
+        self._least = None if least is None else int(least * (target.spec.shared or 1))
 
     def plan(self) -> BuildPlan:
         """The plan, with suggestions where it does not fit."""
-        companion = self._companion(self._precision)
-        held = self._held(self._precision)
-        tasks = [NetworkPlan(n, True, self._precision, one.at(held)) for n, one in self._tasks.items()]
-        parts = [NetworkPlan(n, False, companion, one.at(companion)) for n, one in self._parts.items()]
+        asked = self._asked
+        companion, held = self._companion(asked.precision), self._held(asked.precision)
+        tasks = [NetworkPlan(n, "task", asked.precision, self._static(n, held)) for n in asked.tasks]
+        parts = [NetworkPlan(n, "part", companion, self._part(n, companion)) for n in self._parts]
+        one = None
+        if self._unet.routed:
+            one = NetworkPlan(ALL_TASKS, "shared", asked.precision, self._shared(asked.tasks, held))
+        recommended = self._recommend(asked)
         plan = BuildPlan(
             self._target.spec.name,
-            self._precision,
+            asked.precision,
             (*tasks, *parts),
             self._workspace,
-            *self._device(),
-            self._one_engine(),
+            self._reserved,
+            self._device_bytes,
+            one,
+            recommended.routing if asked.routing == "auto" else asked.routing,
+            recommended,
+            least_bytes=self._least,
         )
-        if plan.device_bytes is None and (least := self._target.spec.least_memory_bytes) is not None:
-            plan = replace(plan, least_bytes=int(least * (self._target.spec.shared or 1)))
         if plan.available_bytes is None or plan.fits:
             return plan
-        suggestions = tuple(self._suggest(plan.available_bytes))
-        return replace(plan, suggestions=suggestions)
+        return replace(plan, suggestions=tuple(self._suggest(plan.available_bytes)))
 
-    def _device(self) -> tuple[int, int | None]:
+    def _device(self, memory: int | None) -> tuple[int, int | None]:
         """What is reserved of the device's memory, and that memory, which may have been given."""
         spec = self._target.spec
-        if self._memory is None:
+        if memory is None:
             return spec.reserved_bytes, self._target.memory()
-        others = 0 if spec.shared is None else int(self._memory * (1 - spec.shared))
-        return spec.reserved_bytes + others, self._memory
+        others = 0 if spec.shared is None else int(memory * (1 - spec.shared))
+        return spec.reserved_bytes + others, memory
 
     def _held(self, precision: Precision) -> Precision:
         """What a network in ``precision`` lies in memory as."""
@@ -94,188 +127,160 @@ class Survey:
                 f"target {spec.name!r} needs {available.toolchain} to be planned: {error}", hint=available.install_hint
             ) from error
 
-    def _needs(self, precision: Precision, tasks: Sequence[str], latent: tuple[int, int] | None = None) -> int:
-        """Bytes of a bundle of ``tasks`` in ``precision``, with pictures of another size if ``latent`` is given."""
-        companion, total = self._companion(precision), self._workspace
-        whole = self._latent
-        area = 1.0 if latent is None else latent[0] * latent[1] / (whole[0] * whole[1])
-        for name in tasks:
-            network = self._tasks[name]
-            memory = network.at(self._held(precision))
-            factor = 1.0 if latent is None or self._dynamic is None else self._dynamic.scale(whole, latent)
-            total += memory.weights_bytes + int(memory.activation_bytes * factor)
-        for name, network in self._parts.items():
-            memory = network.at(companion)
+    def _static(self, task: str, precision: Precision) -> Footprint:
+        """The engine of one task."""
+        return self._footprint(task, self._unet.static(task), precision)
+
+    def _shared(self, tasks: Sequence[str], precision: Precision) -> Footprint:
+        """One engine for ``tasks``, at the largest batch it runs."""
+        only = getattr(self._target.spec, "shared_batch", None)
+        batch = self._unet.batch(tasks) if only is None else int(only)
+        return self._footprint(f"batch {batch}", self._unet.shared(batch), precision)
+
+    def _part(self, name: str, precision: Precision) -> Footprint:
+        return self._footprint(f"part {name}", self._parts[name], precision)
+
+    def _footprint(self, name: str, graph: ir.Model, precision: Precision) -> Footprint:
+        if (name, precision) not in self._measured:
+            found = footprint(graph, precision=precision, rest=self._rest)
+            activations = int(found.activation_bytes * self._target.spec.scratch)
+            self._measured[name, precision] = replace(found, activation_bytes=activations)
+        return self._measured[name, precision]
+
+    def _unets(self, options: _Options, routing: Routing) -> int:
+        """Bytes of the UNets of a bundle in one form of routing."""
+        held = self._held(options.precision)
+        if routing == "shared":
+            found = [self._shared(options.tasks, held)]
+        else:
+            found = [self._static(name, held) for name in options.tasks]
+        scale = 1.0 if options.latent is None else self._scale(options.latent)
+        return sum(one.weights_bytes + int(one.activation_bytes * scale) for one in found)
+
+    def _others(self, options: _Options) -> int:
+        """Bytes of what a bundle needs beside its UNets."""
+        companion, whole = self._companion(options.precision), self._unet.latent
+        area = 1.0 if options.latent is None else options.latent[0] * options.latent[1] / (whole[0] * whole[1])
+        total = self._workspace
+        for name in self._parts:
+            memory = self._part(name, companion)
             total += memory.weights_bytes + int(memory.activation_bytes * (area if name.startswith("vae") else 1.0))
         return total
 
-    def _one_engine(self) -> int | None:
-        if self._dynamic is None:
-            return None
-        batch = max(one.batch for one in self._tasks.values())
-        shared = self._dynamic.at(self._held(self._precision), batch, self._latent)
-        return self._needs(self._precision, ()) + shared.total_bytes
+    def _recommend(self, options: _Options) -> Recommendation:
+        there = self._least if self._device_bytes is None else max(0, self._device_bytes - self._reserved)
+        return recommend(
+            len(options.tasks),
+            self._unets(options, "static"),
+            self._unets(options, "shared") if self._unet.routed else None,
+            None if there is None else max(0, there - self._others(options)),
+            self._target.spec.name,
+            least=self._device_bytes is None,
+        )
+
+    def _needs(self, options: _Options) -> int:
+        """Bytes of a bundle built with ``options``, everything resident."""
+        routing = self._recommend(options).routing if options.routing == "auto" else options.routing
+        return self._others(options) + self._unets(options, routing)
+
+    def _scale(self, latent: tuple[int, int]) -> float:
+        """Activations of a UNet at ``latent`` as a share of those asked for; the same for every batch and precision."""
+        for one in (self._unet.latent, latent):
+            if one not in self._scales:
+                self._scales[one] = footprint(self._unet.resized(one), precision="fp32").activation_bytes
+        whole = self._scales[self._unet.latent]
+        return self._scales[latent] / whole if whole else 1.0
 
     def _suggest(self, available: int) -> Iterator[Suggestion]:
         """What fits by changing one thing; where nothing does, by changing all; the closest if that fails too."""
-        everything = tuple(self._tasks)
-        found = [
-            self._suggestion(f"--{precision}", available, precision, everything)
-            for precision in self._smaller_precisions()
-        ]
-        if (fewer := self._fewer(self._precision, available)) and fewer != everything:
-            found.append(self._suggestion(_task_options(fewer), available, self._precision, fewer))
-        found.extend(self._smaller_size("", available, self._precision, everything))
+        asked, sharing = self._asked, self._sharing()
+        found = [self._suggestion(replace(asked, precision=p), available) for p in self._smaller_precisions()]
+        if sharing != asked:
+            found.append(self._suggestion(sharing, available))
+        if (fewer := self._fewer(asked, available)) not in ((), asked.tasks):
+            found.append(self._suggestion(replace(asked, tasks=fewer), available))
+        found.extend(self._smaller_size(asked, available))
         if not any(one.fits for one in found):
-            smallest: Precision = min(
-                (self._precision, *self._smaller_precisions()), key=lambda p: self._needs(p, everything)
-            )
-            prefix = "" if smallest == self._precision else f"--{smallest} "
-            least = min(everything, key=lambda task: self._needs(smallest, (task,)))
-            chosen = self._fewer(smallest, available) or (least,)
-            options = f"{prefix}{_task_options(chosen) if chosen != everything else ''}".strip()
-            if options:
-                found.append(self._suggestion(options, available, smallest, chosen))
-            found.extend(self._smaller_size(f"{options} ".lstrip(), available, smallest, chosen))
+            alternatives = [replace(sharing, precision=p) for p in (asked.precision, *self._smaller_precisions())]
+            smallest = min(alternatives, key=self._needs)
+            least = min(asked.tasks, key=lambda task: self._needs(replace(smallest, tasks=(task,))))
+            smallest = replace(smallest, tasks=self._fewer(smallest, available) or (least,))
+            if len(smallest.tasks) == 1:
+                smallest = replace(smallest, routing=asked.routing)
+            if smallest != asked:
+                found.append(self._suggestion(smallest, available))
+            found.extend(self._smaller_size(smallest, available))
         yield from found
 
-    def _suggestion(
-        self,
-        options: str,
-        available: int,
-        precision: Precision,
-        tasks: Sequence[str],
-        latent: tuple[int, int] | None = None,
-    ) -> Suggestion:
-        needs = self._needs(precision, tasks, latent)
-        return Suggestion(options, needs, needs <= available)
+    def _sharing(self) -> _Options:
+        """What was asked for with one engine for all tasks, if that takes less."""
+        sharing = replace(self._asked, routing="shared")
+        possible = self._asked.routing == "static" and self._unet.routed and len(self._asked.tasks) > 1
+        return sharing if possible and self._needs(sharing) < self._needs(self._asked) else self._asked
+
+    def _suggestion(self, options: _Options, available: int) -> Suggestion:
+        needs = self._needs(options)
+        return Suggestion(self._typed(options), needs, needs <= available)
+
+    def _typed(self, options: _Options) -> str:
+        """What is typed after ``build`` to change what was asked for into ``options``."""
+        words = []
+        if options.precision != self._asked.precision:
+            words.append(f"--{options.precision}")
+        if options.routing != self._asked.routing:
+            words.append(f"--routing {options.routing}")
+        if options.tasks != self._asked.tasks:
+            words.extend(f"--task {task}" for task in options.tasks)
+        if options.latent is not None:
+            height, width = (side * self._pixels for side in options.latent)
+            words.append(f"--size {width}x{height}")
+        return " ".join(words)
 
     def _smaller_precisions(self) -> list[Precision]:
-        everything = tuple(self._tasks)
-        now = self._needs(self._precision, everything)
-        return [p for p in self._target.spec.precisions if self._needs(p, everything) < now]
+        now = self._needs(self._asked)
+        return [p for p in self._target.spec.precisions if self._needs(replace(self._asked, precision=p)) < now]
 
-    def _fewer(self, precision: Precision, available: int) -> tuple[str, ...]:
+    def _fewer(self, options: _Options, available: int) -> tuple[str, ...]:
         """As many tasks as fit together, smallest first, in the model's own order; none if not even one fits."""
         chosen: list[str] = []
-        for task in sorted(self._tasks, key=lambda task: self._needs(precision, (task,))):
-            if self._needs(precision, (*chosen, task)) <= available:
+        for task in sorted(options.tasks, key=lambda task: self._needs(replace(options, tasks=(task,)))):
+            if self._needs(replace(options, tasks=(*chosen, task))) <= available:
                 chosen.append(task)
-        return tuple(task for task in self._tasks if task in chosen)
+        return tuple(task for task in options.tasks if task in chosen)
 
-    def _smaller_size(
-        self, prefix: str, available: int, precision: Precision, tasks: Sequence[str]
-    ) -> Iterator[Suggestion]:
+    def _smaller_size(self, options: _Options, available: int) -> Iterator[Suggestion]:
         """The largest smaller size that fits, else the smallest there is."""
         last = None
         for latent in self._smaller_latents():
-            height, width = (side * self._pixels for side in latent)
-            last = self._suggestion(f"{prefix}--size {width}x{height}", available, precision, tasks, latent)
+            last = self._suggestion(replace(options, latent=latent), available)
             if last.fits:
                 break
         if last is not None:
             yield last
 
     def _smaller_latents(self) -> Iterator[tuple[int, int]]:
-        if self._dynamic is None or self._pixels == 0:
+        if self._pixels == 0:
             return
-        height, width = self._latent
+        height, width = self._unet.latent
         for eighths in _EIGHTHS:
             smaller = height * eighths // 8, width * eighths // 8
             if all(side >= _LATENT_STEP and side % _LATENT_STEP == 0 for side in smaller):
                 yield smaller
 
-    @property
-    def _latent(self) -> tuple[int, int]:
-        """Rows and columns of the latent."""
-        return next(iter(self._tasks.values())).latent
-
     @cached_property
     def _pixels(self) -> int:
         """Pixels of a picture along one row of the latent; 0 without a decoder."""
         decoder = self._parts.get("vae_decoder")
-        return 0 if decoder is None else decoder.output_height // self._latent[0]
+        shape = None if decoder is None else decoder.graph.outputs[0].shape
+        return 0 if shape is None else shape.numpy()[2] // self._unet.latent[0]
 
 
-class _Network:
-    """One static graph; its shapes are kept, its weights are not."""
-
-    def __init__(self, path: Path, rest: Precision, scratch: float) -> None:
-        self.path = path
-        self._rest: Precision = rest
-        self._scratch = scratch
-        self._measured: dict[Precision, Footprint] = {}
-
-    @cached_property
-    def _model(self) -> ir.Model:
-        model = graph_io.load(self.path)
-        if any(value.shape is None or not value.shape.is_static() for value in model.graph.inputs):
-            _freeze(model, passes.PassContext(batch=_PROMPTS))
-        return model
-
-    def at(self, precision: Precision) -> Footprint:
-        """Memory of the graph built in ``precision``."""
-        if precision not in self._measured:
-            found = footprint(self._model, precision=precision, rest=self._rest)
-            self._measured[precision] = _with_scratch(found, self._scratch)
-        return self._measured[precision]
-
-    @cached_property
-    def latent(self) -> tuple[int, int]:
-        """Rows and columns of a UNet's ``sample``."""
-        shape = self._sample()
-        return shape[2], shape[3]
-
-    @property
-    def batch(self) -> int:
-        """Samples of a UNet step."""
-        return self._sample()[0]
-
-    @property
-    def output_height(self) -> int:
-        """Rows of the (first) output."""
-        shape = self._model.graph.outputs[0].shape
-        return 0 if shape is None else shape.numpy()[2]
-
-    def _sample(self) -> tuple[int, ...]:
-        for value in self._model.graph.inputs:
-            if value.name == "sample" and value.shape is not None:
-                return value.shape.numpy()
-        raise ModelError(f"{self.path} has no input 'sample': it is no UNet", hint="export the model again")
-
-
-class _Dynamic:
-    """The UNet with free sizes and the task as an input, frozen at one size after the other."""
-
-    def __init__(self, path: Path, rest: Precision, scratch: float) -> None:
-        self._path = path
-        self._rest: Precision = rest
-        self._scratch = scratch
-        self._activations: dict[tuple[int, int], int] = {}
-
-    def at(self, precision: Precision, batch: int, latent: tuple[int, int]) -> Footprint:
-        """Memory of one engine for all tasks."""
-        model = graph_io.load(self._path)
-        _freeze(model, passes.PassContext(batch=batch, height=latent[0], width=latent[1]))
-        return _with_scratch(footprint(model, precision=precision, rest=self._rest), self._scratch)
-
-    def scale(self, whole: tuple[int, int], latent: tuple[int, int]) -> float:
-        """Activations at ``latent`` as a share of those at ``whole``; the same for every batch and precision."""
-        for one in (whole, latent):
-            if one not in self._activations:
-                self._activations[one] = self.at("fp32", 1, one).activation_bytes
-        return self._activations[latent] / self._activations[whole] if self._activations[whole] else 1.0
-
-
-def _with_scratch(found: Footprint, scratch: float) -> Footprint:
-    return replace(found, activation_bytes=int(found.activation_bytes * scratch))
-
-
-def _freeze(model: ir.Model, context: passes.PassContext) -> None:
-    for one in passes.builtin().pipeline(("mtu::freeze-shapes",)):
-        one.requires(model, context)
-        one.run(model, context)
-
-
-def _task_options(tasks: Sequence[str]) -> str:
-    return " ".join(f"--task {task}" for task in tasks)
+def _part(path: Path) -> ir.Model:
+    """A part of the pipeline as it is run; its shapes are kept, its weights are not."""
+    model = graph_io.load(path)
+    if any(value.shape is None or not value.shape.is_static() for value in model.graph.inputs):
+        context = passes.PassContext(batch=_PROMPTS)
+        for one in passes.builtin().pipeline(("mtu::freeze-shapes",)):
+            one.requires(model, context)
+            one.run(model, context)
+    return model

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import BuildError, ConfigError
+from mtu_compile.core.routing import Routing
 from mtu_compile.planner.host import HostPlan
+from mtu_compile.planner.routing import Recommendation
 from targets.base import Precision
 from targets.costs.estimate import Footprint
 
@@ -17,27 +19,30 @@ METHOD = (
     "scratch space and code"
 )
 
+#: Name of the engine that serves every task.
+ALL_TASKS = "all tasks"
+
 
 @dataclass(frozen=True)
 class NetworkPlan:
     """One engine of the bundle.
 
     Attributes:
-        name: the task, or the part of the pipeline.
-        is_task: whether it is a task's UNet.
+        name: the task, the part of the pipeline, or ``ALL_TASKS``.
+        kind: a task's own UNet, a part of the pipeline, or the UNet of all tasks.
         precision: what it will be built in.
         memory: what it takes.
     """
 
     name: str
-    is_task: bool
+    kind: Literal["task", "part", "shared"]
     precision: Precision
     memory: Footprint
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "kind": "task" if self.is_task else "part",
+            "kind": self.kind,
             "precision": self.precision,
             "weights_bytes": self.memory.weights_bytes,
             "activation_bytes": self.memory.activation_bytes,
@@ -71,13 +76,14 @@ class BuildPlan:
     Attributes:
         target: name of the target.
         precision: what the UNets will be built in.
-        networks: every engine, tasks first.
+        networks: the engines of a bundle with one for each task, tasks first.
         workspace_bytes: scratch space the target's builder and engines may take, once for all of them: one runs at a
             time.
         reserved_bytes: what the system and the driver keep of the device's memory.
         device_bytes: memory of the device, or ``None`` if that is unknown until it is at hand.
-        one_engine_bytes: what parts and workspace would need beside a single engine that holds all tasks, or ``None``
-            if no dynamic graph was given. Nothing builds that engine; it says what sharing weights would be worth.
+        shared: one engine for all tasks in the place of theirs; ``None`` where the UNet has no task input.
+        routing: the form that is planned: what ``fits`` and ``require`` are about.
+        recommendation: the form that suits the device, and why.
         suggestions: what would make it fit, or if nothing does, what comes closest; empty where it fits.
         least_bytes: what the device has at least, where it shares the memory of a machine that is not known.
         host: what the build itself needs of the machine it runs on; ``None`` if nobody asked.
@@ -89,7 +95,9 @@ class BuildPlan:
     workspace_bytes: int
     reserved_bytes: int
     device_bytes: int | None
-    one_engine_bytes: int | None = None
+    shared: NetworkPlan | None = None
+    routing: Routing = "static"
+    recommendation: Recommendation | None = None
     suggestions: tuple[Suggestion, ...] = ()
     least_bytes: int | None = None
     host: HostPlan | None = None
@@ -99,20 +107,41 @@ class BuildPlan:
         """The device's memory without what is reserved; ``None`` if unknown."""
         return None if self.device_bytes is None else max(0, self.device_bytes - self.reserved_bytes)
 
+    def engines(self, routing: Routing) -> tuple[NetworkPlan, ...]:
+        """Every engine of a bundle in one form of routing, UNets first."""
+        if routing == "static" or self.shared is None:
+            return self.networks
+        return (self.shared, *(one for one in self.networks if one.kind == "part"))
+
+    @property
+    def static_bytes(self) -> int:
+        """An engine for each task, the parts and the workspace, all resident."""
+        return self._resident("static")
+
+    @property
+    def shared_bytes(self) -> int | None:
+        """One engine for all tasks, the parts and the workspace; ``None`` where there is no such engine."""
+        return None if self.shared is None else self._resident("shared")
+
     @property
     def together_bytes(self) -> int:
-        """All tasks and parts resident, and the workspace."""
-        return sum(one.memory.total_bytes for one in self.networks) + self.workspace_bytes
+        """What is planned, all of it resident."""
+        return self._resident(self.routing)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks."""
-        return tuple(one.name for one in self.networks if one.is_task)
+        return tuple(one.name for one in self.networks if one.kind == "task")
 
     def alone_bytes(self, task: str) -> int:
-        """``task`` resident with the parts, and the workspace."""
-        others = sum(one.memory.total_bytes for one in self.networks if one.is_task and one.name != task)
-        return self.together_bytes - others
+        """The engine of ``task`` alone with the parts and the workspace, as it is planned."""
+        if self.routing == "shared":
+            return self.together_bytes
+        others = sum(one.memory.total_bytes for one in self.networks if one.kind == "task" and one.name != task)
+        return self.static_bytes - others
+
+    def _resident(self, routing: Routing) -> int:
+        return sum(one.memory.total_bytes for one in self.engines(routing)) + self.workspace_bytes
 
     @property
     def fits(self) -> bool | None:
@@ -141,7 +170,10 @@ class BuildPlan:
         if available is None or self.fits:
             return
         task = max(self.tasks, key=self.alone_bytes)
-        if self.alone_bytes(task) > available or len(self.tasks) == 1:
+        if self.routing == "shared":
+            who = f"one engine for all tasks ({', '.join(self.tasks)}) in {self.precision} needs"
+            needs, parted = self.together_bytes, self._parted(None)
+        elif self.alone_bytes(task) > available or len(self.tasks) == 1:
             who, needs, parted = f"task {task!r} in {self.precision} needs", self.alone_bytes(task), self._parted(task)
         else:
             who = f"the {len(self.tasks)} tasks ({', '.join(self.tasks)}) in {self.precision} together need"
@@ -161,39 +193,42 @@ class BuildPlan:
         if not fitting:
             closest = min(self.suggestions, key=lambda one: one.needs_bytes)
             text = f"no option of build makes it fit; the closest is {closest}"
-        if self.one_engine_bytes is not None and len(self.tasks) > 1:
-            text += f". One engine for all tasks would take {readable(self.one_engine_bytes)}; build makes one for each"
         return text
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
-        """The plan as a table, see ``COLUMNS``."""
-        lines = [
-            (
-                one.name,
-                one.precision,
-                readable(one.memory.weights_bytes),
-                readable(one.memory.activation_bytes),
-                readable(self.alone_bytes(one.name) if one.is_task else one.memory.total_bytes),
-                self._verdict(self.alone_bytes(one.name)) if one.is_task else "",
-            )
-            for one in self.networks
-        ]
-        weights = sum(one.memory.weights_bytes for one in self.networks)
-        activations = sum(one.memory.activation_bytes for one in self.networks)
-        verdict = self._verdict(self.together_bytes)
-        lines.append(
-            (
-                "together",
-                self.precision,
-                readable(weights),
-                readable(activations),
-                readable(self.together_bytes),
-                verdict,
-            )
-        )
-        if self.one_engine_bytes is not None and len(self.tasks) > 1:
-            lines.append(("(one engine for all)", self.precision, "", "", readable(self.one_engine_bytes), "not built"))
+        """The plan as a table, see ``COLUMNS``: every engine, and all there is in memory in both forms of routing."""
+        parts = [one for one in self.networks if one.kind == "part"]
+        beside = sum(one.memory.total_bytes for one in parts) + self.workspace_bytes
+        unets = [one for one in self.networks if one.kind == "task"]
+        if self.shared is not None and len(unets) > 1:
+            unets.append(self.shared)
+        lines = [self._row(one.name, (one,), one.memory.total_bytes + beside) for one in unets]
+        lines += [(*self._row(one.name, (one,), one.memory.total_bytes)[:-1], "") for one in parts]
+        if len(self.tasks) == 1:
+            return (*lines, self._row("together", self.engines(self.routing), self.together_bytes))
+        lines.append(self._row(_STATIC, self.engines("static"), self.static_bytes))
+        if self.shared_bytes is not None:
+            lines.append(self._row(_SHARED, self.engines("shared"), self.shared_bytes))
         return tuple(lines)
+
+    def _row(self, name: str, engines: tuple[NetworkPlan, ...], needs: int) -> tuple[str, ...]:
+        return (
+            name,
+            engines[0].precision,
+            readable(sum(one.memory.weights_bytes for one in engines)),
+            readable(sum(one.memory.activation_bytes for one in engines)),
+            readable(needs),
+            self._verdict(needs),
+        )
+
+    def routing_in_words(self) -> str:
+        """Which form is planned, which is recommended, and why; one line."""
+        if self.recommendation is None:
+            return f"--routing {self.routing}"
+        if self.routing == self.recommendation.routing:
+            return f"--routing {self.routing}: {self.recommendation.reason}"
+        asked = f"--routing {self.routing}, as asked for"
+        return f"{asked}; recommended is {self.recommendation.routing}: {self.recommendation.reason}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -208,7 +243,11 @@ class BuildPlan:
             "least_bytes": self.least_bytes,
             "tasks": {task: self.alone_bytes(task) for task in self.tasks},
             "together_bytes": self.together_bytes,
-            "one_engine_bytes": self.one_engine_bytes,
+            "shared": None if self.shared is None else self.shared.to_json(),
+            "static_bytes": self.static_bytes,
+            "shared_bytes": self.shared_bytes,
+            "routing": self.routing,
+            "recommendation": None if self.recommendation is None else asdict(self.recommendation),
             "fits": self.fits,
             "build": None if self.host is None else self.host.to_json(),
             "suggestions": [
@@ -225,11 +264,15 @@ class BuildPlan:
         return f"fits, {readable(left)} left" if left >= 0 else f"{readable(-left)} too much"
 
     def _parted(self, task: str | None) -> str:
-        chosen = [one.memory for one in self.networks if task in (None, one.name) or not one.is_task]
+        engines = self.engines(self.routing)
+        chosen = [one.memory for one in engines if task in (None, one.name) or one.kind == "part"]
         weights, activations = sum(m.weights_bytes for m in chosen), sum(m.activation_bytes for m in chosen)
         parts = [f"weights {readable(weights)}", f"activations {readable(activations)}"]
         return ", ".join([*parts, *([f"workspace {readable(self.workspace_bytes)}"] if self.workspace_bytes else [])])
 
 
-#: Columns of ``BuildPlan.rows``; a task's total is with the parts and the workspace.
+#: What the last rows of ``BuildPlan.rows`` are called.
+_STATIC, _SHARED = "static: an engine a task", "shared: one engine for all"
+
+#: Columns of ``BuildPlan.rows``; a UNet's need is with the parts and the workspace.
 COLUMNS = ("network", "precision", "weights", "activations", "needs", "device")

@@ -1,27 +1,51 @@
-"""What this build asks of its device: will the bundle fit it, and does its importer take the graphs?"""
+"""What this build asks of its device: will the bundle fit it, in which form, and does its importer take the graphs?"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
-from mtu_compile.planner import BuildPlan, HostPlan, survey
+from mtu_compile.core.routing import RoutingChoice
+from mtu_compile.planner import BuildPlan, HostPlan, Unet, survey
+from mtu_compile.stages.contexts import task_context
 from mtu_compile.stages.host_needs import with_time
-from mtu_compile.stages.job import Graphs, Workload
+from mtu_compile.stages.job import Graphs, Model, Workload
 from targets.base import Precision, Target
 
 
 def device_needs(
-    target: Target, precision: Precision, graphs: Graphs, memory: int | None, host: HostPlan, workload: Workload
+    target: Target,
+    precision: Precision,
+    model: Model,
+    dynamic: Path,
+    parts: Mapping[str, Path],
+    *,
+    routing: RoutingChoice,
+    memory: int | None,
+    host: HostPlan,
+    workload: Workload,
 ) -> BuildPlan:
-    """The memory a bundle needs on ``target``, and beside it what the build needs of this machine.
+    """The memory a bundle needs on ``target`` and the form of routing, and what the build needs of this machine.
+
+    Nothing has to be specialised before: ``BuildPlan.routing`` says what to specialise.
 
     Args:
+        model: what was exported.
+        dynamic: its UNet, with the task as an input.
+        parts: its other networks.
+        routing: as asked for; ``"auto"`` follows the recommendation.
         memory: bytes the device has, or the machine whose memory it shares; asked of the target if not given.
         host: memory the build needs here.
         workload: how much it runs the UNet, which takes its time.
+
+    Raises:
+        ConfigError: one engine for all tasks of a plain UNet.
+        PassError: the routing cannot be specialised; names the node.
     """
-    planned = survey(target, precision, graphs.unets, graphs.parts, dynamic=graphs.dynamic, memory=memory)
-    return replace(planned, host=with_time(host, precision, workload, graphs))
+    unet = Unet(dynamic, {task.name: task_context(model, task) for task in model.tasks})
+    planned = survey(target, precision, unet, parts, routing=routing, memory=memory)
+    return replace(planned, host=with_time(host, precision, workload, unet))
 
 
 def require_device(target: Target, precision: Precision, graphs: Graphs, planned: BuildPlan) -> None:
@@ -32,5 +56,5 @@ def require_device(target: Target, precision: Precision, graphs: Graphs, planned
         ConfigError: nobody knows how much memory the device has, and it matters.
     """
     planned.require()
-    for graph in (*graphs.unets.values(), *graphs.parts.values()):
+    for graph in dict.fromkeys((*graphs.unets.values(), *graphs.parts.values())):
         target.check_graph(graph, precision=precision)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from calibration.mixed import Effort
 from mtu_compile.core.precision import QUANTISED
 from mtu_compile.planner.host import WEIGHTS, HostPlan, plan_host, rough_seconds
-from mtu_compile.stages.job import Graphs, Model, Workload
+from mtu_compile.planner.unet import Unet
+from mtu_compile.stages.job import Model, Workload
 from targets.base import Precision
 from targets.costs.roofline import multiply_adds
 
@@ -29,9 +30,9 @@ def host_needs(model: Model, memory: int | None) -> HostPlan:
     )
 
 
-def with_time(host: HostPlan, precision: Precision, workload: Workload, graphs: Graphs) -> HostPlan:
-    """``host`` with the time a build takes, from the operations of its graphs."""
-    layers = {name: multiply_adds(graph) for name, graph in graphs.unets.items()}
+def with_time(host: HostPlan, precision: Precision, workload: Workload, unet: Unet) -> HostPlan:
+    """``host`` with the time a build takes, from the operations of its tasks' graphs."""
+    layers = {name: multiply_adds(unet.static(name)) for name in unet.tasks}
     weights = int(host.weights_bytes / WEIGHTS)
     calls = {name: _calls(precision, workload, len(found), weights // 4) for name, found in layers.items()}
     return replace(host, seconds=rough_seconds({name: sum(one) for name, one in layers.items()}, calls, weights))

@@ -88,14 +88,19 @@ def estimate_costs(graph: Path, speed: Speed, *, precision: Precision, rest: Pre
     return LayerCosts(costs, math.fsum(costs.values()), source, False)
 
 
-def multiply_adds(graph: Path) -> tuple[int, ...]:
-    """How many products of two numbers each layer of a static graph sums up; raises as ``estimate_costs``."""
-    from mtu_compile.graph import io as graph_io
+def multiply_adds(model: ir.Model) -> tuple[int, ...]:
+    """How many products of two numbers each layer of a static graph sums up.
 
-    wanted = set(read_layers(graph).names)
-    model = graph_io.load(graph)
+    Args:
+        model: shapes that are missing are inferred, which changes it.
+
+    Raises:
+        ModelError: a layer is of unknown shape.
+    """
+    from mtu_compile.graph.qdq import LAYERS
+
     infer_missing_shapes(model)
-    return tuple(_multiply_adds(node) for node in model.graph if node.name in wanted)
+    return tuple(_multiply_adds(node) for node in model.graph if node.op_type in LAYERS)
 
 
 def _multiply_adds(node: ir.Node) -> int:

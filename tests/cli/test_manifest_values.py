@@ -43,8 +43,9 @@ NULLABLE = re.compile(
     r"|.*\.accuracy\.guidance\.\w+\.\w+|.*\.accuracy\.region\.share"
     r"|.*\.class_label|.*\.reason|provenance\.(plan|board|as_task)"
     # what a manifest of an earlier version need not have recorded
-    r"|provenance\.plan\.(target|precision|workspace_bytes|reserved_bytes|device_bytes|available_bytes|one_engine_bytes)"
-    r"|provenance\.plan\.(least_bytes|fits|build)|provenance\.plan\.networks\[\]\.(kind|attention_scores_bytes|unknown_shapes)"
+    r"|provenance\.plan\.(target|precision|workspace_bytes|reserved_bytes|device_bytes|available_bytes|static_bytes|shared_bytes)"
+    r"|provenance\.plan\.(least_bytes|fits|build|shared|routing|recommendation)"
+    r"|provenance\.plan\.(networks\[\]|shared)\.(kind|attention_scores_bytes|unknown_shapes)"
     r"|provenance\.plan\.build\.(libraries|weights|scores|features|available)_bytes|provenance\.plan\.build\.(smaller|seconds|fits)"
     r"|provenance\.board\.(device|compute_capability|wheels)|provenance\.board\.jetpack\[\]\.(cuda|python|glibc|machine|source)"
     r"|tasks\.\w+\.provenance\.(calibration|quantisation|compression|build_seconds|parity|float16_range)"
@@ -59,7 +60,7 @@ STRICT = re.compile(
     r"target|precision|files\..*|.*sha256|fit|.*\.(kind|path|tokenizer|op|strategy|range_estimator)"
     r"|tasks\.\w+\.(reference|calibration)"
     r"|.*\.task\.(name|guidance|condition.*)|scheduler\..*|.*\.kept|provenance\.plan\.(target|precision)|provenance\.plan.*precision"
-    r"|.*\.(state|use)"
+    r"|.*\.(state|use)|(.*\.)?routing"
 )
 #: Numbers by their place: least and largest. The first that matches counts.
 LIMITS: tuple[tuple[str, float, float], ...] = (
@@ -254,6 +255,7 @@ def test_a_missing_or_foreign_entry_is_refused_by_name(raw: Any) -> None:
     }
     optional |= {
         "instruction_sets",
+        "routing",
         "user_passes",
         "class_label",
         "passes",

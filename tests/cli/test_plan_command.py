@@ -30,8 +30,9 @@ def test_a_plan_is_a_table_and_leaves_nothing(tiny_model: Path, tmp_path: Path, 
         fresh=False,
     )
     assert done.code == 0, done.err
-    for word in ("t2i", "inpaint", "text_encoder", "vae_decoder", "together", "fits"):
+    for word in ("t2i", "inpaint", "text_encoder", "vae_decoder", "all tasks", "static: an engine a task", "fits"):
         assert word in done.out
+    assert "--routing static: engines for each of the 2 tasks take" in done.out
     assert "estimated" in done.err and "plan" in done.err
     assert list(tmp_path.iterdir()) == []
 
