@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -17,6 +17,7 @@ from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 from mtu_compile.bundle.provenance import NoticeRecord, ParityRecord
 from mtu_compile.bundle.quantisation import CompressionRecord, MixedRecord, QuantisationRecord
+from mtu_compile.core.routing import Routing
 
 #: A threshold: least and largest value that pass, ``None`` where there is no such end.
 Bounds = tuple[float | None, float | None]
@@ -155,6 +156,36 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Amount:
+    """Bytes of one form of routing.
+
+    Attributes:
+        bytes: of it.
+        kind: whether they were measured or are the planner's.
+    """
+
+    bytes: int
+    kind: Literal["measured", "estimate"]
+
+
+@dataclass(frozen=True)
+class RoutingForms:
+    """Both forms of routing for the tasks of one bundle; one of them is the bundle's.
+
+    Attributes:
+        memory: by form, on the device: UNets, the other parts and the workspace, all resident.
+        disk: by form, of the UNets alone.
+        recommended: the form that suits the device.
+        reason: why, in words.
+    """
+
+    memory: Mapping[Routing, Amount]
+    disk: Mapping[Routing, Amount]
+    recommended: Routing | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class Fact:
     """Something one may want to know of the bundle, and where it was measured, if it was.
 
@@ -188,6 +219,7 @@ class Report:
         ranges: layers whose INT8 ranges two or more tasks recorded, those that differ most first.
         facts: what was measured, where, and what was not.
         commands: what made the bundle and the report, (what for, as typed).
+        forms: one engine for all tasks against one for each; ``None`` for a single task, and where nothing is known.
     """
 
     path: Path
@@ -204,6 +236,7 @@ class Report:
     ranges: tuple[SharedScale, ...]
     facts: tuple[Fact, ...]
     commands: tuple[tuple[str, str], ...]
+    forms: RoutingForms | None = None
 
     @property
     def passed(self) -> bool:

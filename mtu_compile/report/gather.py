@@ -20,6 +20,7 @@ from mtu_compile.core.progress import Progress
 from mtu_compile.core.version import __version__
 from mtu_compile.report.data import Fact, Network, PicturePair, Report, TaskReport
 from mtu_compile.report.metrics import label, metric_lines
+from mtu_compile.report.routing import compare_forms
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.stages.job import CAPTURED
 
@@ -60,6 +61,7 @@ def gather(path: Path, *, clip: Path | None = None, progress: Progress | None = 
             ranges=shared_scales(bundle_ranges(manifest)),
             facts=tuple(_facts(manifest, check, target.spec.device)),
             commands=tuple(_commands(path, manifest)),
+            forms=compare_forms(path, manifest, networks),
         )
 
 
@@ -221,7 +223,7 @@ def _network_name(where: str) -> str:
     """``Manifest.engines``' place of a network → what it is called: its task, or its part of the pipeline."""
     if where.startswith("tasks."):
         return where.removeprefix("tasks.").removesuffix(".engine")
-    return {"text.engine": "text encoder"}.get(where, where.replace("_", " "))
+    return {"text.engine": "text encoder", "unet": "UNet of all tasks"}.get(where, where.replace("_", " "))
 
 
 def _commands(path: Path, manifest: bundle.Manifest) -> Iterator[tuple[str, str]]:

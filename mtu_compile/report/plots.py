@@ -8,8 +8,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from mtu_compile.bundle.quantisation import LayerRecord, MixedRecord
-from mtu_compile.report.data import PicturePair, TaskReport
-from mtu_compile.report.svg import LIMIT, MUTED, SERIES_A, SERIES_B, SERIES_C, figure, inline
+from mtu_compile.core.amounts import readable
+from mtu_compile.core.routing import Routing
+from mtu_compile.report.data import PicturePair, RoutingForms, TaskReport
+from mtu_compile.report.svg import INK, LIMIT, MUTED, SERIES_A, SERIES_B, SERIES_C, TEXT, figure, inline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,6 +112,38 @@ def gain_plot(task: TaskReport, mixed: MixedRecord) -> str | None:
             f"slower in {slower}"
         )
         return inline(drawn, name=f"gain-{task.name}", description=description, tips=tips)
+
+
+def routing_plot(forms: RoutingForms, built: Routing, tasks: int) -> str:
+    """Memory and disk of an engine for each task and of one for all, as bars; what was not built is faint."""
+    labels: dict[Routing, str] = {"static": f"{tasks} engines", "shared": "one engine"}
+    said = []
+    with figure(height=190) as drawn:
+        panels = drawn.subplots(2, 1)
+        for axes, what, amounts in zip(panels, ("memory", "disk, UNets"), (forms.memory, forms.disk), strict=True):
+            largest = max(one.bytes for one in amounts.values()) or 1
+            for row, form in enumerate(labels):
+                amount = amounts[form]
+                axes.barh(
+                    row,
+                    amount.bytes / largest,
+                    height=0.66,
+                    color=SERIES_A,
+                    alpha=1 if form == built else 0.45,
+                    zorder=2,
+                )
+                text = f"{readable(amount.bytes)}{'' if amount.kind == 'measured' else ', estimate'}"
+                axes.text(amount.bytes / largest + 0.02, row, text, va="center", color=INK)
+                said.append(f"{what} of {labels[form]} {text}")
+            axes.set_yticks(range(len(labels)), list(labels.values()))
+            axes.tick_params(length=0)
+            axes.set_title(what, loc="left", fontsize=TEXT)
+            axes.set_xlim(0, 1.55)
+            axes.set_xticks([])
+            axes.invert_yaxis()
+            axes.grid(visible=False)
+            axes.spines["bottom"].set_visible(False)
+        return inline(drawn, name="routing", description=f"one engine for all tasks against {tasks}: {'; '.join(said)}")
 
 
 def _trajectory_axes(axes: Axes, pictures: Sequence[PicturePair]) -> Axes:

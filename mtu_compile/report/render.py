@@ -111,9 +111,19 @@ def render(report: Report) -> str:
         rows=ROWS,
         searches={t.name: list(_search_rows(t.mixed)) for t in report.tasks if t.mixed is not None},
         pass_table=_pass_table(report),
+        routing=_routing(report),
         largest=max((*(one.bytes for one in report.networks), *report.other_files.values(), 1)),
         estimate=_estimate,
     )
+
+
+def _routing(report: Report) -> Markup | None:
+    """One engine for all tasks against one for each, drawn."""
+    from markupsafe import Markup
+
+    if report.forms is None:
+        return None
+    return Markup(plots.routing_plot(report.forms, report.manifest.routing, len(report.tasks)))
 
 
 def _shown(report: Report, task: TaskReport, pair: PicturePair) -> Iterator[Shown]:

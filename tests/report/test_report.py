@@ -16,15 +16,18 @@ from calibration.shared_scales import shared_scales
 from mtu_compile import bundle, report
 from mtu_compile.accuracy.calls import GuidanceMetrics, StepMetrics
 from mtu_compile.accuracy.thresholds import Thresholds
+from mtu_compile.bundle.plan import PlanRecord
 from mtu_compile.bundle.quantisation import CompressionRecord, QuantisationRecord
 from mtu_compile.core.errors import BundleError
+from mtu_compile.core.routing import Routing
 from mtu_compile.core.schema import conform
 from mtu_compile.core.tasks import Task
-from mtu_compile.report.data import Fact, Network, PicturePair, Report, TaskReport
+from mtu_compile.report.data import Amount, Fact, Network, PicturePair, Report, RoutingForms, TaskReport
 from mtu_compile.report.gather import read_mixed
 from mtu_compile.report.metrics import bounds, metric_lines
 from mtu_compile.report.pictures import AMPLIFIED, LONGEST, data_uri, difference
 from mtu_compile.report.render import render
+from mtu_compile.report.routing import compare_forms
 from tests.report_checks import Page, decode, markup_problems
 
 STEPS = 5
@@ -121,6 +124,37 @@ def make_task(name: str, *, guided: bool = True, mixed: Any = None, prompt: str 
     return replace(made, **more)
 
 
+def plan(routing: Routing = "static") -> PlanRecord:
+    """Two tasks of 9 MB of weights each, one engine for both, and a decoder."""
+    engine = {"precision": "int8", "weights_bytes": 9_000_000, "activation_bytes": 1_000_000}
+    networks = [{"name": name, "kind": "task", **engine} for name in ("t2i", "sr")]
+    networks.append({"name": "vae_decoder", "kind": "part", **engine, "weights_bytes": 1_000_000})
+    together = {"static": 22_000_000, "shared": 12_500_000}
+    record: PlanRecord = conform(
+        PlanRecord,
+        {"method": "estimated from shapes", "networks": networks, "tasks": {"t2i": 12_000_000, "sr": 12_000_000}}
+        | {"together_bytes": together[routing], "available_bytes": 10**9, "fits": True, "routing": routing}
+        | {"static_bytes": together["static"], "shared_bytes": together["shared"]}
+        | {"shared": {"name": "all tasks", "kind": "shared", **engine, "weights_bytes": 9_500_000}}
+        | {"recommendation": {"routing": "shared", "reason": "one engine takes less"}},
+    )
+    return record
+
+
+def with_forms(report: Report, routing: Routing) -> Report:
+    """``report`` of a bundle that was planned, in one form of routing."""
+    provenance = bundle.BuildProvenance(plan=plan(routing))
+    manifest = replace(report.manifest, routing=routing, provenance=provenance)
+    other = "shared" if routing == "static" else "static"
+    forms = RoutingForms(
+        {"static": Amount(22_000_000, "estimate"), "shared": Amount(12_500_000, "estimate")},
+        {routing: Amount(18_000_000, "measured"), other: Amount(9_500_000, "estimate")},  # type: ignore[dict-item]
+        "shared",
+        "one engine takes less",
+    )
+    return replace(report, manifest=manifest, forms=forms)
+
+
 def make_report(*tasks: TaskReport, ranges: Any = None, device_here: bool = True) -> Report:
     part = bundle.EngineRef("openvino", "text/model.xml", {}, None, bundle.EngineState.BUILT, "no such device here")
     manifest = bundle.Manifest(
@@ -161,7 +195,8 @@ def full() -> str:
     """A page with everything on it."""
     failing = make_task("t2i", mixed=MIXED, prompt=SCRIPT, failures=("sqnr_db below 12 at 3 of 10 calls",))
     ranges = {"t2i": {"conv1/Conv": 4.0, "out/Gemm": 1.0}, "sr": {"conv1/Conv": 16.0, "out/Gemm": 1.0}}
-    return render(make_report(failing, make_task("sr", guided=False), ranges=ranges, device_here=False))
+    report = make_report(failing, make_task("sr", guided=False), ranges=ranges, device_here=False)
+    return render(with_forms(report, "static"))
 
 
 def test_a_page_is_whole_alone_and_accessible(full: str) -> None:
@@ -209,7 +244,7 @@ def test_names_in_a_bundle_are_text_in_figures_too() -> None:
 def test_figures_take_their_colours_from_the_page(full: str) -> None:
     """Or they could not be read in the dark: no colour of matplotlib's own is left in them."""
     figures = re.findall(r"<svg.*?</svg>", full, re.DOTALL)
-    assert len(figures) == 2 + 2 + 1  # t2i: SQNR, guidance, two of the layers; sr: SQNR
+    assert len(figures) == 2 + 2 + 1 + 1  # t2i: SQNR, guidance, two of the layers; sr: SQNR; one engine or two
     for figure in figures:
         assert not re.search(r"#[0-9a-fA-F]{6}\b", figure)
         assert "var(--ink)" in figure and "DejaVu" not in figure
@@ -341,6 +376,39 @@ def test_compressed_weights_are_told_of() -> None:
     text = render(make_report(replace(task, entry=replace(task.entry, provenance=told))))
     assert markup_problems(text) == []
     assert "Conv int8 50" in Page(text).text.replace("\xa0", " ") and "4.0 MB → 1.0 MB" in text
+
+
+def test_one_engine_is_drawn_against_one_a_task(full: str) -> None:
+    section = full[full.index('<section id="routing">') : full.index('<section id="measured">')]
+    assert (
+        "Each of the 2 tasks has an engine of its own" in section and "is one for all: one engine takes less" in section
+    )
+    for words in ("22.0 MB, estimate", "12.5 MB, estimate", "18.0 MB", "9.5 MB, estimate"):
+        assert f">{words}</text>" in section
+    shared = render(with_forms(make_report(make_task("t2i"), make_task("sr", guided=False)), "shared"))
+    memory = shared[shared.index('<section id="memory">') : shared.index('<section id="routing">')]
+    assert "UNet of all tasks" in memory and "vae decoder" in memory and ">t2i<" not in memory
+    assert "All 2 tasks run in one engine" in shared and markup_problems(shared) == []
+    assert "Does not apply: the bundle has one task" in render(make_report(make_task("t2i")))
+
+
+def test_forms_are_measured_where_they_were_built_and_estimated_where_not(tmp_path: Path) -> None:
+    report = with_forms(make_report(make_task("t2i"), make_task("sr", guided=False)), "static")
+    for name in ("t2i.xml", "sr.xml", "weights.bin"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    tasks = {
+        name: replace(e, engine=replace(e.engine, path=f"{name}.xml")) for name, e in report.manifest.tasks.items()
+    }
+    manifest = replace(report.manifest, tasks=tasks)
+    unets = [Network(name, tasks[name].engine, (f"{name}.xml", "weights.bin"), 2000) for name in tasks]
+    part = Network("vae decoder", report.manifest.vae_decoder, ("t2i.xml",), 1000)
+    found = compare_forms(tmp_path, manifest, (*unets, part))
+    assert found is not None and found.recommended == "shared"
+    assert found.disk == {"static": Amount(3000, "measured"), "shared": Amount(9_500_000, "estimate")}
+    assert found.memory["static"] == Amount(22_000_000, "estimate")
+    alone = replace(manifest, tasks={"t2i": tasks["t2i"]})
+    unplanned = replace(manifest, provenance=bundle.BuildProvenance())
+    assert compare_forms(tmp_path, alone, unets) is None and compare_forms(tmp_path, unplanned, unets) is None
 
 
 def test_large_pictures_are_scaled_down_and_the_page_says_so(full: str) -> None:
