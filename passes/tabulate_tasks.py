@@ -99,16 +99,17 @@ def _count_tasks(task: ir.Value) -> int:
 
 
 def _mask_slots(graph: ir.Model, routed: RoutedConv, task: ir.Value, evaluator: Evaluator) -> None:
-    """One multiplication for all slots instead of one for each."""
+    """One multiplication for all slots instead of one for each, and the convolution is called as in a task's graph."""
     conv, masks = routed.conv, []
     for slot in routed.slots:
         gate = evaluator.array(slot.gate)
         if gate is None or gate.size != gate.shape[0]:
             raise PassError(f"node {conv.name!r} gates its input by channel, not by task")
         masks.append(np.repeat(gate.reshape(-1, 1, 1, 1), slot.channels, axis=1))
-    mask = add_table(graph, "task_conv_in.mask", np.concatenate(masks, axis=1), task)
-    slots = ir.node("Concat", [slot.part for slot in routed.slots], attributes={"axis": 1}, name="task_conv_in/Concat")
-    masked = ir.node("Mul", [slots.outputs[0], mask], name="task_conv_in/Mul")
-    slots.outputs[0].name, masked.outputs[0].name = "task_conv_in.slots", "task_conv_in.masked"
+    mask = add_table(graph, "conv_in.mask", np.concatenate(masks, axis=1), task)
+    slots = ir.node("Concat", [slot.part for slot in routed.slots], attributes={"axis": 1}, name="conv_in/Concat")
+    masked = ir.node("Mul", [slots.outputs[0], mask], name="conv_in/Mul")
+    slots.outputs[0].name, masked.outputs[0].name = "conv_in.slots", "conv_in.masked"
     graph.graph.insert_before(conv, [slots, masked])
     conv.replace_input_with(0, masked.outputs[0])
+    conv.name = "conv_in/Conv"

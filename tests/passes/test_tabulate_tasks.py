@@ -63,6 +63,17 @@ def test_the_shared_graph_has_the_plain_unets_layers(name: str, exported: Any, s
     assert counts["TopK"] == counts["Where"] == counts["GatherND"] == 0
 
 
+def test_its_layers_are_called_as_those_of_a_tasks_own_graph(shared: Any, exported: Any, tmp_path: Path) -> None:
+    """What is said of layers by name, as which of them stay float, holds for both."""
+    own = {"task_id": 1, "channels": 8, "batch": BATCH, "height": HEIGHT, "width": WIDTH, "text_length": TEXT}
+    passes.specialise(exported("micro"), tmp_path / "edit.onnx", **own)
+    layers = [
+        {node.name for node in graph_io.load(path).graph if node.op_type in ("Conv", "MatMul", "Gemm")}
+        for path in (shared("micro"), tmp_path / "edit.onnx")
+    ]
+    assert layers[0] == layers[1] and "conv_in/Conv" in layers[0]
+
+
 def test_experts_behind_norms_of_their_own_keep_a_projection_each(shared: Any, exported: Any) -> None:
     """Eight experts a block: eight projections up, one down, instead of one and one."""
     counts = op_counts(graph_io.load(shared("sd2")))
