@@ -9,9 +9,17 @@ from typing import Any, Literal
 #: ``prompt-cut``: words beyond the text encoder's length have no effect. ``mask-empty``, ``mask-full``: nothing, or
 #: everything, is selected. ``mask-lost``: what is selected is too small for the latent. ``mask-zero-one``: 1 was taken
 #: for white. ``mask-alpha``: transparent was taken for selected, where white may have been meant.
-#: ``guidance-samples``: the guidance of this run is not what the graph's batch was made for.
+#: ``guidance-samples``: the guidance of this run is not what the graph's batch was made for. ``batch-alone``: one of
+#: several requests cannot share its UNet calls.
 NoticeKind = Literal[
-    "prompt-cut", "mask-empty", "mask-full", "mask-lost", "mask-zero-one", "mask-alpha", "guidance-samples"
+    "prompt-cut",
+    "mask-empty",
+    "mask-full",
+    "mask-lost",
+    "mask-zero-one",
+    "mask-alpha",
+    "guidance-samples",
+    "batch-alone",
 ]
 
 

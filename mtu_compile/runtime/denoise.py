@@ -1,8 +1,9 @@
-"""From noise to the final latent: the sampler, the UNet and guidance, step by step."""
+"""From noise to the final latent: the sampler, the UNet and guidance, step by step, for one picture or several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from mtu_compile.bundle import Manifest, TaskEntry
 from mtu_compile.core.guidance import ROWS, combine
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime import guidance, schedulers
-from mtu_compile.runtime.engine import Engine
+from mtu_compile.runtime.batches import run_samples
+from mtu_compile.runtime.engine import OUTPUT, Engine
 from mtu_compile.runtime.finite import advice, require_finite
+from mtu_compile.runtime.request import called
+from mtu_compile.runtime.task_engine import TASK_INPUT
 
 Array = NDArray[Any]
 
@@ -21,67 +25,108 @@ Array = NDArray[Any]
 Progress = Callable[[int, int], None]
 
 
-def denoise(
-    unet: Engine,
-    manifest: Manifest,
-    entry: TaskEntry,
-    task: Task,
-    sampler: schedulers.Scheduler,
-    noise: Array,
-    draw: Callable[[int, Sequence[int]], Array] | None,
-    condition: Array | None,
-    embeddings: Array,
-    progress: Progress | None,
-) -> Array:
-    """Noise [1, C, h, w] → final latent [1, C, h, w].
+@dataclass(frozen=True)
+class Start:
+    """What a picture starts from.
 
-    Args:
-        unet: the task's.
-        manifest: the bundle's.
-        entry: the task as the bundle has it.
+    Attributes:
+        entry: its task as the bundle has it.
         task: the task as it is run: with no more guidance than the scales leave.
-        sampler: for the steps of this run.
-        noise: of unit variance.
+        sampler: for the steps of this picture.
+        noise: [1, C, h, w], of unit variance.
         draw: fresh noise of a call, for samplers that draw it.
         condition: [1, c, h, w], or ``None`` for a task without.
         embeddings: [b, L, D], one for each sample of the guidance.
+        place: which of several requests it is, for messages; empty for the only one.
+    """
+
+    entry: TaskEntry
+    task: Task
+    sampler: schedulers.Scheduler
+    noise: Array
+    draw: Callable[[int, Sequence[int]], Array] | None
+    condition: Array | None
+    embeddings: Array
+    place: str = ""
+
+    @property
+    def samples(self) -> int:
+        """UNet samples a step."""
+        return len(ROWS[self.task.guidance])
+
+
+def denoise(unet: Engine, manifest: Manifest, starts: Sequence[Start], progress: Progress | None) -> list[Array]:
+    """Of each picture, noise [1, C, h, w] → final latent [1, C, h, w].
+
+    All go through one UNet call a step, which a UNet without an input ``task`` can do for pictures of its own task.
+
+    Args:
+        unet: for the pictures' tasks.
+        manifest: the bundle's.
+        starts: pictures whose samplers stop at the same timesteps.
         progress: told of every step.
 
     Raises:
         NotFiniteError: the UNet's output has NaN or Inf values.
     """
     channels = manifest.latent_channels
-    batch, rows = entry.task.unet_batch, ROWS[task.guidance]
-    padded = guidance.fill(rows, batch)
-    embeddings = guidance.fill(embeddings, batch)
-    # One buffer for all steps: the condition stays, and the noisy latent is written over.
-    sample = np.zeros((len(padded), channels + task.condition_channels(channels), *noise.shape[2:]), np.float32)
-    for index, row in enumerate(padded):
-        if condition is not None and row.condition:
-            sample[index, channels:] = condition[0]
+    ends = np.cumsum([start.samples for start in starts])
+    parts = [slice(end - start.samples, end) for start, end in zip(starts, ends, strict=True)]
+    sample = _conditions(unet, starts, parts, channels)
     timestep = np.zeros(1, np.float32)
+    embeddings = np.concatenate([start.embeddings for start in starts])
     inputs = {"sample": sample, "timestep": timestep, "encoder_hidden_states": embeddings}
     if (taken := unet.inputs.get(guidance.SCALE_INPUT)) is not None:
-        inputs[guidance.SCALE_INPUT] = guidance.embed_scale(task.guidance_scale, int(taken.shape[1] or 0), len(padded))
+        width = int(taken.shape[1] or 0)
+        scales = [guidance.embed_scale(start.task.guidance_scale, width, start.samples) for start in starts]
+        inputs[guidance.SCALE_INPUT] = np.concatenate(scales)
+    if (taken := unet.inputs.get(TASK_INPUT)) is not None:
+        ids = [start.entry.task_id for start in starts for _ in range(start.samples)]
+        inputs[TASK_INPUT] = np.array(ids, taken.dtype)
 
-    latents = noise * np.float32(sampler.init_noise_sigma)
-    calls = len(sampler.timesteps)
+    latents = [start.noise * np.float32(start.sampler.init_noise_sigma) for start in starts]
+    timesteps = starts[0].sampler.timesteps
+    calls = len(timesteps)
     for index in range(calls):
-        sample[:, :channels] = sampler.scale_model_input(latents, index)
-        timestep[0] = sampler.timesteps[index]
-        output = guidance.run(unet, inputs, batch)[: len(rows)]
-        require_finite(
-            output,
-            "unet",
-            hint=advice(manifest, entry.engine),
-            task=task.name,
-            step=index + 1,
-            steps=calls,
-            timestep=float(timestep[0]),
-        )
-        answers = np.split(output, len(output))
-        guided = combine(task.guidance, answers, task.guidance_scale, task.image_guidance_scale)
-        latents = sampler.step(guided, index, latents, None if draw is None else draw(index, latents.shape))
+        for start, part, latent in zip(starts, parts, latents, strict=True):
+            sample[part, :channels] = start.sampler.scale_model_input(latent, index)
+        timestep[0] = timesteps[index]
+        output = run_samples(unet, inputs)[OUTPUT]
+        for position, (start, part) in enumerate(zip(starts, parts, strict=True)):
+            latents[position] = _step(start, manifest, output[part], index, latents[position])
         if progress is not None:
             progress(index + 1, calls)
     return latents
+
+
+def _conditions(unet: Engine, starts: Sequence[Start], parts: Sequence[slice], channels: int) -> Array:
+    """The UNet's ``sample``, as wide as it takes it, with the conditions in it.
+
+    It is one buffer for all steps: the conditions stay, and the noisy latents are written over.
+    """
+    own = [start.entry.task.condition_channels(channels) for start in starts]
+    width = unet.inputs["sample"].shape[1] or channels + max(own)
+    sample = np.zeros((parts[-1].stop, width, *starts[0].noise.shape[2:]), np.float32)
+    for start, part, count in zip(starts, parts, own, strict=True):
+        for index, row in enumerate(ROWS[start.task.guidance], part.start):
+            if start.condition is not None and row.condition:
+                sample[index, channels : channels + count] = start.condition[0]
+    return sample
+
+
+def _step(start: Start, manifest: Manifest, output: Array, index: int, latents: Array) -> Array:
+    """The latent after UNet call ``index``, which answered ``output`` [b, C, h, w]."""
+    sampler, task = start.sampler, start.task
+    with called(start.place):
+        require_finite(
+            output,
+            "unet",
+            hint=advice(manifest, start.entry.engine),
+            task=task.name,
+            step=index + 1,
+            steps=len(sampler.timesteps),
+            timestep=float(sampler.timesteps[index]),
+        )
+    answers = np.split(output, len(output))
+    guided = combine(task.guidance, answers, task.guidance_scale, task.image_guidance_scale)
+    return sampler.step(guided, index, latents, None if start.draw is None else start.draw(index, latents.shape))

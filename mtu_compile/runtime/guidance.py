@@ -1,21 +1,11 @@
-"""Runs guidance (``mtu_compile.core.guidance``) on graphs of a fixed batch."""
+"""What guidance (``mtu_compile.core.guidance``) asks of a graph: the scale as an input, and samples of its batch."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtu_compile.core.guidance import GuidanceRow
 from mtu_compile.core.notices import Notice
-from mtu_compile.runtime.engine import OUTPUT, Engine
-
-Array = NDArray[Any]
-
-
-Rows = TypeVar("Rows", tuple[GuidanceRow, ...], Array)
 
 #: The input [b, D] of a UNet that takes the guidance scale, by the name diffusers and OpenVINO GenAI know it.
 SCALE_INPUT = "timestep_cond"
@@ -38,42 +28,31 @@ def embed_scale(scale: float, dim: int, samples: int = 1) -> NDArray[np.float32]
     return embedded
 
 
-def fill(rows: Rows, batch: int) -> Rows:
-    """``rows`` repeated at the end until graphs of ``batch`` samples take all of them: the graph's batch is fixed."""
-    missing = -len(rows) % batch
-    if isinstance(rows, tuple):
-        return rows + (rows[-1],) * missing
-    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
-
-
-def run(unet: Engine, inputs: Mapping[str, Array], batch: int) -> Array:
-    """The UNet's answers [n, C, h, w] for n samples, a multiple of ``batch``, in as many runs as that takes.
+def batch_notice(samples: int, batch: int | None, *, shared: bool = False) -> Notice | None:
+    """What there is to say where a step takes ``samples`` of a graph for ``batch`` (``None``: any number).
 
     Args:
-        unet: a UNet for ``batch`` samples.
-        inputs: arrays of n samples each; and ``timestep`` [1], which every run gets.
+        samples: of the step.
+        batch: of the graph.
+        shared: all tasks share the graph, so that its batch is nobody's own.
     """
-    samples = len(inputs["sample"])
-    if samples == batch:
-        return unet(inputs)[OUTPUT]
-    parts = [
-        {name: array if name == "timestep" else array[start : start + batch] for name, array in inputs.items()}
-        for start in range(0, samples, batch)
-    ]
-    return np.concatenate([unet(part)[OUTPUT].copy() for part in parts])  # an engine may write over its last answer
-
-
-def batch_notice(rows: int, batch: int) -> Notice | None:
-    """What there is to say where a run wants ``rows`` samples a step of a graph for ``batch``."""
-    if rows == batch:
+    if batch is None or samples == batch:
         return None
-    if rows < batch:
+    facts = {"samples": samples, "batch": batch}
+    runs = -(-samples // batch)
+    if shared:
+        if samples % batch == 0:
+            return None
+        message = f"a step takes {samples} samples, and the graph, which all tasks share, computes {runs * batch}"
+        return Notice("guidance-samples", message, "pictures that are asked for together fill its batch", facts)
+    if samples < batch:
         message = (
             f"there is no guidance at these scales, and the graph computes its {batch} samples a step all the same"
         )
         hint = "a bundle whose task has a guidance_scale of 1 or less computes one"
     else:
-        runs = -(-rows // batch)
-        message = f"guidance takes {rows} samples a step, and the graph computes {batch}: it is run {runs} times a step"
-        hint = f"a bundle whose task has a guidance_scale above 1 computes {rows} at once"
-    return Notice("guidance-samples", message, hint, {"samples": rows, "batch": batch})
+        message = (
+            f"guidance takes {samples} samples a step, and the graph computes {batch}: it is run {runs} times a step"
+        )
+        hint = f"a bundle whose task has a guidance_scale above 1 computes {samples} at once"
+    return Notice("guidance-samples", message, hint, facts)

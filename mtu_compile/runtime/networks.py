@@ -15,8 +15,10 @@ from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import BundleError
 from mtu_compile.runtime import built, guidance, images
+from mtu_compile.runtime.batches import batch_of
 from mtu_compile.runtime.engine import Engine, TensorSpec, open_engine
 from mtu_compile.runtime.finite import advice, require_finite
+from mtu_compile.runtime.task_engine import TASK_INPUT, TaskEngine
 from mtu_compile.runtime.text import Tokenizer
 
 Array = NDArray[Any]
@@ -52,15 +54,38 @@ class Networks:
             engine.close()
         self.engines.clear()
 
+    @property
+    def shared(self) -> bool:
+        """Whether all tasks share one UNet."""
+        return self._manifest.routing == "shared"
+
     def unet(self, entry: TaskEntry) -> Engine:
-        """The UNet of a task; ``BundleError`` if it is not what the manifest describes."""
-        engine = self.open(entry.engine)
-        batch, channels = entry.task.unet_batch, self._manifest.latent_channels
-        wanted = (batch, channels + entry.task.condition_channels(channels), *self._manifest.latent_size)
-        _expect(engine, entry.engine, "sample", wanted)
+        """The UNet of a task, as one that knows no other; ``BundleError`` if it is not what the manifest describes."""
+        engine = self.open_unet(entry)
+        return TaskEngine(engine, entry.task_id, self._channels(entry)) if self.shared else engine
+
+    def open_unet(self, entry: TaskEntry) -> Engine:
+        """The UNet that computes a task, and where it is shared all others too; ``BundleError`` as ``unet``."""
+        engine, ref = self.open(entry.engine), entry.engine
+        batch = None if self.shared else entry.task.unet_batch
+        if self.shared:
+            _expect(engine, ref, "sample", (None, None, *self._manifest.latent_size))
+            _expect(engine, ref, TASK_INPUT, (batch_of(engine),))
+            width, widest = engine.inputs["sample"].shape[1], max(map(self._channels, self._manifest.tasks.values()))
+            if width is not None and width < widest:
+                raise BundleError(f"{ref.path} takes {width} channels, and its manifest describes a task of {widest}")
+        elif TASK_INPUT in engine.inputs:
+            raise BundleError(f"{ref.path} has an input {TASK_INPUT!r}, and its manifest says that no tasks share it")
+        else:
+            _expect(engine, ref, "sample", (batch, self._channels(entry), *self._manifest.latent_size))
         if entry.task.guidance == "embedded":
-            _expect(engine, entry.engine, guidance.SCALE_INPUT, (batch, None))
+            _expect(engine, ref, guidance.SCALE_INPUT, (batch, None))
         return engine
+
+    def _channels(self, entry: TaskEntry) -> int:
+        """Of a task's noisy latent and its condition."""
+        channels = self._manifest.latent_channels
+        return channels + entry.task.condition_channels(channels)
 
     def encode_picture(self, pixels: Array) -> Array:
         """[1, 3, H, W] in [-1, 1] → [1, C, h, w], the mean of the posterior as a UNet latent."""

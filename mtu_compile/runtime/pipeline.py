@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from mtu_compile import bundle
 from mtu_compile.bundle import Manifest, TaskEntry
-from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.fit import Fit
-from mtu_compile.core.guidance import ROWS
-from mtu_compile.core.noise import initial_noise, step_noise
 from mtu_compile.core.notices import Notice
-from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.runtime import guidance, images, proven, schedulers
+from mtu_compile.runtime.batches import batch_of
 from mtu_compile.runtime.denoise import Progress, denoise
 from mtu_compile.runtime.engine import Engine
 from mtu_compile.runtime.fitting import Frame
-from mtu_compile.runtime.masks import MaskMode, check_selection, read_mask
+from mtu_compile.runtime.grouping import MOST_SAMPLES, alone_notice, group
+from mtu_compile.runtime.masks import MaskMode
 from mtu_compile.runtime.networks import Networks, Opener
-from mtu_compile.runtime.request import check_request
+from mtu_compile.runtime.prepare import Asked, Prepared, ask, prepare
+from mtu_compile.runtime.request import Request, called
 
 Array = NDArray[Any]
 
@@ -51,25 +49,6 @@ class Result:
     latents: Array
     frame: Frame | None = None
     notices: tuple[Notice, ...] = ()
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A task's condition at the size of the output.
-
-    Attributes:
-        channels: [1, c, h, w] float32, as concatenated to the noisy latent.
-        picture: the source picture, RGB.
-        mask: [H, W], 1 where to repaint.
-        frame: how the source picture was fitted.
-        notices: what there is to say of the mask.
-    """
-
-    channels: Array | None
-    picture: Image.Image | None
-    mask: Array | None
-    frame: Frame | None
-    notices: tuple[Notice, ...]
 
 
 def load(path: Path | str, verify: bool = True, *, opener: Opener | None = None, warn: bool = True) -> Runtime:
@@ -163,28 +142,94 @@ class Runtime:
             ToolchainMissing, TargetError: an engine cannot be opened or run.
             NotFiniteError: a network's output has NaN or Inf values; names network and step.
         """
-        entry = self._entry(task)
-        spec = entry.task
-        check_request(spec, prompt, negative_prompt, image, mask, guidance_scale, image_guidance_scale)
-        noise = self._noise(check_seed(seed), latents)
-        sampler = schedulers.from_config(self.manifest.scheduler, self.steps(task, steps), scheduler)
-        spec = spec.at(guidance_scale, image_guidance_scale)
-
-        condition = self._condition(spec, image, mask, fit or self.manifest.fit, mask_mode)
-        cost = guidance.batch_notice(len(ROWS[spec.guidance]), entry.task.unet_batch)
-        costs = () if cost is None else (cost,)
-        notices = (*self._cut_prompts(spec, prompt, negative_prompt), *condition.notices, *costs)
-        if notify is not None:
-            for notice in notices:
-                notify(notice)
-        embeddings = self._embed(spec, prompt, negative_prompt)
-        draw = partial(step_noise, seed) if sampler.draws_noise else None
-        unet = self.unet(task)
-        final = denoise(
-            unet, self.manifest, entry, spec, sampler, noise, draw, condition.channels, embeddings, progress
+        request = Request(
+            task,
+            prompt,
+            negative_prompt,
+            image,
+            mask,
+            seed,
+            steps,
+            guidance_scale,
+            image_guidance_scale,
+            scheduler,
+            latents,
+            fit,
+            mask_mode,
+            paste_unmasked,
         )
-        picture = self.networks.decode_picture(final)
-        if paste_unmasked and condition.mask is not None and condition.picture is not None:
+        asked = [ask(self.manifest, request)]
+        tell = notify or _unheard
+        (result,) = self._make(asked, [[0]], progress, lambda index, notice: tell(notice))
+        return result
+
+    def run_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        most_samples: int = MOST_SAMPLES,
+        progress: Progress | None = None,
+        notify: Callable[[int, Notice], None] | None = None,
+    ) -> tuple[Result, ...]:
+        """Make several pictures, of any tasks, each as ``run`` makes it.
+
+        Where the bundle's tasks share one UNet, pictures whose samplers stop at the same timesteps (the same steps,
+        and for most schedulers whichever of them) go through one UNet call a step. The others are made one after the
+        other, and one of their notices says why.
+
+        Args:
+            requests: what is asked for.
+            most_samples: UNet samples of one call at most, as memory grows with them; more take turns.
+            progress: told of every step of every picture.
+            notify: told of each of the notices, and of which request (from 0), before the first step.
+
+        Returns:
+            The results, in the order of the requests.
+
+        Raises:
+            ConfigError, InputError, ToolchainMissing, TargetError, NotFiniteError: as ``run``, and with the number of
+                the request, from 1. All are checked before the first step.
+        """
+        places = [f"request {index}" if len(requests) > 1 else "" for index in range(1, len(requests) + 1)]
+        asked = [ask(self.manifest, request, place) for request, place in zip(requests, places, strict=True)]
+        groups = group(asked, shared=self.networks.shared, most=most_samples)
+        return self._make(asked, groups, progress, notify or _unheard)
+
+    def _make(
+        self,
+        asked: Sequence[Asked],
+        groups: Sequence[Sequence[int]],
+        progress: Progress | None,
+        notify: Callable[[int, Notice], None],
+    ) -> tuple[Result, ...]:
+        """The pictures, those of a group together."""
+        prepared = [prepare(self.networks, self.manifest, one) for one in asked]
+        shared, said = self.networks.shared, list[tuple[Notice, ...]]([()] * len(asked))
+        for members in groups:
+            batch = batch_of(self.networks.open_unet(asked[members[0]].entry))
+            cost = guidance.batch_notice(sum(asked[index].samples for index in members), batch, shared=shared)
+            for index in members:
+                own = (cost, alone_notice(asked, index, shared=shared))
+                said[index] = (*prepared[index].notices, *(notice for notice in own if notice is not None))
+        for index, notices in enumerate(said):
+            for notice in notices:
+                notify(index, notice)
+        results: dict[int, Result] = {}
+        total, before = sum(len(one.sampler.timesteps) for one in asked), 0
+        for members in groups:
+            unet = self.networks.open_unet(asked[members[0]].entry)
+            steps = None if progress is None else partial(_told, progress, before, len(members), total)
+            finals = denoise(unet, self.manifest, [prepared[index].start for index in members], steps)
+            before += len(members) * len(asked[members[0]].sampler.timesteps)
+            for index, final in zip(members, finals, strict=True):
+                with called(asked[index].place):
+                    results[index] = self._finish(asked[index].request, prepared[index], final, said[index])
+        return tuple(results[index] for index in range(len(asked)))
+
+    def _finish(self, request: Request, prepared: Prepared, final: Array, notices: tuple[Notice, ...]) -> Result:
+        """The final latent as a picture."""
+        picture, condition = self.networks.decode_picture(final), prepared.condition
+        if request.paste_unmasked and condition.mask is not None and condition.picture is not None:
             picture = images.paste(picture, condition.picture, condition.mask)
         return Result(picture, final, condition.frame, notices)
 
@@ -208,58 +253,11 @@ class Runtime:
         find_task(self.tasks, task)  # says which tasks there are if there is no such
         return self.manifest.tasks[task]
 
-    def _noise(self, seed: int, latents: Array | None) -> Array:
-        shape = (1, self.manifest.latent_channels, *self.manifest.latent_size)
-        if latents is not None:
-            if latents.shape != shape:
-                raise ConfigError(f"latents have the shape {latents.shape}", hint=f"this bundle takes {shape}")
-            return np.asarray(latents, dtype=np.float32)
-        return initial_noise(seed, shape)
 
-    def _condition(
-        self,
-        task: Task,
-        image: Image.Image | Path | str | None,
-        mask: Image.Image | Path | str | None,
-        fit: Fit,
-        mask_mode: MaskMode,
-    ) -> Condition:
-        size, frame, picture, selected, notices = self.manifest.image_size, None, None, None, tuple[Notice, ...]()
-        if image is not None:
-            opened = images.open_image(image)
-            frame = Frame.of(opened.size, size, fit)
-            picture = frame.picture(opened)
-        if mask is not None:
-            black_and_white, notices = read_mask(images.open_mask(mask), mask_mode)
-            selected = (frame or Frame.of(black_and_white.size, size, fit)).mask(black_and_white)
-            notices += check_selection(selected, images.shrink_mask(selected, self.manifest.latent_size))
-        pieces = []
-        for fill in task.condition:
-            if fill == "mask":
-                assert selected is not None
-                pieces.append(images.shrink_mask(selected, self.manifest.latent_size)[None, None])
-                continue
-            assert picture is not None
-            pixels = images.to_array(picture)
-            if fill == "masked_image":
-                assert selected is not None
-                pixels *= 1 - selected
-            pieces.append(self.networks.encode_picture(pixels))
-        channels = np.concatenate(pieces, axis=1) if pieces else None
-        return Condition(channels, picture, selected, frame, notices)
+def _told(progress: Progress, before: int, pictures: int, total: int, step: int, steps: int) -> None:
+    """``progress``, of a step that ``pictures`` make together."""
+    progress(before + step * pictures, total)
 
-    def _embed(self, task: Task, prompt: str, negative_prompt: str) -> Array:
-        """Text embeddings [b, L, D] in the order of the guidance batch."""
-        wanted = [prompt if row.prompt else negative_prompt for row in ROWS[task.guidance]]
-        distinct = list(dict.fromkeys(wanted))
-        embeddings = dict(zip(distinct, self.networks.encode_text(distinct), strict=True))
-        return np.stack([embeddings[text] for text in wanted])
 
-    def _cut_prompts(self, task: Task, prompt: str, negative_prompt: str) -> tuple[Notice, ...]:
-        """Of each prompt that the task looks at and that is too long: what it loses."""
-        found = []
-        for is_prompt in sorted({row.prompt for row in ROWS[task.guidance]}, reverse=True):
-            what, text = ("prompt", prompt) if is_prompt else ("negative prompt", negative_prompt)
-            if (cut := self.networks.tokenizer.cut(text)) is not None:
-                found.append(cut.notice(what))
-        return tuple(found)
+def _unheard(*said: object) -> None:
+    """What nobody asked to be told."""
