@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import held_out, timing
-from mtu_compile import bundle
+from mtu_compile import runtime
 from mtu_compile.accuracy.verdict import TaskCheck
 from mtu_compile.compile import BuildOptions, build
 from mtu_compile.runtime.reference import Reference
@@ -48,10 +49,8 @@ def step_times(folders: Mapping[str, Path], wanted: Mapping[str, Reference], rou
     for task, reference in wanted.items():
         runners: dict[str, Callable[[], object]] = {}
         for name in order:
-            engine = bundle.read(folders[name]).tasks[task].engine
-            batch = reference.trajectories[0].inputs[0]
-            hint = engine.config["INFERENCE_PRECISION_HINT"]
-            runners[name] = timing.openvino_runner(folders[name] / engine.path, hint, batch)
+            unet = runtime.load(folders[name], verify=False).unet(task)
+            runners[name] = partial(unet, reference.trajectories[0].inputs[0])
         times[task] = timing.interleave(runners, rounds)
     return times
 

@@ -90,13 +90,14 @@ def prove(
 def measure(root: Path, manifest: Manifest) -> dict[str, TaskMetrics]:
     """By task, some recorded UNet calls at this process's own level."""
     measured = {}
-    for name, entry in manifest.tasks.items():
-        if entry.reference is None:
-            raise BundleError(f"the bundle carries no reference for task {name!r}", hint="build it again")
-        reference = Reference.load(bundle.resolve(root, entry.reference))
-        with runtime.Runtime(root, manifest) as loaded:  # one UNet in memory at a time
-            calls = some_calls(reference, CALLS)
+    with runtime.Runtime(root, manifest) as loaded:
+        for name, entry in manifest.tasks.items():
+            if entry.reference is None:
+                raise BundleError(f"the bundle carries no reference for task {name!r}", hint="build it again")
+            calls = some_calls(Reference.load(bundle.resolve(root, entry.reference)), CALLS)
             measured[name] = TaskMetrics(compare_recorded(loaded.unet(name), calls, guidance=entry.task.guided))
+            if manifest.routing == "static":
+                loaded.close()  # one UNet in memory at a time
     return measured
 
 

@@ -221,11 +221,14 @@ class Manifest:
         return self.image_size[0] // self.vae_scale, self.image_size[1] // self.vae_scale
 
     def engines(self) -> Iterator[tuple[str, EngineRef]]:
-        """(where it is said, network) of every network of the bundle."""
+        """(where it is said, network) of every network of the bundle; a UNet that all tasks share is ``"unet"``."""
         yield "text.engine", self.text.engine
         if self.vae_encoder is not None:
             yield "vae_encoder", self.vae_encoder
         yield "vae_decoder", self.vae_decoder
+        if self.routing == "shared":
+            yield "unet", next(iter(self.tasks.values())).engine
+            return
         for name, entry in self.tasks.items():
             yield f"tasks.{name}.engine", entry.engine
 
@@ -242,6 +245,10 @@ class Manifest:
 
     def check(self) -> None:
         """``BundleError`` if the manifest contradicts itself or points outside the bundle or its list of files."""
+        if not self.tasks:
+            raise BundleError(f"{MANIFEST}: no tasks")
+        if self.routing == "shared":
+            self._check_shared()
         for path in self.files:
             check_relative(path, "files")
             if PurePosixPath(path).parts[0] == BUILT:
@@ -255,10 +262,6 @@ class Manifest:
                 raise BundleError(f"{MANIFEST}: tasks.{name} describes a task called {entry.task.name!r}")
             if (entry.accuracy is None) == (entry.accuracy_reason is None):
                 raise BundleError(f"{MANIFEST}: tasks.{name} needs either an accuracy or the reason why there is none")
-        if not self.tasks:
-            raise BundleError(f"{MANIFEST}: no tasks")
-        if self.routing == "shared":
-            self._check_shared()
         if any(side % self.vae_scale for side in self.image_size):
             raise BundleError(f"{MANIFEST}: image_size {self.image_size} is not a multiple of {self.vae_scale}")
 

@@ -40,6 +40,7 @@ def command(bundle: Path, as_config: bool, as_json: bool) -> None:
     facts = [
         ("target", manifest.target),
         ("precision", manifest.precision),
+        ("routing", manifest.routing),
         ("pictures", f"{width}x{height}"),
         ("source", f"{manifest.source.name} (sha256 {manifest.source.sha256[:16]}…)"),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),

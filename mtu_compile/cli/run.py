@@ -1,25 +1,32 @@
-"""``mtu-compile run``: make one picture with a bundle, without torch."""
+"""``mtu-compile run``: make one picture with a bundle, or several together, without torch."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from mtu_compile.cli.console import ConsoleProgress
 from mtu_compile.cli.options import json_option, quiet_option, scheduler_option, seed_option
+from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.fit import FITS, Fit
 
 if TYPE_CHECKING:
+    from mtu_compile.core.notices import Notice
+    from mtu_compile.runtime import Result
     from mtu_compile.runtime.masks import MaskMode
+
+#: What goes with ``--batch``; all else is in its file.
+_OF_A_BATCH = frozenset({"bundle", "batch", "most_samples", "output", "as_json", "quiet"})
 
 
 @click.command("run")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--task", required=True, help="One of the bundle's tasks.")
+@click.option("--task", help="One of the bundle's tasks.")
 @click.option("--prompt", default="", help="What to paint, or what to do to the picture.")
 @click.option("--negative-prompt", default="", help="What to keep away from.")
 @click.option("--image", type=click.Path(path_type=Path), help="The picture to start from.")
@@ -44,12 +51,31 @@ if TYPE_CHECKING:
 )
 @click.option("--image-guidance", "image_guidance_scale", type=float, help="Scale of the picture's direction.")
 @scheduler_option
-@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Picture to write (.png, .jpg).")
+@click.option(
+    "--batch",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Make all pictures this JSON file asks for instead, those that can together (docs/guide.md).",
+)
+@click.option(
+    "--most-samples",
+    type=click.IntRange(min=1),
+    help="With --batch: UNet samples of one call at most, as memory grows with them; 12 by default.",
+)
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Picture to write (.png, .jpg); with --batch, folder for them.",
+)
 @json_option
 @quiet_option
+@click.pass_context
 def command(
+    context: click.Context,
     bundle: Path,
-    task: str,
+    task: str | None,
     prompt: str,
     negative_prompt: str,
     image: Path | None,
@@ -61,11 +87,21 @@ def command(
     guidance_scale: float | None,
     image_guidance_scale: float | None,
     sampler: str | None,
+    batch: Path | None,
+    most_samples: int | None,
     output: Path,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Make one picture with BUNDLE."""
+    """Make one picture with BUNDLE, or all that a file asks for."""
+    if batch is not None:
+        _only_of_a_batch(context)
+        _run_batch(bundle, batch, most_samples, output, as_json=as_json, quiet=quiet)
+        return
+    if most_samples is not None:
+        raise ConfigError("--most-samples is for --batch", hint="a single picture has a UNet call for all its samples")
+    if task is None:
+        raise click.MissingParameter(ctx=context, param_hint="'--task'", param_type="option")
     from mtu_compile import runtime
     from mtu_compile.runtime import images
 
@@ -91,13 +127,78 @@ def command(
             image_guidance_scale=image_guidance_scale,
             scheduler=sampler,
             progress=lambda done, total: advance(1),
-            notify=lambda notice: progress.note(f"{notice.message}\nhint: {notice.hint}"),
+            notify=lambda notice: progress.note(_in_words(notice)),
         )
     seconds = time.monotonic() - began
     images.save(result.image, output)
     if as_json:
-        said = {"output": str(output), "task": task, "seed": seed, "seconds": round(seconds, 3)}
-        frame = None if result.frame is None else {"used": result.frame.box, "place": result.frame.place}
-        click.echo(json.dumps({**said, "frame": frame, "notices": [one.to_json() for one in result.notices]}))
+        click.echo(json.dumps({**_summary(output, task, seed, result), "seconds": round(seconds, 3)}))
     elif not quiet:
         click.echo(str(output))
+
+
+def _run_batch(bundle: Path, file: Path, most_samples: int | None, output: Path, *, as_json: bool, quiet: bool) -> None:
+    """Make the pictures that ``file`` asks for, in the folder ``output``."""
+    from mtu_compile import runtime
+    from mtu_compile.runtime import images
+    from mtu_compile.runtime.grouping import MOST_SAMPLES
+    from mtu_compile.runtime.request_file import read_requests
+
+    named = read_requests(file)
+    requests, paths = [request for request, _ in named], [output / name for _, name in named]
+    if not output.is_dir() and (output.exists() or not output.parent.is_dir()):
+        problem = "is not a folder" if output.exists() else "is in a folder that does not exist"
+        raise ConfigError(f"{str(output)!r} {problem}", hint="with --batch, -o is the folder of the pictures")
+    for path in paths if output.is_dir() else ():
+        images.check_writable(path)
+    progress = ConsoleProgress(quiet or as_json)
+    with progress.stage("load and verify"):
+        loaded = runtime.load(bundle)
+    began, done_before = time.monotonic(), 0
+    calls = sum(loaded.calls(one.task, one.steps, one.scheduler) for one in requests)
+    with progress.stage(f"{len(requests)} pictures", calls) as advance:
+
+        def told(done: int, total: int) -> None:
+            nonlocal done_before
+            advance(done - done_before)
+            done_before = done
+
+        results = loaded.run_batch(
+            requests,
+            most_samples=MOST_SAMPLES if most_samples is None else most_samples,
+            progress=told,
+            notify=lambda index, notice: progress.note(f"request {index + 1}: {_in_words(notice)}"),
+        )
+    seconds = time.monotonic() - began
+    output.mkdir(exist_ok=True)
+    for path, result in zip(paths, results, strict=True):
+        images.save(result.image, path)
+    if as_json:
+        made = [
+            _summary(path, request.task, request.seed, result)
+            for path, request, result in zip(paths, requests, results, strict=True)
+        ]
+        click.echo(json.dumps({"pictures": made, "seconds": round(seconds, 3)}))
+    elif not quiet:
+        for path in paths:
+            click.echo(str(path))
+
+
+def _only_of_a_batch(context: click.Context) -> None:
+    """``ConfigError`` for an option that says of one picture what the file says of each."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and parameter.name not in _OF_A_BATCH:
+            raise ConfigError(
+                f"{parameter.opts[0]} says nothing of the pictures of a --batch", hint="say it in the file, of each"
+            )
+
+
+def _in_words(notice: Notice) -> str:
+    return f"{notice.message}\nhint: {notice.hint}"
+
+
+def _summary(output: Path, task: str, seed: int, result: Result) -> dict[str, Any]:
+    frame = None if result.frame is None else {"used": result.frame.box, "place": result.frame.place}
+    notices = [one.to_json() for one in result.notices]
+    return {"output": str(output), "task": task, "seed": seed, "frame": frame, "notices": notices}

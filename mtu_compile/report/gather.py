@@ -130,8 +130,8 @@ def _networks(path: Path, manifest: bundle.Manifest) -> Iterator[Network]:
             for file in manifest.files
             if Path(file).parent == graph.parent and Path(file).name.startswith(f"{graph.stem}.")
         }
-        task = manifest.tasks.get(name) if where.startswith("tasks.") else None
-        seconds = None if task is None else task.provenance.build_seconds
+        of_tasks = (entry.provenance.build_seconds for entry in manifest.tasks.values() if entry.engine == engine)
+        seconds = next(of_tasks, None)  # a UNet that tasks share was built once
         size = sum((path / file).stat().st_size for file in files)
         yield Network(name, engine, tuple(sorted(files)), size, seconds)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,63 @@ def tiny_bundle(base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactor
         shutil.copytree(base_pipeline_dir / "tokenizer", folder / "tokenizer")
         bundle.write(folder, make_manifest(vae.config.scaling_factor))
     return root, TorchParts(text_encoder, tokenizer, vae, unets)
+
+
+def save_shared(unets: dict[str, Any], folder: Path) -> None:
+    """One network for all tasks, which answers each sample as the network of its task does."""
+    import torch
+    from torch import nn
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nets = nn.ModuleList(unets.values())
+
+        def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any, task: Any) -> Any:
+            answers = [net(sample[:, : net.conv_in.in_channels], timestep, encoder_hidden_states) for net in self.nets]
+            chosen = torch.eye(len(self.nets))[task].T[:, :, None, None, None]
+            return (torch.stack(answers) * chosen).sum(0)
+
+    example = {
+        "sample": torch.rand(3, 9, 8, 8),
+        "timestep": torch.ones(1),
+        "encoder_hidden_states": torch.rand(3, 16, 32),
+        "task": torch.tensor([0, 1, 3]),
+    }
+    save_engine(Shared().eval(), example, ("out_sample",), folder)
+
+
+@pytest.fixture(scope="session")
+def make_shared(tiny_bundle: tuple[Path, TorchParts], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``make_shared(batch)``: ``tiny_bundle`` with one UNet for all, of that batch or any; copy it to change it."""
+    import openvino
+
+    source, parts = tiny_bundle
+    places = tmp_path_factory.mktemp("shared")
+    save_shared(parts.unets, places / "unet")
+
+    def make(root: Path, batch: int) -> Path:
+        folders = [unet_folder(task.name) for task in PAPER_TASKS]
+        shutil.copytree(source, root, ignore=shutil.ignore_patterns(*folders))
+        model = openvino.Core().read_model(places / "unet" / "openvino_model.xml")
+        shapes = {port.any_name: list(port.shape) for port in model.inputs}
+        model.reshape({name: shape if name == "timestep" else [batch, *shape[1:]] for name, shape in shapes.items()})
+        (root / "unet").mkdir()
+        openvino.save_model(model, root / "unet" / "openvino_model.xml", compress_to_fp16=False)
+        manifest = bundle.read(source)
+        ref = manifest.tasks["t2i"].engine
+        tasks = {name: replace(entry, engine=ref) for name, entry in manifest.tasks.items()}
+        bundle.write(root, replace(manifest, routing="shared", tasks=tasks))
+        return root
+
+    made: dict[int, Path] = {}
+
+    def get(batch: int = -1) -> Path:
+        if batch not in made:
+            made[batch] = make(places / str(batch), batch)
+        return made[batch]
+
+    return get
 
 
 def unet_folder(task: str) -> str:

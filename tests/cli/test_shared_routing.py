@@ -1,0 +1,173 @@
+"""A bundle whose tasks share one UNet, through every command; the real passes made it of the float bundle's model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtu_compile import bundle, runtime
+from mtu_compile.accuracy.host.check import check_bundle
+from mtu_compile.bundle import EngineRef, Manifest
+from mtu_compile.runtime import Request, cpu_isa
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def shared_bundle(float_bundle: Path, tiny_model: Path, shared_exports: Path, made_once: Any) -> Path:
+    """``float_bundle`` with one UNet for all tasks. Copy it to change it."""
+
+    def make(place: Path) -> None:
+        import passes
+        import targets
+        from mtu_compile.compile import BuildOptions
+        from mtu_compile.stages import export, load
+
+        model = load.load_model(BuildOptions(model=tiny_model, output=place))
+        dynamic = export.export_unet(model, place)
+        height, width = model.latent_size
+        context = passes.PassContext(batch=1, height=height, width=width, text_length=model.text_length)
+        passes.run_pipeline(dynamic, place / "shared.onnx", passes.SHARED_PIPELINE, context)
+        manifest = bundle.read(float_bundle)
+        unets = {Path(entry.engine.path).parent.name for entry in manifest.tasks.values()}
+        root = shutil.copytree(float_bundle, place / "bundle", ignore=shutil.ignore_patterns(*unets))
+        made = targets.get("cpu").build(place / "shared.onnx", root / "unet", precision="fp32")
+        ref = EngineRef(made.kind, f"unet/{made.path.name}", made.config, state=bundle.EngineState.MEASURED)
+        tasks = {name: replace(entry, engine=ref) for name, entry in manifest.tasks.items()}
+        bundle.write(root, replace(manifest, routing="shared", tasks=tasks))
+
+    return made_once("shared-bundle", make) / "bundle"
+
+
+@pytest.fixture
+def requests(tmp_path: Path, tiny_model: Path) -> Path:
+    """A file of three requests of two tasks, and one with other steps."""
+    shutil.copy(tiny_model / "samples" / "inpaint" / "0.png", tmp_path / "in.png")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    mask.save(tmp_path / "mask.png")
+    inpaint = {"task": "inpaint", "prompt": "disc", "image": "in.png", "mask": "mask.png"}
+    rows = [
+        {"task": "t2i", "prompt": "disc", "seed": 1, "steps": 3},
+        {**inpaint, "seed": 2, "steps": 3, "output": "hole.png"},
+        {"task": "t2i", "prompt": "disc", "seed": 1, "steps": 2, "guidance_scale": 5},
+        {"task": "t2i", "prompt": "disc", "seed": 4, "steps": 3, "guidance_scale": 1},
+    ]
+    (tmp_path / "requests.json").write_text(json.dumps(rows))
+    return tmp_path / "requests.json"
+
+
+def test_a_check_finds_the_shared_unet_as_good(shared_bundle: Path) -> None:
+    """On the build machine, at every instruction set, and as a board checks: within float32's rounding of the model."""
+    from mtu_compile import board
+
+    result, on_board = check_bundle(shared_bundle, everywhere=False), board.check_bundle(shared_bundle)
+    assert not result.failures and not on_board.failures
+    assert [proof.level for proof in on_board.instruction_sets] == list(cpu_isa.up_to(cpu_isa.level()))
+    for name, task in result.tasks.items():
+        assert task.worst_sqnr > 90, name
+        assert on_board.tasks[name].worst_sqnr == pytest.approx(task.worst_sqnr, rel=1e-6)
+
+
+def test_a_row_of_another_task_is_seen_by_the_check(shared_bundle: Path, tmp_path: Path) -> None:
+    """A seeded defect: the tasks' rows exchanged."""
+    copy = shutil.copytree(shared_bundle, tmp_path / "copy")
+    manifest = bundle.read(copy)
+    rows = {"t2i": 1, "inpaint": 0}
+    tasks = {name: replace(entry, task_id=rows[name]) for name, entry in manifest.tasks.items()}
+    bundle.write(copy, replace(manifest, tasks=tasks))
+    failures = check_bundle(copy, everywhere=False).failures
+    assert any(failure.startswith("t2i: ") for failure in failures)
+    assert any(failure.startswith("inpaint: ") for failure in failures)
+
+
+def test_run_makes_a_batch_of_pictures(
+    shared_bundle: Path, float_bundle: Path, requests: Path, tmp_path: Path, mtu: Run
+) -> None:
+    done = mtu("run", shared_bundle, "--batch", requests, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)["pictures"]
+    names = ["1-t2i.png", "hole.png", "3-t2i.png", "4-t2i.png"]
+    assert [one["output"] for one in made] == [str(tmp_path / "out" / name) for name in names]
+    assert [[notice["kind"] for notice in one["notices"]] for one in made] == [[], [], ["batch-alone"], []]
+    single = mtu("run", shared_bundle, "--task", "t2i", "--prompt", "disc", "--seed", 1, "--steps", 2, "--guidance", 5,
+                 "-o", tmp_path / "single.png")  # fmt: skip
+    assert single.code == 0, single.err
+    together, alone = (
+        np.asarray(Image.open(path), int) for path in (tmp_path / "out/3-t2i.png", tmp_path / "single.png")
+    )
+    np.testing.assert_array_equal(together, alone)
+    static = mtu("run", float_bundle, "--batch", requests, "-o", tmp_path / "static")
+    assert static.code == 0, static.err
+    assert static.err.count("each task of this bundle has a UNet of its own") == 4
+    for name in names:
+        shared, own = (np.asarray(Image.open(tmp_path / folder / name), int) for folder in ("out", "static"))
+        assert np.abs(shared - own).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "code", "words"),
+    [
+        ({"task": "paint"}, (), 2, "request 3: unknown task 'paint'"),
+        ({"promt": "a"}, (), 5, "requests.json: [2].promt"),
+        ({"seed": -1}, (), 5, "[2].seed is -1"),
+        ({"output": "../a.png"}, (), 5, "[2].output"),
+        ({"output": "hole.png"}, (), 5, "two pictures are called 'hole.png'"),
+        ({"image": "in.png"}, (), 2, "request 3: task 't2i' has no use for a picture"),
+        ({}, ("--seed", 1), 2, "--seed"),
+        ({}, ("-o", "{here}/in.png"), 2, "is not a folder"),
+    ],
+)
+def test_a_batch_that_cannot_be_made_is_refused(
+    change: dict[str, Any], arguments: Any, code: int, words: str, shared_bundle: Path, requests: Path, mtu: Run
+) -> None:
+    rows = json.loads(requests.read_text())
+    rows[2].update(change)
+    requests.write_text(json.dumps(rows))
+    here = requests.parent
+    more = [str(argument).format(here=here) for argument in arguments]
+    done = mtu("run", shared_bundle, "--batch", requests, "-o", here / "out", *more)
+    assert done.code == code and words in done.err and "hint:" in done.err, done.err
+    assert not (here / "out").exists()
+
+
+def test_there_and_back_again_is_bit_equal(shared_bundle: Path) -> None:
+    with runtime.load(shared_bundle) as loaded:
+        source, mask = Image.new("RGB", (32, 32), "red"), Image.new("L", (32, 32), 255)
+        mask.paste(0, (16, 0, 32, 32))
+        t2i, inpaint = Request("t2i", "disc", steps=2), Request("inpaint", "disc", image=source, mask=mask, steps=2)
+        first, other, again = (loaded.run_batch([one])[0].latents for one in (t2i, inpaint, t2i))
+        np.testing.assert_array_equal(first, again)
+        mixed = loaded.run_batch([inpaint, t2i])
+        np.testing.assert_array_equal(mixed[1].latents, first)  # an engine of one sample at a time
+        np.testing.assert_array_equal(mixed[0].latents, other)
+        assert sum(path.startswith("unet") for path in loaded.networks.engines) == 1
+
+
+def test_inspect_and_report_show_one_unet(shared_bundle: Path, tmp_path: Path, mtu: Run) -> None:
+    done = mtu("inspect", shared_bundle)
+    assert done.code == 0, done.err
+    lines = [line for line in done.out.splitlines() if "unet/openvino_model.xml" in line]
+    assert len(lines) == 1 and "shared" in done.out
+    done = mtu("report", shared_bundle, "--json", "-o", tmp_path / "report.html")
+    assert done.code == 0, done.err
+    networks = [one["name"] for one in json.loads(done.out)["networks"]]
+    assert networks == ["text encoder", "vae encoder", "vae decoder", "unet"]
+
+
+def test_a_board_builds_a_shared_unet_once(shared_bundle: Path) -> None:
+    from mtu_compile.board.build import buildable
+
+    manifest: Manifest = bundle.read(shared_bundle)
+    for_gpu = {
+        name: replace(entry, engine=replace(entry.engine, kind="tensorrt")) for name, entry in manifest.tasks.items()
+    }
+    assert [ref.path for ref in buildable(replace(manifest, tasks=for_gpu))] == ["unet/openvino_model.xml"]
