@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,12 +33,12 @@ SCHEDULER = {
 
 
 def write_graph(path: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any], nodes: Any, weights: Any) -> None:
-    """An ONNX file; inputs and outputs are shapes (int64 for ``input_ids``, else float32), weights arrays by name."""
+    """An ONNX file; inputs and outputs are shapes (float32, but for ids of int64), weights arrays by name."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     def info(name: str, shape: Any) -> Any:
-        kind = TensorProto.INT64 if name == "input_ids" else TensorProto.FLOAT
+        kind = TensorProto.INT64 if name in ("input_ids", "task") else TensorProto.FLOAT
         return helper.make_tensor_value_info(name, kind, shape)
 
     graph = helper.make_graph(
@@ -79,6 +80,32 @@ def write_unet(path: Path, channels: int, batch: int, *, seed: int, layers: int 
     nodes.append(("Conv", [f"h_{layers}", "w_out"], ["out_sample"], pads))
     inputs = {"sample": [batch, channels, 8, 8], "timestep": [1], "encoder_hidden_states": [batch, 16, 32]}
     write_graph(path, inputs, {"out_sample": [batch, 4, 8, 8]}, nodes, weights)
+
+
+def write_shared_unet(path: Path) -> None:
+    """One network for both tasks, of any batch: conv(sample) + the task's row + mean(text) + timestep, and out."""
+    rng = np.random.default_rng(5)
+    weights: dict[str, Any] = {
+        "w_in": (rng.standard_normal((32, 8, 3, 3)) * 0.2).astype(np.float32),
+        "w_out": (rng.standard_normal((4, 32, 3, 3)) * 0.05).astype(np.float32),
+        "rows": rng.standard_normal((2, 32)).astype(np.float32),
+        "axes_text": np.array([1], np.int64),
+        "axes": np.array([2, 3], np.int64),
+    }
+    pads = {"pads": [1, 1, 1, 1]}
+    nodes: list[Any] = [
+        ("Conv", ["sample", "w_in"], ["h"], pads),
+        ("ReduceMean", ["encoder_hidden_states", "axes_text"], ["text"], {"keepdims": 0}),
+        ("Gather", ["rows", "task"], ["row"], {"axis": 0}),
+        ("Add", ["text", "row"], ["own"], {}),
+        ("Unsqueeze", ["own", "axes"], ["bias"], {}),
+        ("Add", ["h", "bias"], ["a"], {}),
+        ("Add", ["a", "timestep"], ["b"], {}),
+        ("Tanh", ["b"], ["c"], {}),
+        ("Conv", ["c", "w_out"], ["out_sample"], pads),
+    ]
+    free = {"sample": ["batch", 8, 8, 8], "encoder_hidden_states": ["batch", 16, 32], "task": ["batch"]}
+    write_graph(path, {**free, "timestep": [1]}, {"out_sample": ["batch", 4, 8, 8]}, nodes, weights)
 
 
 def write_graphs(root: Path, *, layers: int = 1) -> None:
@@ -160,11 +187,19 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
         layers: int = 1,
         board: Mapping[str, Any] | None = None,
         name: str = "bundle",
+        shared: bool = False,
     ) -> Path:
         with bundle.staging(tmp_path / name) as folder:
             write_graphs(folder, layers=layers)
             write_tokenizer(folder / "tokenizer" / "tokenizer.json")
-            bundle.write(folder, describe(kind, config, board))
+            manifest = describe(kind, config, board)
+            if shared:
+                shutil.rmtree(folder / "unet_edit")
+                write_shared_unet(folder / "unet" / "model.onnx")
+                ref = manifest.tasks["t2i"].engine
+                tasks = {name: replace(entry, engine=ref) for name, entry in manifest.tasks.items()}
+                manifest = replace(manifest, routing="shared", tasks=tasks)
+            bundle.write(folder, manifest)
         return tmp_path / name
 
     return make

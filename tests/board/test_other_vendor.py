@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from mtu_compile import bundle, runtime
 from mtu_compile.board import build_bundle
@@ -20,7 +22,7 @@ from mtu_compile.cli.board import command
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import BundleError, TargetError
 from mtu_compile.core.vendors import Vendor
-from mtu_compile.runtime import built
+from mtu_compile.runtime import Request, built
 from mtu_compile.runtime.builder import Built, Host
 from targets.onnxruntime.engine import OnnxRuntimeEngine
 
@@ -119,6 +121,21 @@ def test_a_board_builds_and_runs_what_it_knows_from_an_entry_point(
     assert json.loads((root / built.INDEX).read_text())["engines"]["unet/model.onnx"]["device"] == {"revision": "A1"}
     with runtime.load(root) as loaded:
         assert loaded.run("t2i", "a red cat").image.size == (32, 32)
+
+
+def test_a_board_builds_a_unet_that_tasks_share_once(toy: ToyBuilder, make_bundle: Callable[..., Path]) -> None:
+    root = make_bundle("toy", {}, shared=True)
+    result = build_bundle(root)
+    assert [one.graph for one in result.engines][-1:] == ["unet/model.onnx"] and len(result.engines) == 4
+    assert len(build_bundle(root).reused) == 4
+    picture = Image.new("RGB", (32, 32), "red")
+    with runtime.load(root) as loaded:
+        first = loaded.run("t2i", "a red cat").latents
+        other = loaded.run("edit", "make it blue", image=picture).latents
+        both = loaded.run_batch([Request("edit", "make it blue", image=picture), Request("t2i", "a red cat")])
+        np.testing.assert_allclose(both[0].latents, other, atol=1e-5)
+        np.testing.assert_allclose(both[1].latents, first, atol=1e-5)
+        assert not both[0].notices and sum(path.startswith("unet") for path in loaded.networks.engines) == 1
 
 
 def test_an_engine_of_another_revision_is_refused_in_the_vendors_words(

@@ -34,7 +34,7 @@ def shared_bundle(float_bundle: Path, tiny_model: Path, shared_exports: Path, ma
         model = load.load_model(BuildOptions(model=tiny_model, output=place))
         dynamic = export.export_unet(model, place)
         height, width = model.latent_size
-        context = passes.PassContext(batch=1, height=height, width=width, text_length=model.text_length)
+        context = passes.PassContext(height=height, width=width, text_length=model.text_length)
         passes.run_pipeline(dynamic, place / "shared.onnx", passes.SHARED_PIPELINE, context)
         manifest = bundle.read(float_bundle)
         unets = {Path(entry.engine.path).parent.name for entry in manifest.tasks.values()}
@@ -147,9 +147,10 @@ def test_there_and_back_again_is_bit_equal(shared_bundle: Path) -> None:
         first, other, again = (loaded.run_batch([one])[0].latents for one in (t2i, inpaint, t2i))
         np.testing.assert_array_equal(first, again)
         mixed = loaded.run_batch([inpaint, t2i])
-        np.testing.assert_array_equal(mixed[1].latents, first)  # an engine of one sample at a time
-        np.testing.assert_array_equal(mixed[0].latents, other)
-        assert sum(path.startswith("unet") for path in loaded.networks.engines) == 1
+        assert not mixed[0].notices and sum(path.startswith("unet") for path in loaded.networks.engines) == 1
+        # Bit by bit with the kernels of OpenVINO 2026.4.1 on AVX2, AVX-512 and AMX, which nobody promises.
+        for one, expected in zip(mixed, (other, first), strict=True):
+            np.testing.assert_allclose(one.latents, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_inspect_and_report_show_one_unet(shared_bundle: Path, tmp_path: Path, mtu: Run) -> None:
@@ -160,7 +161,7 @@ def test_inspect_and_report_show_one_unet(shared_bundle: Path, tmp_path: Path, m
     done = mtu("report", shared_bundle, "--json", "-o", tmp_path / "report.html")
     assert done.code == 0, done.err
     networks = [one["name"] for one in json.loads(done.out)["networks"]]
-    assert networks == ["text encoder", "vae encoder", "vae decoder", "unet"]
+    assert networks == ["text encoder", "vae encoder", "vae decoder", "UNet of all tasks"]
 
 
 def test_a_board_builds_a_shared_unet_once(shared_bundle: Path) -> None:
