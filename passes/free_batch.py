@@ -12,18 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from mtu_compile.core.errors import PassError
-from mtu_compile.graph.edit import add_constant, attribute, constant, constant_tensor, only_user, replace_value
+from mtu_compile.graph.edit import BATCH, add_constant, attribute, constant, constant_tensor, only_user, replace_value
 from passes.folding import SMALL
 
-#: The dimension that stays free, and the sizes it has in the two copies: not 1, which broadcasts.
-BATCH, WITNESSES = "batch", (2, 3)
+#: The sizes the batch has in the two copies: not 1, which broadcasts.
+WITNESSES = (2, 3)
 
 _HINT = "only what does the same with each sample can keep its batch free"
-
-
-def is_batch(dimension: str | None) -> bool:
-    """Whether a dimension is the batch, or a multiple of it."""
-    return str(dimension).split("*")[-1] == BATCH
 
 
 def drop_expansions(graph: ir.Model) -> bool:

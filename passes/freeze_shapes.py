@@ -8,10 +8,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from mtu_compile.core.errors import PassError
-from mtu_compile.graph.edit import remove_unused
+from mtu_compile.graph.edit import BATCH, remove_unused, times_batch
 from passes.base import PassContext, PassResult
 from passes.folding import fold_small_constants
-from passes.free_batch import BATCH, WITNESSES, drop_expansions, free_batch, is_batch
+from passes.free_batch import WITNESSES, drop_expansions, free_batch
 
 #: Name of a dynamic dimension in an exported graph, and where its size is in the context.
 DIMENSIONS = {"batch": "batch", "height": "height", "width": "width", "length": "text_length"}
@@ -165,4 +165,4 @@ def _known(value: ir.Value, context: PassContext) -> bool:
     if value.shape is None:
         return False
     free = [d.value for d in value.shape if not isinstance(d, int)]
-    return not free or (context.batch is None and all(is_batch(dimension) for dimension in free))
+    return not free or (context.batch is None and all(times_batch(dimension) for dimension in free))

@@ -16,6 +16,9 @@ Array = npt.NDArray[Any]
 #: Inputs of the UNet graph (see ``mtu_compile.model.export``).
 SAMPLE, TASK_IDS = "sample", "task_ids"
 
+#: The dimension that counts samples, where it is free.
+BATCH = "batch"
+
 #: What ``task_ids`` is called once the graph only reads rows of tables by it.
 TASK = "task"
 
@@ -31,6 +34,14 @@ def op_counts(graph: ir.Model) -> Counter[str]:
 def find_input(graph: ir.Model, name: str) -> ir.Value | None:
     """The graph input called ``name``."""
     return next((value for value in graph.graph.inputs if value.name == name), None)
+
+
+def times_batch(dimension: int | str | None) -> int | None:
+    """How many times the batch a dimension is that grows with it (``"batch"``, ``"4*batch"``); ``None`` for others."""
+    factor, _, name = str(dimension).rpartition("*")
+    if name != BATCH or not (factor.isdigit() or not factor):
+        return None
+    return int(factor or 1)
 
 
 def constant(value: ir.Value | None) -> Array | None:
