@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,6 +148,12 @@ class MergedSet:
             wanted[call.task] += 1
         picked = {task: iter(spread(self.of_task(task), number)) for task, number in wanted.items()}
         return tuple(next(picked[call.task]) for call in self.inputs[:count])
+
+    @property
+    def batch(self) -> int:
+        """How many samples most calls have; of equally frequent numbers the largest."""
+        sizes = Counter(len(call.call[SAMPLE]) for call in self.inputs)
+        return max(sizes, key=lambda size: (sizes[size], size))
 
     @property
     def sha256(self) -> str:

@@ -17,15 +17,16 @@ What NNCF 3.4 does to a Stable Diffusion UNet with the settings used here (prese
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from calibration.merged import MergedSet, spread
+from calibration.merged import MergedSet, TaskCall, spread
 from calibration.nncf_graph import LAYERS, count_pairs, drop_idle, sign_activations, verify
 from calibration.nncf_run import Feed, run_nncf
 from calibration.quant_settings import QuantSettings
@@ -52,6 +53,7 @@ class QuantisationReport:
     Attributes:
         settings: what was asked for.
         samples: calibration samples used.
+        samples_by_task: how many of them are of which task, if they are of several.
         activations: QuantizeLinear/DequantizeLinear pairs on activations.
         weights: weights stored as int8 behind a DequantizeLinear.
         layers: by operation type, how many run in INT8 and how many there are.
@@ -70,6 +72,7 @@ class QuantisationReport:
     bytes_before: int
     bytes_after: int
     tool: str
+    samples_by_task: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def pairs(self) -> int:
@@ -123,7 +126,18 @@ def quantize_onnx(
     _save(quantised, out)
     activations, weights = count_pairs(quantised)
     after, tool = graph_io.disk_bytes(out), f"nncf {version('nncf')}"
-    return QuantisationReport(settings, len(samples), activations, weights, layers, float_layers, before, after, tool)
+    return QuantisationReport(
+        settings,
+        len(samples),
+        activations,
+        weights,
+        layers,
+        float_layers,
+        before,
+        after,
+        tool,
+        dict(Counter(sample.task for sample in samples if isinstance(sample, TaskCall))),
+    )
 
 
 def resolve_scopes(model: onnx.ModelProto, scopes: Sequence[str]) -> tuple[str, ...]:

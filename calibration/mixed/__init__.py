@@ -9,11 +9,14 @@
 4. The choice is run as a whole (``evaluating``). If it misses the criteria after all, the search goes on with stricter
    ones.
 
+Tasks that share one network share the choice: a layer is measured in each of them, and each has to meet the criteria
+(``choose_for_all``).
+
 Float layers cost time. The search stops where the network would become slower than ``Criteria.slowdown`` allows, and
 says so: whether a task is good enough is not decided here, but by its thresholds.
 """
 
-from calibration.mixed.choosing import Effort, choose, to_blame
+from calibration.mixed.choosing import Effort, TaskInputs, choose, choose_for_all, to_blame
 from calibration.mixed.evaluating import Criteria
 
-__all__ = ["Criteria", "Effort", "choose", "to_blame"]
+__all__ = ["Criteria", "Effort", "TaskInputs", "choose", "choose_for_all", "to_blame"]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.merged import MergedSet
 from calibration.mixed.evaluating import ChoiceRunner, Criteria, accuracy, telling_calls
 from calibration.mixed.ranking import Ranking
-from calibration.sensitivity import Feed, Sensitivity, answers, evenly_spread, measure, timestep
+from calibration.sensitivity import Call, Feed, Sensitivity, answers, evenly_spread, measure, timestep
 from calibration.switched_graph import SwitchedGraph
+from mtu_compile.accuracy.calls import StepMetrics
 from mtu_compile.bundle.quantisation import CostsRecord, CriteriaRecord, LayerRecord, MixedRecord, Why
 from mtu_compile.core.guidance import Guidance
 from targets.costs.layers import ComparedCosts
@@ -48,6 +50,42 @@ class Effort:
         """What a network of so many weights is worth."""
         return cls() if weights <= LARGE else cls(calls=2, check_calls=10, rounds=24, parallel=False)
 
+    def split(self, tasks: int) -> Effort:
+        """What is measured for each of so many tasks that share one network: together twice what one has by itself.
+
+        With half of it no task would be measured at its worst call and at another one.
+        """
+        if tasks == 1:
+            return self
+        return replace(self, calls=max(1, 2 * self.calls // tasks), check_calls=max(1, 2 * self.check_calls // tasks))
+
+    def layer_runs(self, groups: int, inputs: Iterable[int]) -> int:
+        """How often ``progress`` is called: inferences in which one of ``groups`` is INT8.
+
+        Args:
+            groups: units of layers that are switched.
+            inputs: how many UNet calls there are of each task.
+        """
+        return groups * sum(min(self.calls, self.check_calls, count) for count in inputs)
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """What layers are judged on for one task.
+
+    Attributes:
+        inputs: of the UNet, the task's calibration set; a few of them are used, the same every time.
+        guidance: the task's kind of guidance.
+    """
+
+    inputs: Sequence[Feed]
+    guidance: Guidance
+
+    @classmethod
+    def of_each(cls, merged: MergedSet) -> dict[str, TaskInputs]:
+        """By task, its part of a merged calibration set."""
+        return {task: cls(merged.of_task(task), guidance) for task, guidance in merged.guidance.items()}
+
 
 def choose(
     graph: SwitchedGraph,
@@ -70,40 +108,97 @@ def choose(
         criteria: what to keep; the defaults of ``Criteria`` if not given.
         progress: called with 1 after each group's run on each call it is measured on.
     """
+    task = {"": TaskInputs(inputs, guidance)}
+    return choose_for_all(graph, task, effort=effort, costs=costs, criteria=criteria, progress=progress)[""]
+
+
+def choose_for_all(
+    graph: SwitchedGraph,
+    tasks: Mapping[str, TaskInputs],
+    *,
+    effort: Effort | None = None,
+    costs: ComparedCosts | None = None,
+    criteria: Criteria | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, MixedRecord]:
+    """Choose the layers that stay float in one UNet for several tasks, each of which is held to the criteria.
+
+    A layer's error is another in each task. So it is measured in each, a call of any task that misses the criteria
+    makes layers float, and the choice is done when no call of any task does.
+
+    Args:
+        graph: the float graph with its INT8 twin, quantised as the device will run it.
+        tasks: by name, what each is judged on.
+        effort: how much is measured for each task, see ``Effort.split``; what a small network is worth if not given.
+        costs: what the layers cost on the device.
+        criteria: what each task has to keep; the defaults of ``Criteria`` if not given.
+        progress: called with 1 after each group's run on each call it is measured on.
+
+    Returns:
+        By task, the choice, which is the same for all, and what was measured in this task.
+    """
     criteria, effort = criteria or Criteria(), effort or Effort()
-    timesteps = [timestep(feed) for feed in inputs]
-    calls = answers(graph, [inputs[i] for i in evenly_spread(timesteps, effort.check_calls)])
-    runner = ChoiceRunner(graph, calls, guidance)
-    all_int8 = runner.run(set())
-    measured_on = telling_calls(calls, all_int8, criteria, effort.calls)
-    sensitivity = measure(graph, measured_on, guidance=guidance, progress=progress)
-    search = _Search(Ranking.of(sensitivity, costs, criteria))
-    steps = runner.run(search.kept) if search.kept else all_int8
+    judged = {name: _Judged.of(graph, task, criteria, effort) for name, task in tasks.items()}
+    sensitivities = {name: task.measure(progress) for name, task in judged.items()}
+    search = _Search(Ranking.of(list(sensitivities.values()), costs, criteria))
+
+    def run(kept: Collection[int]) -> dict[str, tuple[StepMetrics, ...]]:
+        return {name: task.runner.run(kept) for name, task in judged.items()}
+
+    def met(steps: Mapping[str, Sequence[StepMetrics]]) -> bool:
+        return all(criteria.met_by(one) for one in steps.values())
+
+    steps = run(search.kept) if search.kept else {name: task.all_int8 for name, task in judged.items()}
     limit = 1.0
     for _ in range(_ROUNDS):
-        if criteria.met_by(steps):
+        if met(steps):
             break
         before = set(search.kept)
         affordable = search.reduce(limit)
         if search.kept != before:
-            steps = runner.run(search.kept)
+            steps = run(search.kept)
         elif not affordable:
             break
         limit *= _STRICTER
-    if search.accuracy and criteria.met_by(steps):
+    if search.accuracy and met(steps):
         needed, smaller = set(search.kept), search.pruned(limit / _STRICTER)
-        if smaller != needed and criteria.met_by(again := runner.run(smaller)):
+        if smaller != needed and met(again := run(smaller)):
             search.kept, steps = smaller, again
-    return MixedRecord(
-        criteria=CriteriaRecord(**asdict(criteria)),
-        met=criteria.met_by(steps),
-        calls=len(measured_on),
-        check_calls=len(calls),
-        layers=tuple(_layer(sensitivity, i, search) for i in range(len(graph.groups))),
-        costs=None if costs is None else CostsRecord(costs.source, costs.measured),
-        all_int8=accuracy(all_int8),
-        chosen=accuracy(steps),
-    )
+    return {
+        name: MixedRecord(
+            criteria=CriteriaRecord(**asdict(criteria)),
+            met=criteria.met_by(steps[name]),
+            calls=len(task.measured_on),
+            check_calls=len(task.runner.calls),
+            layers=tuple(_layer(sensitivities[name], i, search) for i in range(len(graph.groups))),
+            costs=None if costs is None else CostsRecord(costs.source, costs.measured),
+            all_int8=accuracy(task.all_int8),
+            chosen=accuracy(steps[name]),
+            chosen_for=tuple(tasks) if len(tasks) > 1 else (),
+        )
+        for name, task in judged.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One task: its calls, what all layers in INT8 make of them, and those that layers are measured on."""
+
+    runner: ChoiceRunner
+    all_int8: tuple[StepMetrics, ...]
+    measured_on: Sequence[Call]
+
+    @classmethod
+    def of(cls, graph: SwitchedGraph, task: TaskInputs, criteria: Criteria, effort: Effort) -> _Judged:
+        timesteps = [timestep(feed) for feed in task.inputs]
+        calls = answers(graph, [task.inputs[i] for i in evenly_spread(timesteps, effort.check_calls)])
+        runner = ChoiceRunner(graph, calls, task.guidance)
+        all_int8 = runner.run(set())
+        return cls(runner, all_int8, telling_calls(calls, all_int8, criteria, effort.calls))
+
+    def measure(self, progress: Callable[[int], None] | None) -> Sensitivity:
+        """The error of each group in INT8 alone."""
+        return measure(self.runner.graph, self.measured_on, guidance=self.runner.guidance, progress=progress)
 
 
 def to_blame(record: MixedRecord, count: int = 3) -> str:

@@ -68,10 +68,12 @@ class ChoiceRunner:
 def telling_calls(calls: Sequence[Call], steps: Sequence[StepMetrics], criteria: Criteria, count: int) -> list[Call]:
     """``count`` of ``calls`` to measure layers on: half of them the worst ones, half spread over the timesteps.
 
+    A single one is the worst.
+
     Args:
         steps: what all layers in INT8 make of each of ``calls``.
     """
-    worst = sorted(range(len(calls)), key=lambda i: -criteria.strain(steps[i]))[: count // 2]
+    worst = sorted(range(len(calls)), key=lambda i: -criteria.strain(steps[i]))[: max(1, count // 2)]
     rest = [call for i, call in enumerate(calls) if i not in worst]
     others = evenly_spread([call.timestep for call in rest], count - len(worst))
     return [*(calls[i] for i in sorted(worst)), *(rest[i] for i in others)]

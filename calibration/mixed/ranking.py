@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,8 @@ class Ranking:
     """The groups of a graph, by number.
 
     Attributes:
-        loads: [groups, conditions] what part of the error a criterion allows a group in INT8 uses up, call by call.
+        loads: [groups, conditions] what part of the error a criterion allows a group in INT8 uses up, call by call of
+            every task.
         prices: [groups] milliseconds that a group in float costs; all are equally dear where nothing is known of time.
         budget: how much of that may be spent for accuracy's sake.
         times: (float, INT8) milliseconds of each group; ``None`` where nothing is known.
@@ -33,9 +35,10 @@ class Ranking:
     slower: frozenset[int]
 
     @classmethod
-    def of(cls, sensitivity: Sensitivity, costs: ComparedCosts | None, criteria: Criteria) -> Ranking:
-        """By measured errors, and what the layers cost on the device, if that is known."""
-        groups, loads = sensitivity.groups, _loads(sensitivity, criteria)
+    def of(cls, sensitivities: Sequence[Sensitivity], costs: ComparedCosts | None, criteria: Criteria) -> Ranking:
+        """By measured errors, of each task that the network serves, and what the layers cost, if that is known."""
+        groups = sensitivities[0].groups
+        loads = np.concatenate([_loads(sensitivity, criteria) for sensitivity in sensitivities], axis=1)
         if costs is None:
             return cls(loads, np.ones(len(groups)), criteria.slowdown * len(groups), (None,) * len(groups), frozenset())
         spent = [tuple(sum(costs.layers[name][side] for name in group.members) for side in (0, 1)) for group in groups]

@@ -122,14 +122,18 @@ class ReachedRecord:
 class MixedRecord:
     """What a search for the layers that stay float chose, and everything it was chosen by (``calibration.mixed``).
 
+    Where tasks share a UNet, one choice was made for all, and each has a record of its own: what was measured is its.
+
     Attributes:
         criteria: what had to be met.
-        met: whether the choice, run as a whole, meets them.
-        calls: UNet calls each layer was measured on.
-        check_calls: UNet calls the whole was run on.
+        met: whether the choice, run as a whole, meets them in this task.
+        calls: UNet calls of this task that each layer was measured on.
+        check_calls: UNet calls of this task that the whole was run on.
         layers: every unit, in graph order.
         costs: where the times come from.
-        all_int8, chosen: accuracy with everything in INT8, and of the choice.
+        all_int8, chosen: accuracy of this task with everything in INT8, and of the choice.
+        chosen_for: names of the tasks that it was chosen for, if there is more than one: what keeps a layer float may
+            be the error it has in another task.
     """
 
     criteria: CriteriaRecord
@@ -140,6 +144,7 @@ class MixedRecord:
     costs: CostsRecord | None
     all_int8: ReachedRecord
     chosen: ReachedRecord
+    chosen_for: tuple[Name, ...] = ()
 
     @property
     def float_layers(self) -> tuple[str, ...]:
@@ -171,6 +176,7 @@ class QuantisationRecord:
     Attributes:
         settings: what was asked for.
         samples: calibration samples used.
+        samples_by_task: how many of them are of which task, where tasks share the UNet.
         activations, weights: quantised ones.
         layers: by operation type, how many run in INT8 and how many there are.
         float_layers: layers that stayed float, in graph order.
@@ -195,6 +201,7 @@ class QuantisationRecord:
     mixed: MixedRecord | None = None
     config: Text | None = None
     fp8: Fp8Record | None = None
+    samples_by_task: Mapping[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

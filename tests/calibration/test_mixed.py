@@ -12,7 +12,7 @@ import pytest
 
 from calibration import mixed, quant_config
 from calibration.layer_groups import LayerGroup
-from calibration.mixed import Criteria, Effort, choose
+from calibration.mixed import Criteria, Effort, TaskInputs, choose
 from calibration.quant_settings import QuantSettings
 from calibration.sensitivity import Sensitivity
 from mtu_compile.accuracy.calls import step_metrics
@@ -168,6 +168,100 @@ def test_layers_are_measured_on_the_worst_calls_and_others() -> None:
 def test_sensitivities_are_pooled_over_the_calls() -> None:
     one = Sensitivity((LayerGroup("a", ("a",), "Conv"),), np.array([[1e-2, 1e-4]]), np.zeros((1, 2, 0)))
     assert one.sqnr_db(0) == pytest.approx(-10 * np.log10((1e-2 + 1e-4) / 2)) and one.worst_sqnr_db(0) == 20.0
+
+
+# --- one choice for several tasks ---
+
+
+class Tasks(Network):
+    """A shared network: what a layer's error is depends on the call's task, and so does the number of samples."""
+
+    def __init__(self, powers: dict[int, list[float]]) -> None:
+        self._own = {task: Network(own) for task, own in powers.items()}
+        self.groups = next(iter(self._own.values())).groups
+        self.runs = 0
+
+    def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
+        self.runs += 1
+        return self._own[int(feed["task"])].run(feed, int8)
+
+
+def of_task(number: int, *, count: int = 3, guidance: Any = "none") -> TaskInputs:
+    feeds = [{"timestep": np.array([float(t)], np.float32), "task": number} for t in range(count)]
+    return TaskInputs(feeds, guidance)  # type: ignore[arg-type]
+
+
+def test_a_layer_becomes_float_for_the_task_that_needs_it() -> None:
+    """Each task has one layer that is too much for it alone: both become float, and each record has its own errors."""
+    network = Tasks({0: [1e-6, 3e-2, 1e-6], 1: [1e-6, 1e-6, 3e-2]})
+    tasks = {"t2i": of_task(0), "sr": of_task(1)}
+    found = mixed.choose_for_all(network, tasks, criteria=Criteria(slowdown=0.7))  # type: ignore[arg-type]
+    assert list(found) == ["t2i", "sr"] and all(one.met for one in found.values())
+    assert {one.float_layers for one in found.values()} == {("layer1", "layer2")}
+    assert {one.chosen_for for one in found.values()} == {("t2i", "sr")}
+    for name, loud, quiet in (("t2i", 1, 2), ("sr", 2, 1)):
+        layers = found[name].layers
+        assert layers[loud].sqnr_db == pytest.approx(15.2, abs=0.3) and layers[quiet].sqnr_db == pytest.approx(
+            60, abs=1
+        )
+        assert layers[loud].kept == layers[quiet].kept == "accuracy"
+        assert found[name].all_int8.worst_sqnr_db < 26 <= found[name].chosen.worst_sqnr_db
+        assert conform(MixedRecord, json.loads(json.dumps(encode(found[name])))) == found[name]
+
+
+def test_the_task_that_misses_is_the_one_that_says_so() -> None:
+    network = Tasks({0: [1e-5, 1e-5, 1e-5], 1: [1e-1, 1e-1, 1e-1]})
+    tasks = {"t2i": of_task(0), "sr": of_task(1)}
+    found = mixed.choose_for_all(network, tasks, criteria=Criteria(slowdown=0.4))  # type: ignore[arg-type]
+    assert found["t2i"].met and not found["sr"].met and len(found["t2i"].float_layers) == 1
+
+
+def test_each_task_is_judged_by_its_own_guidance() -> None:
+    """The same small noise is too much for the difference of two samples, where there is a difference to keep."""
+    network = Tasks({0: [2e-4, 1e-7], 1: [2e-4, 1e-7]})
+    for one in network._own.values():
+        half = one._signal[:1]
+        one._signal = np.concatenate([half, half + 0.03 * np.random.default_rng(3).standard_normal(half.shape)])
+    plain = {"sr": of_task(0), "again": of_task(1)}
+    guided = {"sr": of_task(0), "t2i": of_task(1, guidance="text")}
+    criteria = Criteria(slowdown=0.6)
+    assert mixed.choose_for_all(network, plain, criteria=criteria)["sr"].float_layers == ()  # type: ignore[arg-type]
+    found = mixed.choose_for_all(network, guided, criteria=criteria)  # type: ignore[arg-type]
+    assert found["sr"].float_layers == found["t2i"].float_layers == ("layer0",)
+    assert found["sr"].chosen.guidance_ratio is None and found["t2i"].chosen.guidance_ratio is not None
+    assert found["sr"].layers[0].guidance_db is None and found["t2i"].layers[0].guidance_db is not None
+
+
+@pytest.mark.parametrize("weights", [10, 10**9])
+def test_four_tasks_together_cost_at_most_what_two_cost_alone(weights: int) -> None:
+    powers, effort = [1e-5] * 50, Effort.of(weights)
+    alone, shared = Tasks({0: powers}), Tasks(dict.fromkeys(range(4), powers))
+    choose(alone, of_task(0, count=120).inputs, guidance="none", effort=effort)  # type: ignore[arg-type]
+    told: list[int] = []
+    split = effort.split(4)
+    found = mixed.choose_for_all(
+        shared,  # type: ignore[arg-type]
+        {str(task): of_task(task, count=120) for task in range(4)},
+        effort=split,
+        progress=told.append,
+    )
+    assert alone.runs < shared.runs <= 2 * alone.runs
+    assert sum(told) == split.layer_runs(50, [120] * 4)
+    assert all(one.calls >= 1 and one.check_calls > one.calls for one in found.values())
+    assert effort.split(1) == effort
+
+
+def test_the_only_call_a_task_is_measured_on_is_its_worst() -> None:
+    class Late(Tasks):
+        def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
+            found = super().run(feed, int8)
+            signal = self._own[0]._signal
+            return found + (found - signal) * 9 if feed["timestep"] == 1 else found
+
+    network = Late({0: [1e-3]})
+    found = mixed.choose_for_all(network, {"t2i": of_task(0)}, effort=Effort(calls=1))  # type: ignore[arg-type]
+    assert found["t2i"].layers[0].sqnr_db == pytest.approx(10, abs=0.5)
+    assert found["t2i"].chosen_for == ()
 
 
 # --- quantisation configs ---
