@@ -154,20 +154,26 @@ def _run_batch(bundle: Path, file: Path, most_samples: int | None, output: Path,
     progress = ConsoleProgress(quiet or as_json)
     with progress.stage("load and verify"):
         loaded = runtime.load(bundle)
-    began, done_before = time.monotonic(), 0
-    calls = sum(loaded.calls(one.task, one.steps, one.scheduler) for one in requests)
-    with progress.stage(f"{len(requests)} pictures", calls) as advance:
+    began, done_before, said = time.monotonic(), 0, set[str]()
+    with progress.stage(f"{len(requests)} pictures", loaded.batch_calls(requests)) as advance:
 
         def told(done: int, total: int) -> None:
             nonlocal done_before
             advance(done - done_before)
             done_before = done
 
+        def note(index: int, notice: Notice) -> None:
+            if notice.kind != "batch-alone":
+                progress.note(f"request {index + 1}: {_in_words(notice)}")
+            elif notice.message not in said:  # the same of many pictures
+                progress.note(_in_words(notice))
+            said.add(notice.message)
+
         results = loaded.run_batch(
             requests,
             most_samples=MOST_SAMPLES if most_samples is None else most_samples,
             progress=told,
-            notify=lambda index, notice: progress.note(f"request {index + 1}: {_in_words(notice)}"),
+            notify=note,
         )
     seconds = time.monotonic() - began
     output.mkdir(exist_ok=True)

@@ -190,10 +190,17 @@ class Runtime:
             ConfigError, InputError, ToolchainMissing, TargetError, NotFiniteError: as ``run``, and with the number of
                 the request, from 1. All are checked before the first step.
         """
-        places = [f"request {index}" if len(requests) > 1 else "" for index in range(1, len(requests) + 1)]
-        asked = [ask(self.manifest, request, place) for request, place in zip(requests, places, strict=True)]
+        asked = self._ask(requests)
         groups = group(asked, shared=self.networks.shared, most=most_samples)
         return self._make(asked, groups, progress, notify or _unheard)
+
+    def batch_calls(self, requests: Sequence[Request]) -> int:
+        """Steps of all pictures, which ``run_batch`` tells ``progress`` of; ``ConfigError`` for what is impossible."""
+        return sum(len(one.sampler.timesteps) for one in self._ask(requests))
+
+    def _ask(self, requests: Sequence[Request]) -> list[Asked]:
+        places = [f"request {index}" if len(requests) > 1 else "" for index in range(1, len(requests) + 1)]
+        return [ask(self.manifest, request, place) for request, place in zip(requests, places, strict=True)]
 
     def _make(
         self,
@@ -204,13 +211,7 @@ class Runtime:
     ) -> tuple[Result, ...]:
         """The pictures, those of a group together."""
         prepared = [prepare(self.networks, self.manifest, one) for one in asked]
-        shared, said = self.networks.shared, list[tuple[Notice, ...]]([()] * len(asked))
-        for members in groups:
-            batch = batch_of(self.networks.open_unet(asked[members[0]].entry))
-            cost = guidance.batch_notice(sum(asked[index].samples for index in members), batch, shared=shared)
-            for index in members:
-                own = (cost, alone_notice(asked, index, shared=shared))
-                said[index] = (*prepared[index].notices, *(notice for notice in own if notice is not None))
+        said = [(*one.notices, *more) for one, more in zip(prepared, self._costs(asked, groups), strict=True)]
         for index, notices in enumerate(said):
             for notice in notices:
                 notify(index, notice)
@@ -225,6 +226,17 @@ class Runtime:
                 with called(asked[index].place):
                     results[index] = self._finish(asked[index].request, prepared[index], final, said[index])
         return tuple(results[index] for index in range(len(asked)))
+
+    def _costs(self, asked: Sequence[Asked], groups: Sequence[Sequence[int]]) -> list[tuple[Notice, ...]]:
+        """Of each request, what there is to say of its UNet calls."""
+        shared, said = self.networks.shared, list[tuple[Notice, ...]]([()] * len(asked))
+        for members in groups:
+            batch = batch_of(self.networks.open_unet(asked[members[0]].entry))
+            spare = guidance.batch_notice(sum(asked[index].samples for index in members), batch, shared=shared)
+            for index in members:
+                own = (spare, alone_notice(asked, index, shared=shared))
+                said[index] = tuple(notice for notice in own if notice is not None)
+        return said
 
     def _finish(self, request: Request, prepared: Prepared, final: Array, notices: tuple[Notice, ...]) -> Result:
         """The final latent as a picture."""

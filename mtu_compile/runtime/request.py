@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from mtu_compile.core.tasks import MAX_SCALE, Task
 from mtu_compile.runtime.masks import MaskMode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
-    """What one picture is made from.
+    """What one picture is made from; see ``Runtime.run``.
 
     Attributes:
         task: name of one of the bundle's tasks.
@@ -50,7 +50,7 @@ class Request:
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None
     scheduler: str | None = None
-    latents: NDArray[Any] | None = field(default=None, compare=False)
+    latents: NDArray[Any] | None = None
     fit: Fit | None = None
     mask_mode: MaskMode = "auto"
     paste_unmasked: bool = True

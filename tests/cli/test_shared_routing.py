@@ -107,7 +107,7 @@ def test_run_makes_a_batch_of_pictures(
     np.testing.assert_array_equal(together, alone)
     static = mtu("run", float_bundle, "--batch", requests, "-o", tmp_path / "static")
     assert static.code == 0, static.err
-    assert static.err.count("each task of this bundle has a UNet of its own") == 4
+    assert static.err.count("each task of this bundle has a UNet of its own") == 1
     for name in names:
         shared, own = (np.asarray(Image.open(tmp_path / folder / name), int) for folder in ("out", "static"))
         assert np.abs(shared - own).max() <= 1
@@ -116,7 +116,8 @@ def test_run_makes_a_batch_of_pictures(
 @pytest.mark.parametrize(
     ("change", "arguments", "code", "words"),
     [
-        ({"task": "paint"}, (), 2, "request 3: unknown task 'paint'"),
+        ({"task": "paint", "steps": None}, (), 2, "request 3: unknown task 'paint'"),
+        ({"scheduler": "plms"}, (), 2, "request 3: unknown sampler 'plms'"),
         ({"promt": "a"}, (), 5, "requests.json: [2].promt"),
         ({"seed": -1}, (), 5, "[2].seed is -1"),
         ({"output": "../a.png"}, (), 5, "[2].output"),
