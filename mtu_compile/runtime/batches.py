@@ -31,27 +31,27 @@ def count_samples(name: str, inputs: Mapping[str, Array]) -> int:
 
 
 def run_samples(unet: Engine, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """The answers [n, …] for n samples, in as many runs of the engine as its batch makes of them.
+    """The answers [n, …] for n samples, in as few runs of the engine as its batch allows.
 
-    Where the last run has samples to spare, its last one is repeated, and the answers to that are dropped.
+    Where an engine's batch is fixed and the last run has samples to spare, its last one is repeated, and the answers to
+    that are dropped.
 
     Args:
         unet: the engine.
         inputs: arrays of n samples each, but for those in ``COMMON``, which every run gets.
     """
-    samples = len(inputs["sample"])
-    batch = batch_of(unet) or samples
-    if samples == batch:
+    samples, fixed = len(inputs["sample"]), batch_of(unet)
+    most = fixed or unet.inputs["sample"].most or samples
+    if samples == fixed or (fixed is None and samples <= most):
         return unet(inputs)
     runs = []
-    for start in range(0, samples, batch):
-        part = {key: one if key in COMMON else _rows(one, start, batch) for key, one in inputs.items()}
-        runs.append(unet(part))
+    for start in range(0, samples, most):
+        rows = slice(start, start + most)
+        runs.append(unet({key: one if key in COMMON else _filled(one[rows], fixed) for key, one in inputs.items()}))
     return {key: np.concatenate([run[key] for run in runs])[:samples] for key in runs[0]}
 
 
-def _rows(array: Array, start: int, batch: int) -> Array:
-    """``batch`` rows from ``start``; beyond the end, the last one again."""
-    rows = array[start : start + batch]
-    missing = batch - len(rows)
+def _filled(rows: Array, batch: int | None) -> Array:
+    """``rows``, the last one repeated until there are ``batch``."""
+    missing = 0 if batch is None else batch - len(rows)
     return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows

@@ -22,18 +22,23 @@ OUTPUT = "out_sample"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output: shape (``None`` where any size goes) and dtype."""
+    """An input or output: shape (``None`` where any size goes) and dtype.
+
+    Attributes:
+        most: where any batch goes, the largest there is; ``None`` if memory alone sets an end to it.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
+    most: int | None = None
 
     def accepts(self, array: Array) -> bool:
         """Whether ``array`` has this dtype and shape."""
         fits = len(array.shape) == len(self.shape) and all(
             wanted in (None, got) for wanted, got in zip(self.shape, array.shape, strict=True)
         )
-        return fits and array.dtype == self.dtype
+        return fits and array.dtype == self.dtype and (self.most is None or len(array) <= self.most)
 
     def __str__(self) -> str:
         return f"{self.dtype} [{', '.join('?' if size is None else str(size) for size in self.shape)}]"

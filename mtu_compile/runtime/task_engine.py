@@ -85,4 +85,4 @@ class TaskEngine:
 
 
 def _of_any_batch(spec: TensorSpec) -> TensorSpec:
-    return replace(spec, shape=(None, *spec.shape[1:]))
+    return replace(spec, shape=(None, *spec.shape[1:]), most=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,19 @@ def test_every_task_of_any_number_of_samples(shared: Counted) -> None:
             inputs = feeds(samples, channels)
             np.testing.assert_allclose(one(inputs)["out_sample"], expected(task, inputs), rtol=1e-4, atol=1e-4)
             assert shared.runs == ([samples] if batch is None else [batch] * -(-samples // batch))
+
+
+@pytest.mark.parametrize("shared", [None], indirect=True)
+def test_no_run_has_more_samples_than_the_engine_takes(shared: Counted) -> None:
+    """As with a TensorRT engine of any batch up to one: no sample is computed in vain."""
+    shared.inputs = {
+        name: replace(spec, most=None if name == "timestep" else 2) for name, spec in shared.inputs.items()
+    }
+    inputs = feeds(5, 8)
+    answer = TaskEngine(shared, 1, 8)(inputs)["out_sample"]
+    np.testing.assert_allclose(answer, expected(1, inputs), rtol=1e-4, atol=1e-4)
+    assert shared.runs == [2, 2, 1]
+    assert not shared.inputs["sample"].accepts(np.zeros((3, WIDTH, SIZE, SIZE), np.float32))
 
 
 def test_answers_and_inputs_belong_to_the_caller(shared: Counted) -> None:
