@@ -1,6 +1,6 @@
 """Graph passes over ONNX: from the exported multi-task UNet to the static graph of one task."""
 
-from passes.base import Pass, PassContext, PassResult, Skipped
+from passes.base import Alignment, Pass, PassContext, PassResult, Skipped
 from passes.pipeline import run_passes, run_pipeline, specialise
 from passes.registry import SHARED_PIPELINE, STATIC_PIPELINE, TASK_PIPELINE, Registry, builtin
 from passes.simulate_half import write_simulation
@@ -10,6 +10,7 @@ __all__ = [
     "SHARED_PIPELINE",
     "STATIC_PIPELINE",
     "TASK_PIPELINE",
+    "Alignment",
     "Pass",
     "PassContext",
     "PassResult",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,24 @@ TASK_PIPELINE: tuple[str, ...] = (
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """What the inputs of layers are multiplied by, so that every task fills the range of one scale.
+
+    Attributes:
+        factors: by name of the layer a positive number for each row: task after task, and bin after bin of each.
+        edges: timesteps, rising, at which a new bin begins; without any there is one bin, and a row is a task.
+    """
+
+    factors: Mapping[str, tuple[float, ...]]
+    edges: tuple[float, ...] = ()
+
+    @property
+    def bins(self) -> int:
+        """Bins of timesteps."""
+        return len(self.edges) + 1
+
+
+@dataclass(frozen=True)
 class PassContext:
     """What the passes of one compilation are told. ``None`` leaves a dimension or the task alone.
 
@@ -31,6 +50,7 @@ class PassContext:
         width: columns of the latent.
         text_length: tokens of the prompt.
         original: the float ONNX file a quantised graph was made of, for passes that round its weights anew.
+        alignment: factors of layers' inputs, for ``mtu::align-ranges``.
     """
 
     task_id: int | None = None
@@ -40,6 +60,7 @@ class PassContext:
     width: int | None = None
     text_length: int | None = None
     original: Path | None = None
+    alignment: Alignment | None = None
 
 
 @dataclass(frozen=True)

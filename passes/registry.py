@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mtu_compile.core.errors import ConfigError
+from passes.align_ranges import AlignRanges
 from passes.base import TASK_PIPELINE, Pass
 from passes.bind_task import BindTask
 from passes.cleanup import Cleanup
@@ -61,6 +62,7 @@ class Registry:
 def builtin() -> Registry:
     """The passes of this package."""
     specialising = (BindTask(), FoldRouting(), DropExperts(), MergeExperts(), FreezeShapes(), Cleanup())
+    sharing = (TabulateTasks(), AlignRanges())
     return Registry(
-        (*specialising, TabulateTasks(), LegaliseQdq(), Uint8Activations(), FitInt16Sums(), to_fp16(), to_bf16())
+        (*specialising, *sharing, LegaliseQdq(), Uint8Activations(), FitInt16Sums(), to_fp16(), to_bf16())
     )

@@ -1,0 +1,253 @@
+"""Factors of the samples' tasks, brought into a graph where they cost least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from mtu_compile.graph.edit import (
+    SAMPLE,
+    TASK,
+    add_constant,
+    attribute,
+    constant,
+    constant_tensor,
+    find_input,
+    produced_by,
+    replace_value,
+    scope,
+)
+from passes.free_batch import is_batch
+from passes.task_tables import add_table
+
+Array = NDArray[np.float64]
+
+#: What a factor passes through unchanged, as long as each sample's numbers stay together.
+_MOVES = ("Reshape", "Transpose")
+
+
+class SampleFactors:
+    """Multiplies values of a graph, [batch, …], by rows of tables."""
+
+    def __init__(self, graph: ir.Model, edges: Sequence[float] = ()) -> None:
+        """Let a row be that of the sample's task, and of the bin of ``edges`` its timestep is in."""
+        self._graph, self._edges = graph, tuple(edges)
+        self._task = find_input(graph, TASK)
+        self._row: ir.Value | None = None
+        self._tables: dict[tuple[bytes, tuple[int, ...]], ir.Value] = {}
+        sample = find_input(graph, SAMPLE)
+        known = self._task if self._task is not None else sample
+        self._batch = known.shape[0] if known is not None and known.shape is not None else None
+
+    def refusal(self, layer: ir.Node) -> str | None:
+        """Why what goes into and out of ``layer`` cannot be multiplied sample by sample."""
+        if not all(self._is_of_samples(value) for value in (layer.inputs[0], layer.outputs[0])):
+            return "what goes into it and comes out is not known to be one of each sample"
+        return None
+
+    def multiply(self, value: ir.Value, factors: Array, layers: Collection[ir.Node]) -> None:
+        """Let ``layers`` read ``value`` times the factors of its samples' rows, and nobody else."""
+        name = f"{scope(next(iter(layers)))}.aligned"
+        if value.is_graph_output() or any(user not in layers for user in value.consumers()):
+            product = self._product(value, factors, name)
+            for layer in layers:
+                layer.replace_input_with(0, product)
+            return
+        places = [value, *self._upstream(value)]
+        for place in places:
+            if self._into_operands(place, factors, name):
+                return
+        smallest = min(places, key=_elements)  # the nearest of equal ones
+        replaced = list(smallest.uses())
+        product = self._product(smallest, factors, name)
+        for user, index in replaced:
+            user.replace_input_with(index, product)
+
+    def divide(self, layer: ir.Node, factors: Array) -> None:
+        """Divide what ``layer`` computes by the factors of its samples' rows, but for its bias."""
+        output, inverse, name = layer.outputs[0], 1 / factors, f"{scope(layer)}.restored"
+        bias = layer.inputs[2] if len(layer.inputs) > 2 else None
+        if bias is None and self._into_product(output, inverse, name):
+            return
+        result = ir.Value(name=f"{name}/Mul.0", shape=output.shape, type=output.type)
+        replace_value(output, result)
+        nodes = [ir.node("Mul", [output, self._factor(output, inverse, name)], outputs=[result], name=f"{name}/Mul")]
+        if bias is not None:
+            layer.resize_inputs(2)
+            shifted = ir.Value(name=f"{name}/Add.0", shape=output.shape, type=output.type)
+            replace_value(result, shifted)
+            nodes.append(ir.node("Add", [result, self._bias(layer, bias)], outputs=[shifted], name=f"{name}/Add"))
+        self._graph.graph.insert_after(layer, nodes)
+
+    def _is_of_samples(self, value: ir.Value | None) -> bool:
+        shape = value.shape if value is not None else None
+        return shape is not None and len(shape) > 0 and self._batch is not None and shape[0] == self._batch
+
+    def _upstream(self, value: ir.Value) -> Iterator[ir.Value]:
+        """Values that only ``value`` is computed from, and of which a multiple gives the same multiple of it."""
+        while (source := self._moved(value)) is not None:
+            if len(source.uses()) != 1 or source.is_graph_output() or constant_tensor(source) is not None:
+                return
+            if self._is_of_samples(source):
+                yield source
+            value = source
+
+    def _moved(self, value: ir.Value) -> ir.Value | None:
+        """What ``value`` is a rearrangement of, or the values that attention adds up in it."""
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type in _MOVES:
+            return node.inputs[0] if self._keeps_samples(node) else None
+        if node.op_type == "MatMul" and produced_by(node.inputs[0], "Softmax") is not None:
+            return node.inputs[1] if self._is_of_samples(node.inputs[1]) else None
+        return None
+
+    def _keeps_samples(self, node: ir.Node) -> bool:
+        """A Reshape keeps the order of numbers; a Transpose has to leave the first dimension, that of whole samples."""
+        if node.op_type == "Reshape":
+            return True
+        source, order = node.inputs[0], attribute(node, "perm", (None,))
+        if source is None or source.shape is None or order[0] != 0:
+            return False
+        first, batch = source.shape[0], self._batch
+        if isinstance(first, int) and isinstance(batch, int):
+            return first % batch == 0
+        return isinstance(first, ir.SymbolicDim) and is_batch(first.value)
+
+    def _into_operands(self, value: ir.Value, factors: Array, name: str) -> bool:
+        """Put the factors into the tables or constants that ``value`` is made with, if it is."""
+        node = value.producer()
+        if node is None or not self._is_of_samples(value):
+            return False
+        if node.op_type == "Mul":
+            return self._into_operand(node, factors, name)
+        if node.op_type != "Add":
+            return False
+        for index in (0, 1):
+            product = produced_by(node.inputs[1 - index], "Mul")
+            alone = product is not None and len(product.outputs[0].uses()) == 1
+            if product is None or not alone or self._rows(node, index) is None:
+                continue
+            if self._into_operands(product.outputs[0], factors, f"{name}.scale"):
+                self._replace_operand(node, index, factors, f"{name}.shift")
+                return True
+        return False
+
+    def _into_product(self, value: ir.Value, factors: Array, name: str) -> bool:
+        """Put the factors into a table or constant that ``value`` is multiplied by further down, if it is."""
+        while len(value.uses()) == 1 and not value.is_graph_output():
+            (user,) = value.consumers()
+            if user.op_type == "Mul":
+                return self._is_of_samples(user.outputs[0]) and self._into_operand(user, factors, name)
+            if user.op_type not in _MOVES or user.inputs[0] is not value or not self._keeps_samples(user):
+                return False
+            value = user.outputs[0]
+        return False
+
+    def _into_operand(self, node: ir.Node, factors: Array, name: str) -> bool:
+        for index in (0, 1):
+            if self._rows(node, index) is not None:
+                self._replace_operand(node, index, factors, name)
+                return True
+        return False
+
+    def _replace_operand(self, node: ir.Node, index: int, factors: Array, name: str) -> None:
+        rows = self._rows(node, index)
+        assert rows is not None
+        scaled = rows.astype(np.float64) * factors.reshape(-1, *[1] * (rows.ndim - 1))
+        node.replace_input_with(index, self._table(scaled.astype(rows.dtype), name))
+
+    def _rows(self, node: ir.Node, index: int) -> NDArray[np.generic] | None:
+        """An operand of a binary node as rows of the result's rank, one of each task and bin; or one for all."""
+        operand, result = node.inputs[index], node.outputs[0]
+        assert result.shape is not None
+        rank = len(result.shape)
+        if (fixed := constant_tensor(operand)) is not None:
+            shape = tuple(fixed.shape.numpy())
+            if len(shape) > rank or math.prod(shape) != max((1, *shape)) or (len(shape) == rank and shape[0] != 1):
+                return None
+            array = fixed.numpy()
+            return array.reshape(*[1] * (rank - array.ndim), *array.shape)
+        gather = produced_by(operand, "Gather")
+        if gather is None or attribute(gather, "axis", 0) != 0:
+            return None
+        rows, row = constant(gather.inputs[0]), gather.inputs[1]
+        if rows is None or rows.ndim != rank or row not in (self._task, self._row) or row is None:
+            return None
+        # A table by task has a row for each of its bins from now on.
+        return rows if row is self._row or not self._edges else rows.repeat(len(self._edges) + 1, axis=0)
+
+    def _product(self, value: ir.Value, factors: Array, name: str) -> ir.Value:
+        product = ir.node("Mul", [value, self._factor(value, factors, name)], name=f"{name}/Mul")
+        (result,) = product.outputs
+        result.name, result.shape, result.type = f"{name}/Mul.0", value.shape, value.type
+        producer = value.producer()
+        if producer is not None:
+            self._graph.graph.insert_after(producer, product)
+        else:
+            self._graph.graph.insert_before(min(value.consumers(), key=list(self._graph.graph).index), product)
+        return result
+
+    def _factor(self, value: ir.Value, factors: Array, name: str) -> ir.Value:
+        assert value.shape is not None and value.dtype is not None
+        shape = (-1, *[1] * (len(value.shape) - 1))
+        return self._table(factors.reshape(shape).astype(value.dtype.numpy()), name)
+
+    def _table(self, rows: NDArray[np.generic], name: str) -> ir.Value:
+        """Equal tables are one."""
+        key = (rows.tobytes(), rows.shape)
+        if key not in self._tables:
+            self._tables[key] = add_table(self._graph, name, rows, self._row_number())
+        return self._tables[key]
+
+    def _row_number(self) -> ir.Value:
+        """[batch] int64, or [1] in a graph of one task: task · bins + bin of the timestep."""
+        if self._row is None:
+            self._row = self._task
+            if self._edges:
+                self._row = _binned(self._graph, self._task, self._edges)
+            assert self._row is not None
+        return self._row
+
+    def _bias(self, layer: ir.Node, bias: ir.Value) -> ir.Value:
+        """The bias of a convolution as an operand of Add; that of a Gemm is one."""
+        assert layer.outputs[0].shape is not None
+        if layer.op_type != "Conv":
+            return bias
+        array = constant(bias)
+        assert array is not None
+        spatial = len(layer.outputs[0].shape) - 2
+        return add_constant(self._graph, f"{bias.name}.aligned", array.reshape(1, -1, *[1] * spatial))
+
+
+def _elements(value: ir.Value) -> int:
+    """Of each sample; what is unknown counts most."""
+    sizes = () if value.shape is None else tuple(value.shape)[1:]
+    known = [size for size in sizes if isinstance(size, int)]
+    return math.prod(known) if value.shape is not None and len(known) == len(sizes) else 1 << 62
+
+
+def _binned(graph: ir.Model, task: ir.Value | None, edges: Sequence[float]) -> ir.Value:
+    timestep = find_input(graph, "timestep")
+    assert timestep is not None
+    limits = add_constant(graph, "timestep_bins.edges", np.array(edges, np.float32))
+    axes = add_constant(graph, "timestep_bins.axes", np.array([0], np.int64))
+    reached = ir.node("GreaterOrEqual", [timestep, limits], name="timestep_bins/GreaterOrEqual")
+    counted = ir.node("Cast", reached.outputs, attributes={"to": ir.DataType.INT64}, name="timestep_bins/Cast")
+    bins = ir.node("ReduceSum", [counted.outputs[0], axes], attributes={"keepdims": 1}, name="timestep_bins/ReduceSum")
+    nodes = [reached, counted, bins]
+    if task is not None:
+        count = add_constant(graph, "timestep_bins.count", np.array([len(edges) + 1], np.int64))
+        first = ir.node("Mul", [task, count], name="timestep_bins/Mul")
+        nodes += [first, ir.node("Add", [first.outputs[0], bins.outputs[0]], name="timestep_bins/Add")]
+    for node in nodes:
+        node.outputs[0].name = f"{node.name}.0"
+    row = nodes[-1].outputs[0]
+    row.type, row.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([1 if task is None else task.shape[0]])  # type: ignore[index]
+    graph.graph.insert_before(graph.graph[0], nodes)
+    return row
