@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -56,7 +56,7 @@ class AlignRanges:
         if list(alignment.edges) != sorted(set(alignment.edges)):
             raise PassError(f"the edges of the timesteps' bins do not rise: {list(alignment.edges)}")
         layers = _layers(graph)
-        rows = _tasks(task) * alignment.bins
+        rows = count_rows(graph) * alignment.bins
         for name, factors in alignment.factors.items():
             if name not in layers:
                 raise PassError(f"the graph has no layer {name!r} to align")
@@ -79,8 +79,8 @@ class AlignRanges:
             source = layer.inputs[0]
             assert source is not None
             together.setdefault((source, tuple(factors)), []).append(layer)
-        for (source, factors), group in together.items():
-            tables.multiply(source, np.array(factors), group)
+        for (_, factors), group in together.items():
+            tables.multiply(group, np.array(factors))
             for layer in group:
                 tables.divide(layer, np.array(factors))
                 layer.metadata_props[self.id] = "1"
@@ -114,9 +114,10 @@ def _layers(graph: ir.Model) -> Mapping[str, ir.Node]:
     return {node.name or "": node for node in graph.graph if node.op_type in LAYERS}
 
 
-def _tasks(task: ir.Value | None) -> int:
-    """Rows of the tables that ``task`` selects; 1 for a graph of one task, 0 where no table says it."""
+def count_rows(graph: ir.Model) -> int:
+    """Rows of the tables that the graph's ``task`` selects; 1 without that input, 0 where no table says it."""
+    task = find_input(graph, TASK)
     if task is None:
         return 1
-    tables: Iterable[ir.Node] = (node for node in users(task) if read_table(node.outputs[0]) is not None)
-    return max((len(rows) for node in tables if (rows := constant(node.inputs[0])) is not None), default=0)
+    tables = (constant(node.inputs[0]) for node in users(task) if read_table(node.outputs[0]) is not None)
+    return max((len(rows) for rows in tables if rows is not None), default=0)

@@ -63,6 +63,4 @@ def builtin() -> Registry:
     """The passes of this package."""
     specialising = (BindTask(), FoldRouting(), DropExperts(), MergeExperts(), FreezeShapes(), Cleanup())
     sharing = (TabulateTasks(), AlignRanges())
-    return Registry(
-        (*specialising, *sharing, LegaliseQdq(), Uint8Activations(), FitInt16Sums(), to_fp16(), to_bf16())
-    )
+    return Registry((*specialising, *sharing, LegaliseQdq(), Uint8Activations(), FitInt16Sums(), to_fp16(), to_bf16()))

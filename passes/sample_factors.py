@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -49,9 +49,10 @@ class SampleFactors:
             return "what goes into it and comes out is not known to be one of each sample"
         return None
 
-    def multiply(self, value: ir.Value, factors: Array, layers: Collection[ir.Node]) -> None:
-        """Let ``layers`` read ``value`` times the factors of its samples' rows, and nobody else."""
-        name = f"{scope(next(iter(layers)))}.aligned"
+    def multiply(self, layers: Sequence[ir.Node], factors: Array) -> None:
+        """Let ``layers``, which read one value, read it times the factors of its samples' rows, and nobody else."""
+        value, name = layers[0].inputs[0], f"{scope(layers[0])}.aligned"
+        assert value is not None
         if value.is_graph_output() or any(user not in layers for user in value.consumers()):
             product = self._product(value, factors, name)
             for layer in layers:
@@ -61,7 +62,8 @@ class SampleFactors:
         for place in places:
             if self._into_operands(place, factors, name):
                 return
-        smallest = min(places, key=_elements)  # the nearest of equal ones
+        # One of the ends: within an attention a product would keep runtimes from seeing one.
+        smallest = min(value, places[-1], key=_elements)
         replaced = list(smallest.uses())
         product = self._product(smallest, factors, name)
         for user, index in replaced:
@@ -73,14 +75,13 @@ class SampleFactors:
         bias = layer.inputs[2] if len(layer.inputs) > 2 else None
         if bias is None and self._into_product(output, inverse, name):
             return
-        result = ir.Value(name=f"{name}/Mul.0", shape=output.shape, type=output.type)
-        replace_value(output, result)
-        nodes = [ir.node("Mul", [output, self._factor(output, inverse, name)], outputs=[result], name=f"{name}/Mul")]
+        divided = ir.Value(name=f"{name}/Mul.0", shape=output.shape, type=output.type)
+        shifted = ir.Value(name=f"{name}/Add.0", shape=output.shape, type=output.type)
+        replace_value(output, divided if bias is None else shifted)
+        nodes = [ir.node("Mul", [output, self._factor(output, inverse, name)], outputs=[divided], name=f"{name}/Mul")]
         if bias is not None:
             layer.resize_inputs(2)
-            shifted = ir.Value(name=f"{name}/Add.0", shape=output.shape, type=output.type)
-            replace_value(result, shifted)
-            nodes.append(ir.node("Add", [result, self._bias(layer, bias)], outputs=[shifted], name=f"{name}/Add"))
+            nodes.append(ir.node("Add", [divided, self._bias(layer, bias)], outputs=[shifted], name=f"{name}/Add"))
         self._graph.graph.insert_after(layer, nodes)
 
     def _is_of_samples(self, value: ir.Value | None) -> bool:
@@ -183,14 +184,15 @@ class SampleFactors:
         return rows if row is self._row or not self._edges else rows.repeat(len(self._edges) + 1, axis=0)
 
     def _product(self, value: ir.Value, factors: Array, name: str) -> ir.Value:
-        product = ir.node("Mul", [value, self._factor(value, factors, name)], name=f"{name}/Mul")
+        factor = self._factor(value, factors, name)
+        product = ir.node("Mul", [value, factor], name=f"{name}/Mul")
         (result,) = product.outputs
         result.name, result.shape, result.type = f"{name}/Mul.0", value.shape, value.type
-        producer = value.producer()
-        if producer is not None:
-            self._graph.graph.insert_after(producer, product)
+        last = value.producer() or factor.producer()  # of a graph input and a row of a table: these stand in front
+        if last is not None:
+            self._graph.graph.insert_after(last, product)
         else:
-            self._graph.graph.insert_before(min(value.consumers(), key=list(self._graph.graph).index), product)
+            self._graph.graph.insert_before(self._graph.graph[0], product)
         return result
 
     def _factor(self, value: ir.Value, factors: Array, name: str) -> ir.Value:

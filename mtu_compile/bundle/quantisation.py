@@ -170,6 +170,35 @@ class Fp8Record:
 
 
 @dataclass(frozen=True)
+class AlignSettingsRecord:
+    """``calibration.aligning.AlignSettings``."""
+
+    limit_bits: Ratio
+    powers_of_two: bool
+
+
+@dataclass(frozen=True)
+class AlignedLayerRecord:
+    """``calibration.aligning.AlignedLayer``, by task."""
+
+    factors: Mapping[str, Ratio]
+    before: Mapping[str, Ratio]
+    after: Mapping[str, Ratio]
+
+
+@dataclass(frozen=True)
+class AlignmentRecord:
+    """``calibration.aligning.AlignReport``: factors that let all tasks use the range of one scale."""
+
+    settings: AlignSettingsRecord
+    layers: Mapping[str, AlignedLayerRecord]
+    left: Mapping[str, Text]
+    measured: Count
+    worst_before: Mapping[str, Ratio]
+    worst_after: Mapping[str, Ratio]
+
+
+@dataclass(frozen=True)
 class QuantisationRecord:
     """``calibration.quantize.QuantisationReport``, and what is known beside it.
 
@@ -186,6 +215,7 @@ class QuantisationRecord:
         mixed: the search for layers that stay float, where one ran.
         config: name of the bundle or file the settings were taken from.
         fp8: what became of it in FP8.
+        alignment: how the ranges of its tasks were aligned, of a graph that serves several.
     """
 
     settings: SettingsRecord | None = None
@@ -202,6 +232,7 @@ class QuantisationRecord:
     config: Text | None = None
     fp8: Fp8Record | None = None
     samples_by_task: Mapping[str, Count] = field(default_factory=dict)
+    alignment: AlignmentRecord | None = None
 
 
 @dataclass(frozen=True)
