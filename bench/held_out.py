@@ -70,7 +70,8 @@ def opener(
     def open_network(ref: bundle.EngineRef) -> Engine:
         if ref.path == place:
             return open_engine(ref.kind, graph, config or ref.config)
-        return open_engine(ref.kind, folder / ref.path, ref.config)
+        weights = None if ref.weights is None else folder / ref.weights
+        return open_engine(ref.kind, folder / ref.path, ref.config, weights=weights)
 
     return open_network
 

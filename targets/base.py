@@ -24,6 +24,9 @@ MIB, GIB = 1 << 20, 1 << 30
 #: Inferences a graph's layers are timed over: seconds for the example, a minute or two for Stable Diffusion 1.5.
 COST_ROUNDS = 96
 
+#: Bytes that are worth an arrangement of weights which other tools have to be told of.
+LEAST_SHARED = 1 << 20
+
 
 class BoardSystem(Protocol):
     """A system that boards of a target run, as far as it decides which wheels fit."""
@@ -261,13 +264,31 @@ class Target(Protocol):
         """
         ...
 
-    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded) -> Engine:
+    def share_weights(
+        self, folder: Path, engines: Mapping[str, EngineRef], *, least_bytes: int = LEAST_SHARED
+    ) -> Mapping[str, EngineRef]:
+        """Keep in one file what the graphs of a bundle's tasks have in common of their weights.
+
+        What they compute stays the same, bit for bit. Weights are not all in memory at any time.
+
+        Args:
+            folder: the bundle, in the making.
+            engines: the UNets of two or more tasks, by task; the first is the one that other tools open by themselves.
+            least_bytes: what has to be saved at least.
+
+        Returns:
+            The engines by task, as they are now; ``engines``, and nothing is changed, where there is less to save.
+        """
+        ...
+
+    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded, weights: Path | None = None) -> Engine:
         """Open the network as ``host_engine`` says, rounding where the device would.
 
         Args:
             engine: the network, as a bundle carries it.
             graph: its file.
             rounded: see ``Rounded``.
+            weights: the graph's, where they lie in a file that serves other graphs, too.
 
         Raises:
             ToolchainMissing, TargetError: as ``mtu_compile.runtime.engine.open_engine``.

@@ -135,7 +135,7 @@ def plan(root: Path, manifest: Manifest, board: Board) -> tuple[PlannedEngine, .
         index = {}  # nothing in it can be trusted: everything is built again
     planned = []
     for ref in buildable(manifest):
-        size = sum((root / name).stat().st_size for name in built.graph_files(manifest, ref.path))
+        size = built.graph_bytes(root, manifest, ref)
         entry = index.get(ref.path)
         one = PlannedEngine(ref, size, "prebuilt" if ref.prebuilt else "to be built")
         if entry is not None:
@@ -216,7 +216,7 @@ def _build(root: Path, manifest: Manifest, ref: EngineRef, board: Board, advance
     made = builder(ref.kind).build(graph, root / name, ref.config, kind=ref.kind, folder=folder, advance=advance)
     entry = BuiltEngine(
         graph=ref.path,
-        graph_sha256=built.graph_sha256(manifest, ref.path),
+        graph_sha256=built.graph_sha256(manifest, ref),
         kind=ref.kind,
         recipe=dict(ref.config),
         engine=name,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated
 
-from mtu_compile.bundle.kinds import Milliseconds, Ratio, Share, Text
+from mtu_compile.bundle.kinds import Bytes, Milliseconds, Ratio, Share, Text
 from mtu_compile.core import vendors
 from mtu_compile.core.schema import Rule
 
@@ -67,6 +67,9 @@ class EngineRef:
         state: how far it got there.
         reason: why no further (``"no NVIDIA GPU on this machine"``).
         estimate: the toolchain's own figures about the device; never measured ones.
+        weights: the file its weights lie in, relative to the bundle, where that serves other networks, too; ``None``
+            where they lie in the graph, or beside it under its name.
+        weights_bytes: how much of that file it reads.
     """
 
     kind: EngineKind
@@ -76,6 +79,8 @@ class EngineRef:
     state: EngineState = EngineState.UNKNOWN
     reason: Text | None = None
     estimate: Estimate | None = None
+    weights: Text | None = None
+    weights_bytes: Bytes | None = None
 
     @property
     def state_in_words(self) -> str:

@@ -239,6 +239,8 @@ class Manifest:
             yield where, engine.path
             if engine.prebuilt is not None:
                 yield f"{where}.prebuilt", engine.prebuilt
+            if engine.weights is not None:
+                yield f"{where}.weights", engine.weights
         for name, entry in self.tasks.items():
             if entry.reference is not None:
                 yield f"tasks.{name}.reference", entry.reference
@@ -257,6 +259,9 @@ class Manifest:
             check_relative(path, where)
             if path not in self.files:
                 raise BundleError(f"{MANIFEST}: {where} names {path!r}, which is not among the bundle's files")
+        for where, engine in self.engines():
+            if (engine.weights is None) != (engine.weights_bytes is None):
+                raise BundleError(f"{MANIFEST}: {where} needs both weights and weights_bytes, or neither")
         for name, entry in self.tasks.items():
             if entry.task.name != name:
                 raise BundleError(f"{MANIFEST}: tasks.{name} describes a task called {entry.task.name!r}")

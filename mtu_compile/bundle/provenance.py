@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mtu_compile.bundle.kinds import Cosine, Count, Decibels, Magnitude, Name, Positive, Ratio, Seconds, Text
+from mtu_compile.bundle.kinds import Bytes, Cosine, Count, Decibels, Magnitude, Name, Positive, Ratio, Seconds, Text
 from mtu_compile.bundle.plan import PlanRecord
 from mtu_compile.bundle.quantisation import CalibrationRecord, CompressionRecord, QuantisationRecord
 from mtu_compile.bundle.requirements import BoardRequirements
@@ -118,9 +118,12 @@ class BuildProvenance:
         board: what a board has to have that builds its engines.
         as_task: the task that a plain pipeline was taken as.
         float16_range: by part, how far its numbers go, where they could be too far for float16.
+        shared_weights_saved_bytes: how much smaller the bundle is because its UNets keep in one file what their weights
+            have in common; ``None`` where each has a file of its own.
     """
 
     plan: PlanRecord | None = None
     board: BoardRequirements | None = None
     as_task: Name | None = None
     float16_range: Mapping[str, HalfRangeRecord] = field(default_factory=dict)
+    shared_weights_saved_bytes: Bytes | None = None

@@ -48,6 +48,8 @@ def command(bundle: Path, as_config: bool, as_json: bool) -> None:
     ]
     if proven := [one.level for one in manifest.instruction_sets if not one.failures]:
         facts.append(("proven at", f"instruction sets {', '.join(proven)}"))
+    if (saved := manifest.provenance.shared_weights_saved_bytes) is not None:
+        facts.append(("weights", f"of all tasks in one file, which saves {readable(saved)}"))
     table(str(bundle), ("", ""), facts)
     rows = []
     for name, entry in manifest.tasks.items():
@@ -76,12 +78,16 @@ def print_edits(manifest: Manifest) -> None:
 
 
 def print_engines(folder: Path, manifest: Manifest) -> None:
-    """Every network: what the bundle carries of it, and what was and was not done with it where it was built."""
+    """Every network: what the bundle carries of it, and what was and was not done with it where it was built.
+
+    The size is what it reads: of weights that it shares with others, its part.
+    """
+    from mtu_compile.bundle import contents
+
     rows = []
     for where, engine in manifest.engines():
-        carried = [engine.path] if engine.prebuilt is None else [engine.prebuilt, engine.path]
-        parts = {folder / engine.path, *(folder / engine.path).parent.glob(f"{Path(engine.path).stem}.*")}
-        size = sum(path.stat().st_size for path in parts | {folder / name for name in carried})
+        carried = [name for name in (engine.prebuilt, engine.path, engine.weights) if name is not None]
+        size = contents.bytes_of(folder, contents.graph_files(manifest, engine)) + (engine.weights_bytes or 0)
         estimate = "-"
         if engine.estimate is not None and engine.estimate.latency_ms is not None:
             estimate = f"{engine.estimate.latency_ms:.2f} ms ({engine.estimate.source})"

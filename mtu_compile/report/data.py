@@ -143,8 +143,8 @@ class Network:
     Attributes:
         name: the task's, or the part's.
         engine: what the manifest says of it.
-        files: that belong to it, relative to the bundle.
-        bytes: on disk.
+        files: that belong to it alone, relative to the bundle.
+        bytes: of these, on disk.
         build_seconds: on the build machine; ``None`` if not recorded.
     """
 

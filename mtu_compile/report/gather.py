@@ -15,6 +15,7 @@ from mtu_compile import bundle
 from mtu_compile.accuracy.host.check import check_bundle
 from mtu_compile.accuracy.task_metrics import PictureMetrics
 from mtu_compile.accuracy.verdict import CheckResult, TaskCheck
+from mtu_compile.bundle import contents
 from mtu_compile.bundle.quantisation import CalibrationRecord, MixedRecord
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.version import __version__
@@ -122,29 +123,23 @@ def read_mixed(entry: bundle.TaskEntry) -> MixedRecord | None:
 def _networks(path: Path, manifest: bundle.Manifest) -> Iterator[Network]:
     for where, engine in manifest.engines():
         name = _network_name(where)
-        graph = Path(engine.path)
-        files = {engine.path, *([] if engine.prebuilt is None else [engine.prebuilt])}
-        # weights lie beside the graph, under its name
-        files |= {
-            file
-            for file in manifest.files
-            if Path(file).parent == graph.parent and Path(file).name.startswith(f"{graph.stem}.")
-        }
+        files = contents.graph_files(manifest, engine)
         of_tasks = (entry.provenance.build_seconds for entry in manifest.tasks.values() if entry.engine == engine)
         seconds = next(of_tasks, None)  # a UNet that tasks share was built once
-        size = sum((path / file).stat().st_size for file in files)
-        yield Network(name, engine, tuple(sorted(files)), size, seconds)
+        yield Network(name, engine, files, contents.bytes_of(path, files), seconds)
 
 
 def _other_files(path: Path, manifest: bundle.Manifest, networks: tuple[Network, ...]) -> dict[str, int]:
     """Folder → bytes of the files that belong to no network; small ones together."""
     counted = {file for one in networks for file in one.files}
+    shared = contents.shared_weights(manifest)
     sizes: dict[str, int] = {}
     for file in manifest.files:
         if file in counted:
             continue
         folder = file.split("/")[0]
         kind = folder if folder in ("reference", "tokenizer", "wheels") else "configuration"
+        kind = "shared weights" if file in shared else kind
         sizes[kind] = sizes.get(kind, 0) + (path / file).stat().st_size
     return sizes
 

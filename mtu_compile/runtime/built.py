@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mtu_compile import bundle
-from mtu_compile.bundle import BUILT, EngineRef, Manifest
+from mtu_compile.bundle import BUILT, EngineRef, Manifest, contents
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import BundleError, TargetError
 from mtu_compile.core.hashing import file_sha256
@@ -58,16 +58,21 @@ class BuiltEngine:
     device: Fingerprint
 
 
-def graph_files(manifest: Manifest, path: str) -> tuple[str, ...]:
-    """The graph ``path`` and the weights beside it, without what was made from them; sorted."""
-    folder = PurePosixPath(path).parent
-    return tuple(sorted(n for n in manifest.files if PurePosixPath(n).parent == folder and not n.endswith(_MADE)))
+def graph_bytes(root: Path, manifest: Manifest, ref: EngineRef) -> int:
+    """Size of a graph with the weights it reads."""
+    return contents.bytes_of(root, _graph_files(manifest, ref)) + (ref.weights_bytes or 0)
 
 
-def graph_sha256(manifest: Manifest, path: str) -> str:
-    """SHA-256 over the graph and the weights beside it, as the manifest has them: lines ``<sha256>  <path>``."""
-    lines = (f"{manifest.files[name]}  {name}\n" for name in graph_files(manifest, path))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def graph_sha256(manifest: Manifest, ref: EngineRef) -> str:
+    """SHA-256 over a graph and the files of its weights, as the manifest has them: lines ``<sha256>  <path>``."""
+    shared = () if ref.weights is None else (ref.weights,)
+    names = sorted((*_graph_files(manifest, ref), *shared))
+    return hashlib.sha256("".join(f"{manifest.files[name]}  {name}\n" for name in names).encode()).hexdigest()
+
+
+def _graph_files(manifest: Manifest, ref: EngineRef) -> tuple[str, ...]:
+    """The graph and the weights beside it, without what was made from them."""
+    return tuple(name for name in contents.graph_files(manifest, ref) if not name.endswith(_MADE))
 
 
 def engine_name(path: str) -> str:
@@ -104,7 +109,7 @@ def find(root: Path, manifest: Manifest, ref: EngineRef, device: Fingerprint | N
 
 def damage(root: Path, manifest: Manifest, ref: EngineRef, entry: BuiltEngine) -> str | None:
     """Why the file of ``entry`` is not the engine of ``ref``; ``None`` if it is, byte for byte."""
-    if entry.graph_sha256 != graph_sha256(manifest, ref.path):
+    if entry.graph_sha256 != graph_sha256(manifest, ref):
         return f"it was built from another {ref.path}"
     if (entry.kind, dict(entry.recipe)) != (ref.kind, dict(ref.config)):
         return "it was built with another recipe"

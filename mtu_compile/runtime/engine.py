@@ -105,7 +105,13 @@ class EngineBase(ABC):
 
 
 def open_engine(
-    kind: str, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, *, cache: Path | None = None
+    kind: str,
+    path: Path,
+    config: Mapping[str, str],
+    prebuilt: Path | None = None,
+    *,
+    cache: Path | None = None,
+    weights: Path | None = None,
 ) -> Engine:
     """Open a network.
 
@@ -116,6 +122,7 @@ def open_engine(
         config: the runtime's options, and for OpenVINO ``"device"`` (``"CPU"`` if not said).
         prebuilt: what was built from the graph for this device, if something was.
         cache: folder for what the vendor's runtime compiles while it opens the network, so that the next time is quick.
+        weights: the graph's, where they lie in a file that serves other graphs, too.
 
     Raises:
         ToolchainMissing: the vendor's runtime is not installed.
@@ -125,8 +132,9 @@ def open_engine(
     known = vendors.engines()
     if kind not in known:
         raise TargetError(f"engines of kind {kind!r} are not known", hint=f"this mtu-compile runs {', '.join(known)}")
-    opener: Callable[[Path, Mapping[str, str], Path | None, Path | None], Engine] = vendors.load(known[kind])
-    return opener(path, config, prebuilt, cache)
+    opener: Callable[..., Engine] = vendors.load(known[kind])
+    shared = {} if weights is None else {"weights": weights}
+    return opener(path, config, prebuilt, cache, **shared)
 
 
 def check_inputs(name: str, specs: Mapping[str, TensorSpec], inputs: Mapping[str, Array]) -> None:

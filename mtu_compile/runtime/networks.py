@@ -139,7 +139,8 @@ class Networks:
         if prebuilt is None and ref.prebuilt is not None:
             prebuilt = bundle.resolve(self._root, ref.prebuilt)
         graph = bundle.resolve(self._root, ref.path)
-        return open_engine(ref.kind, graph, ref.config, prebuilt, cache=self._root / bundle.BUILT)
+        weights = None if ref.weights is None else bundle.resolve(self._root, ref.weights)
+        return open_engine(ref.kind, graph, ref.config, prebuilt, cache=self._root / bundle.BUILT, weights=weights)
 
 
 def _expect(engine: Engine, ref: EngineRef, name: str, shape: Sequence[int | None]) -> None:

@@ -59,6 +59,8 @@ class _Buffer:
 class TensorRTEngine(EngineBase):
     """An engine of TensorRT itself, built on this machine; see ``open_engine`` for the arguments and what is raised.
 
+    It has weights of its own, whatever file its graph has them in.
+
     Attributes:
         captured: a step is one CUDA graph. It is ``False`` if the network cannot be captured; results are the same.
     """
@@ -67,7 +69,12 @@ class TensorRTEngine(EngineBase):
     captured: bool = False
 
     def __init__(
-        self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, cache: Path | None = None
+        self,
+        path: Path,
+        config: Mapping[str, str],
+        prebuilt: Path | None = None,
+        cache: Path | None = None,
+        weights: Path | None = None,
     ) -> None:
         recipe = Recipe.from_config(config)
         super().__init__(path)

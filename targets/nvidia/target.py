@@ -20,6 +20,7 @@ from mtu_compile.core.progress import Progress
 from mtu_compile.runtime.engine import Engine, open_engine
 from targets.base import (
     COST_ROUNDS,
+    LEAST_SHARED,
     Artifact,
     Availability,
     LayerCosts,
@@ -34,6 +35,7 @@ from targets.nvidia.builder import Kind, Recipe
 from targets.nvidia.cuda import Device, device_info
 from targets.nvidia.library import install_hint
 from targets.opset import require_opset
+from targets.shared_onnx import share_onnx_weights
 
 GRAPH_NAME = "model.onnx"
 ENGINE_NAME = "model.engine"
@@ -188,7 +190,13 @@ class TensorRTTarget:
         """ONNX Runtime on the lowered graph: the same types and the same Q/DQ nodes, on the CPU."""
         return replace(engine, kind="onnxruntime", config={}, prebuilt=None)
 
-    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded) -> Engine:
+    def share_weights(
+        self, folder: Path, engines: Mapping[str, EngineRef], *, least_bytes: int = LEAST_SHARED
+    ) -> Mapping[str, EngineRef]:
+        """See ``share_onnx_weights``; an engine that was built has weights of its own."""
+        return share_onnx_weights(folder, engines, least_bytes=least_bytes)
+
+    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded, weights: Path | None = None) -> Engine:
         used = self.host_engine(engine)
         return open_engine(used.kind, rounded(graph), used.config)
 

@@ -31,11 +31,18 @@ DISABLED = ["MatMulAddFusion"]
 class OnnxRuntimeEngine(EngineBase):
     """An ONNX graph on ONNX Runtime's CPU provider; it takes no options, and nothing is built for it in advance.
 
+    The graph itself says where its weights are.
+
     See ``open_engine`` for what is raised.
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, cache: Path | None = None
+        self,
+        path: Path,
+        config: Mapping[str, str],
+        prebuilt: Path | None = None,
+        cache: Path | None = None,
+        weights: Path | None = None,
     ) -> None:
         try:
             import onnxruntime  # noqa: F401

@@ -14,9 +14,20 @@ from mtu_compile.core.progress import Progress
 from mtu_compile.runtime import cpu_isa
 from mtu_compile.runtime.engine import Engine, open_engine
 from targets.backend import installed
-from targets.base import COST_ROUNDS, Artifact, Availability, LayerCosts, Precision, Rounded, TargetSpec, require_graph
+from targets.base import (
+    COST_ROUNDS,
+    LEAST_SHARED,
+    Artifact,
+    Availability,
+    LayerCosts,
+    Precision,
+    Rounded,
+    TargetSpec,
+    require_graph,
+)
 from targets.onnxruntime.costs import measure
 from targets.opset import require_opset
+from targets.shared_onnx import share_onnx_weights
 
 GRAPH_NAME = "model.onnx"
 INSTALL_HINT = "pip install 'mtu-compile[onnxruntime]'"
@@ -127,7 +138,13 @@ class OnnxRuntimeTarget:
     def host_engine(self, engine: EngineRef) -> EngineRef:
         return engine
 
-    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded) -> Engine:
+    def share_weights(
+        self, folder: Path, engines: Mapping[str, EngineRef], *, least_bytes: int = LEAST_SHARED
+    ) -> Mapping[str, EngineRef]:
+        """See ``share_onnx_weights``."""
+        return share_onnx_weights(folder, engines, least_bytes=least_bytes)
+
+    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded, weights: Path | None = None) -> Engine:
         return open_engine(engine.kind, graph, engine.config)
 
     def publish(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:

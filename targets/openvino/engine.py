@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class OpenVINOEngine(EngineBase):
-    """An OpenVINO model (``.xml`` with its ``.bin``) on one device, from a blob compiled in advance if it fits.
+    """An OpenVINO model (``.xml`` and ``.bin``) on one device, from a blob compiled in advance if it fits.
 
     A blob its device's driver does not take (another generation, an older driver) is no reason not to run: the model is
     compiled here instead, which takes longer, and ``warnings`` and the log say so. Nothing ever runs on another device
@@ -49,6 +49,7 @@ class OpenVINOEngine(EngineBase):
         config: options of OpenVINO (``OPENVINO_OPTIONS``), and ``"device"`` (``"CPU"`` if not said).
         prebuilt: blob of the model for this device.
         cache: folder to keep what is compiled here in, so that the next time is quick.
+        weights: the model's ``.bin``, where that is not beside it under its name.
 
     Raises:
         ToolchainMissing: OpenVINO is not installed.
@@ -57,7 +58,12 @@ class OpenVINOEngine(EngineBase):
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, str], prebuilt: Path | None = None, cache: Path | None = None
+        self,
+        path: Path,
+        config: Mapping[str, str],
+        prebuilt: Path | None = None,
+        cache: Path | None = None,
+        weights: Path | None = None,
     ) -> None:
         options = dict(config)
         device = options.pop("device", "CPU")
@@ -82,7 +88,7 @@ class OpenVINOEngine(EngineBase):
                 hint=f"it finds {', '.join(core.available_devices)}; {what}",
             )
         try:
-            model = core.read_model(str(path))
+            model = core.read_model(str(path)) if weights is None else core.read_model(str(path), str(weights))
             for_device(model, device)
             self._prepare(model)
             compiled = None

@@ -88,8 +88,8 @@ def simulate_half_ir(model: openvino.Model) -> int:
 class HalfEngine(OpenVINOEngine):
     """An IR on this machine's CPU that rounds to float16 (``simulate_half_ir``); see ``OpenVINOEngine``."""
 
-    def __init__(self, path: Path, config: Mapping[str, str] = HOST_CONFIG) -> None:
-        super().__init__(path, config)
+    def __init__(self, path: Path, config: Mapping[str, str] = HOST_CONFIG, weights: Path | None = None) -> None:
+        super().__init__(path, config, weights=weights)
 
     def _prepare(self, model: Any) -> None:
         simulate_half_ir(model)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mtu_compile.bundle import EngineRef, EngineState, Estimate
@@ -18,6 +18,7 @@ from mtu_compile.core.progress import Progress
 from mtu_compile.runtime.engine import Engine, open_engine
 from targets.base import (
     COST_ROUNDS,
+    LEAST_SHARED,
     Artifact,
     Availability,
     LayerCosts,
@@ -39,6 +40,7 @@ from targets.openvino.ir import (
     write_ir,
 )
 from targets.openvino.layout import write_layout
+from targets.openvino.shared_ir import share_constants
 from targets.opset import require_opset
 
 if TYPE_CHECKING:
@@ -166,14 +168,25 @@ class OpenVINOTarget(ABC):
     def host_engine(self, engine: EngineRef) -> EngineRef:
         return replace(engine, kind=HOST_KIND, config=dict(HOST_CONFIG), prebuilt=None)
 
-    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded) -> Engine:
+    def share_weights(
+        self, folder: Path, engines: Mapping[str, EngineRef], *, least_bytes: int = LEAST_SHARED
+    ) -> Mapping[str, EngineRef]:
+        """In the ``.bin`` of the first, which other tools open as before; blobs keep what is compiled into them."""
+        read = share_constants([folder / ref.path for ref in engines.values()], least_bytes=least_bytes)
+        if read is None:
+            return engines
+        weights = str(PurePosixPath(next(iter(engines.values())).path).with_suffix(".bin"))
+        pairs = zip(engines.items(), read, strict=True)
+        return {task: replace(ref, weights=weights, weights_bytes=size) for (task, ref), size in pairs}
+
+    def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded, weights: Path | None = None) -> Engine:
         """On the CPU; an IR, whose types say nothing of the device's float16, rounds as it runs."""
         used = self.host_engine(engine)
         if self._rounds(engine):
             from targets.openvino.half_ir import HalfEngine
 
-            return HalfEngine(graph, used.config)
-        return open_engine(used.kind, graph, used.config)
+            return HalfEngine(graph, used.config, weights)
+        return open_engine(used.kind, graph, used.config, weights=weights)
 
     def publish(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
         """What OpenVINO GenAI and optimum-intel read."""

@@ -36,7 +36,7 @@ def record(root: Path, ref: EngineRef = UNET, device: Fingerprint = ORIN) -> Bui
     path.write_bytes(b"engine of " + ref.path.encode())
     entry = BuiltEngine(
         graph=ref.path,
-        graph_sha256=built.graph_sha256(bundle.read(root, verify=False), ref.path),
+        graph_sha256=built.graph_sha256(bundle.read(root, verify=False), ref),
         kind=ref.kind,
         recipe=dict(ref.config),
         engine=built.engine_name(ref.path),
@@ -94,8 +94,27 @@ def test_weights_beside_the_graph_count_as_the_graph(made: Path) -> None:
     manifest = bundle.read(made)
     (made / "unet" / "model.onnx.data").write_bytes(b"weights")
     changed = bundle.write(made, manifest)
-    assert built.graph_sha256(changed, UNET.path) != built.graph_sha256(manifest, UNET.path)
-    assert built.graph_sha256(changed, "unet_edit/model.onnx") == built.graph_sha256(manifest, "unet_edit/model.onnx")
+    assert built.graph_sha256(changed, UNET) != built.graph_sha256(manifest, UNET)
+    edit = replace(UNET, path="unet_edit/model.onnx")
+    assert built.graph_sha256(changed, edit) == built.graph_sha256(manifest, edit)
+
+
+def test_weights_that_graphs_share_count_as_every_ones(made: Path) -> None:
+    edit = EngineRef("tensorrt", "unet/edit.onnx", UNET.config, weights="unet/weights.data", weights_bytes=4)
+    first = replace(UNET, weights=edit.weights, weights_bytes=6)
+    before = bundle.read(made)
+    (made / "unet" / "edit.onnx").write_bytes(b"graph")
+    (made / "unet" / "weights.data").write_bytes(b"weights")
+    shared = bundle.write(made, before)
+    (made / "unet" / "weights.data").write_bytes(b"weightS")
+    changed = bundle.write(made, before)
+    # a graph beside it is another's
+    assert built.graph_sha256(before, UNET) == built.graph_sha256(shared, UNET)
+    hashes = {built.graph_sha256(manifest, ref) for manifest in (shared, changed) for ref in (first, edit)}
+    assert len(hashes | {built.graph_sha256(shared, UNET)}) == 5
+    assert built.graph_bytes(made, shared, edit) == len(b"graph") + 4
+    assert built.graph_bytes(made, shared, first) == (made / UNET.path).stat().st_size + 6
+    assert built.engine_name(edit.path) != built.engine_name(UNET.path)
 
 
 def test_an_engine_of_another_recipe_is_refused(made: Path) -> None:

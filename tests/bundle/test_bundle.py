@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from mtu_compile import bundle
-from mtu_compile.bundle import BuildProvenance, EngineRef, Manifest, PassRecord, Source, TaskEntry, TextPart
+from mtu_compile.bundle import (
+    BuildProvenance,
+    EngineRef,
+    Manifest,
+    PassRecord,
+    Source,
+    TaskEntry,
+    TextPart,
+    contents,
+)
 from mtu_compile.bundle.files import _sealed
 from mtu_compile.core.errors import EXIT_INPUT, BundleError, ConfigError, MtuError
 from mtu_compile.core.tasks import PAPER_TASKS
@@ -194,6 +203,28 @@ def test_an_engine_that_is_not_among_the_files_is_refused(made: Path) -> None:
     for verify in (True, False):
         with pytest.raises(BundleError, match=r"tasks\.edit\.engine names 'unet/other\.xml'"):
             bundle.read(made, verify=verify)
+
+
+@pytest.mark.parametrize("path", [*PATHS, "unet/gone.bin"])
+def test_shared_weights_are_a_file_of_the_bundle(made: Path, path: str) -> None:
+    reseal(made, lambda raw: raw["tasks"]["edit"]["engine"].update(weights=path, weights_bytes=3))
+    for verify in (True, False):
+        with pytest.raises(BundleError, match=r"tasks\.edit\.engine\.weights names"):
+            bundle.read(made, verify=verify)
+
+
+def test_shared_weights_say_how_much_is_read_of_them(made: Path) -> None:
+    name = "unet_edit/openvino_model.bin"
+    reseal(made, lambda raw: raw["tasks"]["t2i"]["engine"].update(weights=name))
+    refused(made, "tasks.t2i.engine needs both weights and weights_bytes")
+    reseal(made, lambda raw: raw["tasks"]["t2i"]["engine"].update(weights_bytes=3000))
+    manifest = bundle.read(made)
+    (sharing,) = contents.shared_weights(manifest)[name]
+    assert sharing == manifest.tasks["t2i"].engine
+    assert contents.graph_files(manifest, sharing) == ("unet/openvino_model.xml",)
+    alone = manifest.tasks["edit"].engine
+    assert contents.graph_files(manifest, alone) == (name, "unet_edit/openvino_model.xml")
+    assert contents.bytes_of(made, contents.graph_files(manifest, alone)) == 5000 + len(b"<net/>")
 
 
 def shared(raw: dict[str, Any]) -> None:

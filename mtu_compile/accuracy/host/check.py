@@ -78,7 +78,8 @@ def _host_opener(target: targets.Target, root: Path, work: Path) -> Callable[[bu
 
     def open_on_host(ref: bundle.EngineRef) -> Engine:
         graph = bundle.resolve(root, ref.path)
-        return target.open_on_host(ref, graph, lambda half: write_simulation(half, work / ref.path))
+        weights = None if ref.weights is None else bundle.resolve(root, ref.weights)
+        return target.open_on_host(ref, graph, lambda half: write_simulation(half, work / ref.path), weights)
 
     return open_on_host
 

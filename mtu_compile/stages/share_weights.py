@@ -1,0 +1,47 @@
+"""What the UNets of several tasks have in common of their weights is stored once.
+
+Convolutions, attention and time embedding are the same in all tasks, in float as in INT8; the feed-forward layers, into
+which the routing was folded, and the first convolution differ. See docs/decisions/0021-shared-weights.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from mtu_compile.bundle import TaskEntry
+from targets.base import LEAST_SHARED, Target
+
+
+def share_weights(
+    target: Target, folder: Path, entries: Mapping[str, TaskEntry], *, least_bytes: int = LEAST_SHARED
+) -> tuple[dict[str, TaskEntry], int | None]:
+    """Let the UNets of a bundle keep their weights in one file, if that saves anything worth it.
+
+    Args:
+        folder: the bundle in the making, whose engines are all there, and whose manifest is not.
+        entries: its tasks; those of one UNet for all tasks stay as they are.
+        least_bytes: what has to be saved at least.
+
+    Returns:
+        The tasks with their engines as they are now, and by how many bytes the bundle is smaller; ``None`` if every
+        UNet still has weights of its own.
+    """
+    if len({entry.engine.path for entry in entries.values()}) < 2:
+        return dict(entries), None
+    engines = {name: entry.engine for name, entry in sorted(entries.items(), key=_opened_by_others)}
+    before = _bytes(folder)
+    shared = target.share_weights(folder, engines, least_bytes=least_bytes)
+    if shared == engines:
+        return dict(entries), None
+    return {name: replace(entry, engine=shared[name]) for name, entry in entries.items()}, before - _bytes(folder)
+
+
+def _opened_by_others(item: tuple[str, TaskEntry]) -> bool:
+    """A key to sort by: the UNet that pipelines of diffusers' kind open comes first (``layout.unet_folders``)."""
+    return PurePosixPath(item[1].engine.path).parts[0] != "unet"
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
