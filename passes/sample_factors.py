@@ -20,8 +20,8 @@ from mtu_compile.graph.edit import (
     produced_by,
     replace_value,
     scope,
+    times_batch,
 )
-from passes.free_batch import is_batch
 from passes.task_tables import add_table
 
 Array = NDArray[np.float64]
@@ -118,7 +118,7 @@ class SampleFactors:
         first, batch = source.shape[0], self._batch
         if isinstance(first, int) and isinstance(batch, int):
             return first % batch == 0
-        return isinstance(first, ir.SymbolicDim) and is_batch(first.value)
+        return isinstance(first, ir.SymbolicDim) and times_batch(first.value) is not None
 
     def _into_operands(self, value: ir.Value, factors: Array, name: str) -> bool:
         """Put the factors into the tables or constants that ``value`` is made with, if it is."""
