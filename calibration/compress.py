@@ -2,8 +2,9 @@
 
 Needs no calibration data. NNCF 3.4 decides which weight becomes what and rounds it: in INT8 every convolution and
 every linear layer, one scale an output channel; in INT4 linear layers (MatMul, Gemm) in blocks of ``group_size`` along
-their input, and convolutions, the last linear layer and what does not divide into blocks stay INT8. What it writes is
-then put right, because no target takes it as it is:
+their input, and convolutions, the last linear layer and what does not divide into blocks stay INT8. Tables that rows
+are looked up in are kept from it, as in ``calibration.quantize``. What it writes is then put right, because no target
+takes it as it is:
 
 * scales of convolutions have three dimensions, which ONNX does not know (OpenVINO refuses them): they get one;
 * blocks of a transposed Gemm are said to lie along the wrong axis;
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.nncf_run import quiet_nncf
-from calibration.quantize import load_float, resolve_scopes
+from calibration.quantize import load_float, resolve_scopes, table_reads
 from mtu_compile.core.errors import ConfigError, PassError
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph import qdq
@@ -130,7 +131,7 @@ def compress_onnx(model: Path, out: Path, *, settings: CompressSettings | None =
     settings = settings or CompressSettings()
     proto = load_float(model)
     before = graph_io.disk_bytes(model)
-    ignored = resolve_scopes(proto, settings.ignored_scopes)
+    ignored = (*resolve_scopes(proto, settings.ignored_scopes), *table_reads(proto))
     if settings.mode == "int4":
         _raise_opset(proto)
     compressed = _put_right(_run_nncf(proto, model, settings, ignored), model)

@@ -7,13 +7,15 @@
       "tasks": {"t2i": {"range_estimator": "histogram", "ignored_scopes": ["conv_in.*"]}}
     }
 
-A task's entries are those of ``calibration.quant_settings.QuantSettings``; what is left out has its default.
+A task's entries are those of ``calibration.quant_settings.QuantSettings``; what is left out has its default. Tasks that
+share one network share its settings, too: a bundle with a shared engine says the same of each (``one_for_all``).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,30 @@ def load(path: Path) -> dict[str, QuantSettings]:
         except ConfigError as error:
             raise ConfigError(f"{path}: task {name!r}: {error.message}", hint=error.hint) from error
     return settings
+
+
+def one_for_all(settings: Mapping[str, QuantSettings], tasks: Sequence[str], source: str) -> QuantSettings:
+    """The settings of the one network that ``tasks`` share: what is said of each of them, which has to be the same.
+
+    Args:
+        settings: by task, of ``load``.
+        tasks: those that share the network; each has settings.
+        source: name of the file or bundle, for the message.
+
+    Raises:
+        ConfigError: two tasks are to be quantised differently, as in bundles with a UNet for each task.
+    """
+    first = settings[tasks[0]]
+    for task in tasks[1:]:
+        for one in fields(QuantSettings):
+            if getattr(settings[task], one.name) != getattr(first, one.name):
+                raise ConfigError(
+                    f"{source} quantises {tasks[0]!r} and {task!r} differently ({one.name}), and one network for both "
+                    "is quantised once",
+                    hint="take a bundle built with --routing shared, give the tasks the same settings, or build with "
+                    "--routing static",
+                )
+    return first
 
 
 def of_bundle(manifest: bundle.Manifest) -> dict[str, Any]:

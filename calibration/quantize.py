@@ -11,7 +11,8 @@ What NNCF 3.4 does to a Stable Diffusion UNet with the settings used here (prese
   Transpose ← Reshape ← DequantizeLinear;
 * activations that are never negative (after Relu or Softmax) become **uint8**, which TensorRT refuses: they are
   rewritten to int8 of the same range here, at the price of one of their 8 bits;
-* biases stay float.
+* biases stay float, and so do the tables that a graph for several tasks looks rows up in by the task: NNCF would take
+  them for embeddings and quantise them.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def quantize_onnx(
     samples = _pick(dataset, settings.subset_size)
     _check_samples(graph, samples)
     ignored = resolve_scopes(graph, settings.ignored_scopes)
-    quantised = run_nncf(graph, model, samples, ignored, settings, progress)
+    quantised = run_nncf(graph, model, samples, (*ignored, *table_reads(graph)), settings, progress)
     sign_activations(quantised)
     drop_idle(quantised)
     layers, float_layers = verify(quantised)
@@ -159,6 +160,15 @@ def resolve_scopes(model: onnx.ModelProto, scopes: Sequence[str]) -> tuple[str, 
             raise ConfigError(f"ignored scope {scope!r} matches no node of the graph", hint=f"its layers are {some} …")
         matching.update(dict.fromkeys(names))
     return tuple(matching)
+
+
+def table_reads(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes that look a row of a table up, as shared graphs do by the task.
+
+    NNCF takes them for embeddings and quantises the table. These are small, and multiply or shift whole activations.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return tuple(node.name for node in model.graph.node if node.op_type == "Gather" and node.input[0] in constants)
 
 
 def load_float(path: Path) -> onnx.ModelProto:

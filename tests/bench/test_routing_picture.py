@@ -20,7 +20,11 @@ def test_figures_of_a_benchmark_become_bars() -> None:
     texts = ["".join(one.itertext()) for one in root.findall(".//{*}text")]
     assert {"40.0 MB", "10.0 MB", "500 ms", "0.2 ms", "edit & more: gates, norms"} <= set(texts)
     assert "loading all tasks" not in texts  # measured for one of the two only
-    bars = {one.get("class"): float(one.get("width") or 0) for one in root.findall(".//{*}rect") if one.get("height") == "15"}
+    bars = {
+        one.get("class"): float(one.get("width") or 0)
+        for one in root.findall(".//{*}rect")
+        if one.get("height") == "15"
+    }
     assert bars["static"] == pytest.approx(250) and bars["shared"] < 3
     assert "40.0 MB against 10.0 MB" in root.attrib["aria-label"] and "estimate" not in picture
     assert "prefers-color-scheme:dark" in picture

@@ -303,6 +303,16 @@ def test_configs_that_are_none_are_refused(tmp_path: Path, text: str, message: s
         quant_config.load(tmp_path / "missing.json")
 
 
+def test_one_network_has_the_settings_that_all_its_tasks_have() -> None:
+    shared = QuantSettings(smooth_quant_alpha=None, ignored_scopes=("conv_in.*",))
+    given = {"t2i": shared, "edit": replace(shared), "sr": replace(shared, ignored_scopes=("conv_in.*", "ff.up"))}
+    assert quant_config.one_for_all(given, ["t2i", "edit"], "bundle") == shared
+    assert quant_config.one_for_all(given, ["sr"], "bundle") == given["sr"]
+    with pytest.raises(ConfigError, match=r"bundle quantises 't2i' and 'sr' differently \(ignored_scopes\)") as caught:
+        quant_config.one_for_all(given, ["t2i", "edit", "sr"], "bundle")
+    assert caught.value.exit_code == 2 and "--routing" in str(caught.value.hint)
+
+
 def test_every_setting_can_be_given() -> None:
     """A setting that is added to the class has to be read from a config, too."""
     everything = replace(QuantSettings(), subset_size=3, smooth_quant_alpha=0.5, weight_bits_fix=True)
