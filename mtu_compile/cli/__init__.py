@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "report",
     "run": "run",
     "inspect": "inspect",
+    "export-static": "export_static",
     "board": "board",
     "targets": "targets",
     "upcycle": "upcycle",

@@ -40,6 +40,15 @@ def unet_folders(tasks: Sequence[Task]) -> Mapping[str, str]:
     return {task.name: "unet" if task is chosen else f"unet_{task.name}" for task in tasks}
 
 
+def pipeline_class(task: Task) -> str | None:
+    """The pipeline of diffusers whose UNet has the anatomy of ``task``'s; ``None`` if there is none in both tools."""
+    if task.condition == INPAINTING:
+        return "StableDiffusionInpaintPipeline"
+    if task.condition or task.guidance not in ("text", "embedded"):
+        return None
+    return "LatentConsistencyModelPipeline" if task.guidance == "embedded" else "StableDiffusionPipeline"
+
+
 @dataclass(frozen=True)
 class Layout:
     """What the other tools want to know of the float model, and all that is kept of it.
@@ -70,9 +79,6 @@ class Layout:
         # "_name_or_path" is where the model lay on the machine it was built on.
         tidy = {name: {k: v for k, v in one.items() if k != "_name_or_path"} for name, one in configs.items()}
         opened = next((task for task in built if folders[task.name] == "unet"), None)
-        inpaints = opened is not None and bool(opened.condition)
-        name = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
-        if opened is not None and opened.guidance == "embedded" and not inpaints:
-            name = "LatentConsistencyModelPipeline"
+        name = (None if opened is None else pipeline_class(opened)) or "StableDiffusionPipeline"
         scheduler = ["diffusers", type(pipeline.scheduler).__name__]
         return cls({"_class_name": name, **MODEL_INDEX, "scheduler": scheduler}, tidy)

@@ -17,6 +17,7 @@ from mtu_compile import bundle, runtime
 from mtu_compile.accuracy.host.check import check_bundle
 from mtu_compile.bundle import EngineRef, Manifest
 from mtu_compile.runtime import Request, cpu_isa
+from mtu_compile.runtime.engine import open_engine
 
 Run = Callable[..., Any]
 
@@ -173,3 +174,35 @@ def test_a_board_builds_a_shared_unet_once(shared_bundle: Path) -> None:
         name: replace(entry, engine=replace(entry.engine, kind="tensorrt")) for name, entry in manifest.tasks.items()
     }
     assert [ref.path for ref in buildable(replace(manifest, tasks=for_gpu))] == ["unet/openvino_model.xml"]
+
+
+def test_one_task_of_it_is_exported_for_other_tools(
+    shared_bundle: Path, float_bundle: Path, tmp_path: Path, mtu: Run
+) -> None:
+    """The folder has what a static bundle of the task has; its UNet computes what the shared one does."""
+    root = shutil.copytree(shared_bundle, tmp_path / "bundle")
+    (root / "unet" / "config.json").write_text(json.dumps({"in_channels": 9, "cross_attention_dim": 32}))
+    bundle.write(root, bundle.read(root, verify=False))
+    done = mtu("export-static", root, tmp_path / "out", "--task", "inpaint", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["pipeline"] == "StableDiffusionInpaintPipeline"
+    found = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert {"unet/openvino_model.xml", "unet/openvino_model.bin", "unet/config.json", "model_index.json"} <= found
+    assert {"text_encoder/openvino_model.xml", "vae_decoder/config.json", "scheduler/scheduler_config.json"} <= found
+    assert not any(name.startswith(("reference", "manifest")) for name in found)
+    assert json.loads((tmp_path / "out" / "unet" / "config.json").read_text())["in_channels"] == 9
+    assert "Inpaint" in json.loads((tmp_path / "out" / "model_index.json").read_text())["_class_name"]
+    graph = tmp_path / "out" / "unet" / "openvino_model.xml"
+    with open_engine("openvino", graph, {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"}) as engine:
+        assert "task" not in engine.inputs
+
+
+@pytest.mark.parametrize(
+    ("task", "where", "said"), [("colour", "shared", "unknown task"), ("t2i", "static", "already")]
+)
+def test_what_cannot_be_exported_leaves_nothing(
+    shared_bundle: Path, float_bundle: Path, tmp_path: Path, mtu: Run, task: str, where: str, said: str
+) -> None:
+    source = shared_bundle if where == "shared" else float_bundle
+    done = mtu("export-static", source, tmp_path / "out", "--task", task)
+    assert done.code == 2 and said in done.err and not list(tmp_path.iterdir())

@@ -1,0 +1,103 @@
+"""One task of a shared bundle in the layout of diffusers' exports, for tools that know no input ``task``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mtu_compile import bundle
+from mtu_compile.core.atomic import staging
+from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.progress import Progress
+from mtu_compile.stages.layout import pipeline_class
+
+__all__ = ["StaticExport", "export_static"]
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class StaticExport:
+    """What was written.
+
+    Attributes:
+        path: the folder.
+        unet: the task's graph in it.
+        pipeline: class of diffusers' pipelines that opens the folder; ``None`` where none has such a task.
+    """
+
+    path: Path
+    unet: Path
+    pipeline: str | None
+
+
+def export_static(path: Path, task: str, out: Path, progress: Progress | None = None) -> StaticExport:
+    """Write one task of the shared bundle at ``path`` to the folder ``out``: what a static bundle of it would have.
+
+    The graph is the bundle's own with the task fixed, so a step takes what it takes there; nothing is quantised,
+    compiled or checked anew.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        ConfigError: a task it does not have, a bundle whose tasks have graphs of their own, or ``out`` exists.
+        ModelError, BuildError: its graph cannot be read.
+    """
+    progress = progress or Progress()
+    with progress.stage("verify"):
+        manifest = bundle.read(path, verify=True)
+    if task not in manifest.tasks:
+        raise ConfigError(f"unknown task {task!r}", hint=f"the bundle has {', '.join(manifest.tasks)}")
+    entry = manifest.tasks[task]
+    if manifest.routing != "shared":
+        raise ConfigError(
+            "every task of this bundle has a graph of its own already",
+            hint=f"that of {task} is {entry.engine.path}; see docs/interop.md",
+        )
+    name = pipeline_class(entry.task)
+    with staging(out, replace=False) as folder, progress.stage(f"export {task}"):
+        _copy_parts(path, manifest, folder)
+        channels = manifest.latent_channels + entry.task.condition_channels(manifest.latent_channels)
+        unet = _bind(bundle.resolve(path, entry.engine.path), folder / "unet", entry.task_id, channels)
+        config = PurePosixPath(entry.engine.path).with_name("config.json").as_posix()
+        if config in manifest.files:
+            _write_json(folder / "unet" / "config.json", {**_read_json(path / config), "in_channels": channels})
+        if name is not None and INDEX in manifest.files:
+            _write_json(folder / INDEX, {**_read_json(path / INDEX), "_class_name": name})
+        relative = unet.relative_to(folder)
+    return StaticExport(out, out / relative, name)
+
+
+def _copy_parts(path: Path, manifest: bundle.Manifest, folder: Path) -> None:
+    """Text encoder, tokenizer, autoencoder and scheduler."""
+    places = [manifest.text.engine.path, manifest.text.tokenizer, manifest.vae_decoder.path, "scheduler/"]
+    places += [] if manifest.vae_encoder is None else [manifest.vae_encoder.path]
+    folders = {PurePosixPath(place).parts[0] for place in places}
+    for name in manifest.files:
+        if PurePosixPath(name).parts[0] in folders:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(bundle.resolve(path, name), folder / name)
+
+
+def _bind(graph: Path, folder: Path, task_id: int, channels: int) -> Path:
+    """The graph with its task fixed, in the new ``folder``."""
+    folder.mkdir()
+    if graph.suffix == ".onnx":
+        from mtu_compile.graph.one_task import bind_onnx
+
+        bind_onnx(graph, folder / "model.onnx", task_id=task_id, channels=channels)
+        return folder / "model.onnx"
+    from targets.openvino.one_task import bind_ir
+
+    return bind_ir(graph, folder, task_id=task_id, channels=channels)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
