@@ -23,8 +23,7 @@ def compare_forms(folder: Path, manifest: Manifest, networks: Sequence[Network])
         return None
     unets = {entry.engine.path for entry in manifest.tasks.values()}
     files = {file for one in networks if one.engine.path in unets for file in one.files}
-    weights = (getattr(entry.engine, "weights", None) for entry in manifest.tasks.values())
-    files |= {file for file in weights if file is not None}
+    files |= {entry.engine.weights for entry in manifest.tasks.values() if entry.engine.weights is not None}
     of_tasks = [one for one in plan.networks if one.kind == "task"]
     disk: dict[Routing, Amount] = {
         "static": Amount(sum(one.weights_bytes for one in of_tasks), "estimate"),

@@ -396,11 +396,13 @@ def test_forms_are_measured_where_they_were_built_and_estimated_where_not(tmp_pa
     report = with_forms(make_report(make_task("t2i"), make_task("sr", guided=False)), "static")
     for name in ("t2i.xml", "sr.xml", "weights.bin"):
         (tmp_path / name).write_bytes(bytes(1000))
+    common = {"weights": "weights.bin", "weights_bytes": 900}  # of both tasks, counted once
     tasks = {
-        name: replace(e, engine=replace(e.engine, path=f"{name}.xml")) for name, e in report.manifest.tasks.items()
+        name: replace(entry, engine=replace(entry.engine, path=f"{name}.xml", **common))
+        for name, entry in report.manifest.tasks.items()
     }
     manifest = replace(report.manifest, tasks=tasks)
-    unets = [Network(name, tasks[name].engine, (f"{name}.xml", "weights.bin"), 2000) for name in tasks]
+    unets = [Network(name, tasks[name].engine, (f"{name}.xml",), 1000) for name in tasks]
     part = Network("vae decoder", report.manifest.vae_decoder, ("t2i.xml",), 1000)
     found = compare_forms(tmp_path, manifest, (*unets, part))
     assert found is not None and found.recommended == "shared"
