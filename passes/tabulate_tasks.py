@@ -112,4 +112,7 @@ def _mask_slots(graph: ir.Model, routed: RoutedConv, task: ir.Value, evaluator: 
     slots.outputs[0].name, masked.outputs[0].name = "conv_in.slots", "conv_in.masked"
     graph.graph.insert_before(conv, [slots, masked])
     conv.replace_input_with(0, masked.outputs[0])
+    weight = evaluator.array(conv.inputs[1])  # type: ignore[arg-type]
+    assert weight is not None  # the tasks' weights side by side: quantisation wants one constant
+    conv.replace_input_with(1, add_constant(graph, "conv_in.weight", weight))
     conv.name = "conv_in/Conv"
