@@ -68,6 +68,8 @@ class TargetSpec:
         least_memory_bytes: memory of the smallest machines the device is found in, where it shares theirs.
         scratch: how many times the estimate of activations an engine may take, scratch space of its kernels included.
         rest: float type of what a quantised graph does not quantise.
+        shared_batch: samples an engine that several tasks share computes at once; ``None``: any number. Where it is 1
+            such an engine is run once for each sample, so that none costs more than it has to.
         unpacks_weights: networks of which only the weights are quantised are unpacked when they are compiled, and take
             at least the memory of the float type.
         lowering: by precision, ids of the passes a (quantised) static graph goes through before it is built.
@@ -85,6 +87,7 @@ class TargetSpec:
     least_memory_bytes: int | None = None
     scratch: float = 1.0
     rest: Precision = "fp16"
+    shared_batch: int | None = 1
     unpacks_weights: bool = False
     lowering: Mapping[Precision, tuple[str, ...]] = field(default_factory=dict, hash=False)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)

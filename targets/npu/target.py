@@ -61,7 +61,9 @@ def _spec(
         memory_bytes=None,
         shared=0.5,
         least_memory_bytes=least * GIB,
+        shared_batch=1,
         sources={
+            "shared_batch": "the compiler takes static shapes (OpenVINO 2026.4, NPU device documentation)",
             "platform": _PLATFORMS,
             "processors": source,
             "precisions": "OpenVINO 2026.4, NPU device documentation: f16 and quantised models; no f32, no bf16. INT8 "

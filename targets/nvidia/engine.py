@@ -46,18 +46,28 @@ class _Buffer:
     """An input or output in both memories.
 
     Attributes:
-        host: page-locked, of the tensor's shape and dtype.
+        host: page-locked, of the tensor's shape and dtype; of the largest batch, where any goes.
         device: address on the GPU.
         is_input: copied to the GPU before the computation, and not from it after.
+        free: its batch is not fixed.
     """
 
     host: Array
     device: int
     is_input: bool
+    free: bool
+
+    def of(self, samples: int | None) -> Array:
+        """What a run of ``samples`` uses of it."""
+        return self.host[:samples] if self.free else self.host
 
 
 class TensorRTEngine(EngineBase):
     """An engine of TensorRT itself, built on this machine; see ``open_engine`` for the arguments and what is raised.
+
+    An engine with a profile runs any batch up to the profile's largest. A batch that is run for the first time gets an
+    execution context and a CUDA graph of its own (changing a context's shapes would spoil the graph captured from it),
+    and with them memory for activations; the weights are there once.
 
     It has weights of its own, whatever file its graph has them in.
 
@@ -87,17 +97,29 @@ class TensorRTEngine(EngineBase):
         if prebuilt is None:
             raise TargetError(f"no engine was built for {self.name}", hint=self._build_hint)
         with ExitStack() as resources:
-            self._step = self._open(trt, path, prebuilt, resources)
+            self._open(trt, path, prebuilt, resources)
             self._resources = resources.pop_all()
 
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        samples = self._samples(inputs)
+        if samples not in self._steps:
+            with ExitStack() as resources:
+                self._steps[samples] = self._prepare(samples, resources)
+                self._resources.push(resources.pop_all())
         for name in self.inputs:
-            np.copyto(self._buffers[name].host, inputs[name])
-        self._step()
-        return {name: self._buffers[name].host.copy() for name in self.outputs}
+            np.copyto(self._buffers[name].of(samples), inputs[name])
+        self._steps[samples]()
+        return {name: self._buffers[name].of(samples).copy() for name in self.outputs}
+
+    def _samples(self, inputs: Mapping[str, Array]) -> int | None:
+        """The batch of a call, where it is free."""
+        counts = {len(inputs[name]) for name in self.inputs if self._buffers[name].free}
+        if len(counts) > 1:
+            raise TargetError(f"{self.name} was given inputs of {' and '.join(map(str, sorted(counts)))} samples")
+        return counts.pop() if counts else None
 
     def _free(self) -> None:
-        del self._step
+        self._steps.clear()
         self._buffers.clear()
         self._resources.close()
 
@@ -110,9 +132,8 @@ class TensorRTEngine(EngineBase):
                 hint="compile the model for this GPU",
             )
 
-    def _open(self, trt: Any, path: Path, prebuilt: Path, resources: ExitStack) -> Callable[[], None]:
-        """Do everything that is done once, and return a step; what has to be undone goes on ``resources``."""
-        cudart = self._cudart
+    def _open(self, trt: Any, path: Path, prebuilt: Path, resources: ExitStack) -> None:
+        """Do everything that is done once; what has to be undone goes on ``resources``."""
         logger = collector(trt)
         with no_collection():
             runtime = trt.Runtime(logger)
@@ -125,6 +146,30 @@ class TensorRTEngine(EngineBase):
                 f"{trt.__name__} {trt.__version__} does not load {prebuilt.name}: {first_error(logger.messages)}",
                 hint=f"an engine fits one version of it and some GPUs; for this machine: {self._build_hint}",
             )
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+        shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
+        free = [name for name in names if is_input[name] and shapes[name][:1] == (-1,)]
+        profiles = [engine.get_tensor_profile_shape(name, 0) for name in free]
+        most = min((int(largest[0]) for _, _, largest in profiles), default=None)
+        specs = {name: self._spec(engine, name, shapes[name], most) for name in names}
+        self.inputs = {name: specs[name] for name in names if is_input[name]}
+        self.outputs = {name: specs[name] for name in names if not is_input[name]}
+        self._buffers = {name: self._buffer(specs[name], is_input[name], resources) for name in names}
+        self._stream = call(self._cudart.cudaStreamCreate)
+        resources.callback(_free, self._cudart.cudaStreamDestroy, self._stream)
+        self._opened = (trt, engine, path, logger)
+        resources.callback(self._forget_engine)
+        usual = min((int(shape[0]) for _, shape, _ in profiles), default=None)
+        self._steps = {usual: self._prepare(usual, resources)}
+
+    def _forget_engine(self) -> None:
+        del self._opened
+
+    def _prepare(self, samples: int | None, resources: ExitStack) -> Callable[[], None]:
+        """A step of ``samples`` (``None``: of a static engine); what has to be undone goes on ``resources``."""
+        trt, engine, path, logger = self._opened
+        cudart, stream = self._cudart, self._stream
         context, after_first_run = self._context(trt, engine, path)
         if context is None:
             raise TargetError(
@@ -133,28 +178,22 @@ class TensorRTEngine(EngineBase):
             )
         # A CUDA graph runs in the memory of the context it was captured from, so the graph has to go first.
         resources.callback(_forget, context, after_first_run)
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        specs = {name: self._spec(engine, name) for name in names}
-        is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        self.inputs = {name: specs[name] for name in names if is_input[name]}
-        self.outputs = {name: specs[name] for name in names if not is_input[name]}
-        self._buffers = {name: self._buffer(specs[name], is_input[name], resources) for name in names}
         for name, buffer in self._buffers.items():
+            if buffer.free and buffer.is_input and not context.set_input_shape(name, buffer.of(samples).shape):
+                raise TargetError(f"{self.name} does not take {samples} samples: {first_error(logger.messages)}")
             if not context.set_tensor_address(name, buffer.device):
                 raise TargetError(f"{self.name} does not take memory for {name!r}: {first_error(logger.messages)}")
-        stream = call(cudart.cudaStreamCreate)
-        resources.callback(_free, cudart.cudaStreamDestroy, stream)
 
         def enqueue() -> None:
             logger.messages.clear()
             for buffer in self._buffers.values():
                 if buffer.is_input:
-                    self._copy(buffer, stream)
+                    self._copy(buffer, samples, stream)
             if not context.execute_async_v3(int(stream)):
                 raise TargetError(f"{self.name} cannot be run: {first_error(logger.messages)}")
             for buffer in self._buffers.values():
                 if not buffer.is_input:
-                    self._copy(buffer, stream)
+                    self._copy(buffer, samples, stream)
 
         def step() -> None:
             enqueue()
@@ -168,16 +207,18 @@ class TensorRTEngine(EngineBase):
         """An execution context, and what is to be called once it has run."""
         return engine.create_execution_context(), _forget
 
-    def _spec(self, engine: Any, name: str) -> TensorSpec:
-        shape, dtype = tuple(engine.get_tensor_shape(name)), engine.get_tensor_dtype(name).name
-        if any(size < 0 for size in shape):
-            raise TargetError(f"{self.name} has a dynamic shape for {name!r}, and only static engines are run")
+    def _spec(self, engine: Any, name: str, shape: tuple[int, ...], most: int | None) -> TensorSpec:
+        dtype = engine.get_tensor_dtype(name).name
+        free = shape[:1] == (-1,) and most is not None
+        if any(size < 0 for size in shape[free:]):
+            raise TargetError(f"{self.name} has a dynamic shape for {name!r}, and only a batch may be free")
         if dtype not in _DTYPES:
             raise TargetError(f"{self.name} has {name!r} in {dtype}, which NumPy has not")
-        return TensorSpec(name, shape, np.dtype(_DTYPES[dtype]))
+        sizes = (None, *shape[1:]) if free else shape
+        return TensorSpec(name, sizes, np.dtype(_DTYPES[dtype]), most if free else None)
 
     def _buffer(self, spec: TensorSpec, is_input: bool, resources: ExitStack) -> _Buffer:
-        shape = tuple(size or 0 for size in spec.shape)
+        shape = tuple(spec.most or 0 if size is None else size for size in spec.shape)
         count = math.prod(shape)
         size = max(count * spec.dtype.itemsize, 1)
         device = int(call(self._cudart.cudaMalloc, size))
@@ -187,11 +228,11 @@ class TensorRTEngine(EngineBase):
         memory = memoryview((ctypes.c_byte * size).from_address(address)).cast("B")
         host: Array = np.frombuffer(memory, dtype=spec.dtype, count=count).reshape(shape)
         host.fill(0)
-        return _Buffer(host, device, is_input)
+        return _Buffer(host, device, is_input, spec.most is not None)
 
-    def _copy(self, buffer: _Buffer, stream: Any) -> None:
+    def _copy(self, buffer: _Buffer, samples: int | None, stream: Any) -> None:
         kinds = self._cudart.cudaMemcpyKind
-        host, device, size = buffer.host.ctypes.data, buffer.device, buffer.host.nbytes
+        host, device, size = buffer.host.ctypes.data, buffer.device, buffer.of(samples).nbytes
         if buffer.is_input:
             call(self._cudart.cudaMemcpyAsync, device, host, size, kinds.cudaMemcpyHostToDevice, stream)
         else:

@@ -13,7 +13,7 @@ from typing import Any
 from mtu_compile.core.precision import WEIGHTS_ONLY
 from targets.base import GIB, MIB, Precision
 from targets.costs.roofline import Speed
-from targets.nvidia.target import LOWERING, TensorRTSpec, TensorRTTarget
+from targets.nvidia.target import LOWERING, SHARED_BATCH, TensorRTSpec, TensorRTTarget
 
 #: Oldest and newest TensorRT the builder is written for; JetPack's own are ``JETPACK_6`` and ``JETPACK_7`` below.
 TENSORRT = ("10.3", "11.4")
@@ -97,6 +97,7 @@ _WEIGHTS_SOURCE = (
 )
 
 _SOURCES = {
+    "shared_batch": SHARED_BATCH,
     "reserved_bytes": "estimate, not measured here: the module's memory less what tegrastats shows as the total on "
     "boards of others, and 1,313 MiB in use at idle on one of them (NVIDIA, 'Maximizing Memory Efficiency to Run "
     "Bigger Models on NVIDIA Jetson', Table 7, read second-hand: 1.1 GB); the desktop takes up to 865 MB more",
@@ -135,6 +136,7 @@ def _orin(name: str, device: str, gib: int, shown_mib: int, source: str, speed: 
         opset=21,
         memory_bytes=gib * GIB,
         reserved_bytes=_reserved(gib, shown_mib),
+        shared_batch=None,
         lowering=LOWERING,
         sources={**_ORIN_SOURCES, "memory_bytes": source, "speed": speed.source},
         kind="tensorrt",
@@ -195,6 +197,7 @@ THOR = JetsonSpec(
     opset=22,
     memory_bytes=128 * GIB,
     reserved_bytes=_reserved(128, 125772),
+    shared_batch=None,
     lowering=LOWERING,
     sources={
         **_SOURCES,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import MtuError, TargetError, ToolchainMissing
+from mtu_compile.core.guidance import ROWS
 from mtu_compile.core.precision import WEIGHTS_ONLY
 from mtu_compile.core.progress import Progress
 from mtu_compile.runtime.engine import Engine, open_engine
@@ -34,6 +35,7 @@ from targets.nvidia import builder as tensorrt_builder
 from targets.nvidia.builder import Kind, Recipe
 from targets.nvidia.cuda import Device, device_info
 from targets.nvidia.library import install_hint
+from targets.nvidia.recipe import Profile
 from targets.opset import require_opset
 from targets.shared_onnx import share_onnx_weights
 
@@ -50,6 +52,9 @@ LOWERING: Mapping[Precision, tuple[str, ...]] = {
     "bf16": ("mtu::to-bf16",),
     "fp32": (),
 }
+
+#: Samples a shared engine runs: the fewest, those with guidance by text, which it is tuned for, and the most.
+SAMPLES = (1, len(ROWS["text"]), max(len(rows) for rows in ROWS.values()))
 
 #: GPUs that TensorRT-RTX's portable engines run on (its support matrix 1.5: "by default portable across devices with
 #: compute capabilities 8.6, 8.9, and 12.0").
@@ -77,9 +82,23 @@ class TensorRTSpec(TargetSpec):
     optimization_level: int | None = None
     speed: Speed | None = None
 
-    def recipe(self) -> Recipe:
-        """How an engine of a static graph is built."""
-        return Recipe(self.workspace_bytes, self.compute_capabilities, self.optimization_level)
+    def recipe(self, profiles: Mapping[str, Profile] | None = None) -> Recipe:
+        """How an engine is built; ``profiles`` of the inputs of dynamic shape (see ``Recipe``)."""
+        return Recipe(self.workspace_bytes, self.compute_capabilities, self.optimization_level, profiles or {})
+
+
+def batch_profiles(graph: Path) -> dict[str, Profile]:
+    """Shapes for the inputs whose batch is free: from one sample to those of the kind of guidance that takes most."""
+    from mtu_compile.graph import io as graph_io
+    from mtu_compile.graph.edit import BATCH
+
+    profiles: dict[str, Profile] = {}
+    for value in graph_io.load(graph).graph.inputs:
+        sizes = [size if isinstance(size, int) else size.value for size in value.shape or ()]
+        if BATCH in sizes:
+            least, usual, most = (tuple(n if size == BATCH else size for size in sizes) for n in SAMPLES)
+            profiles[value.name or ""] = (least, usual, most)  # type: ignore[assignment]
+    return profiles
 
 
 class TensorRTTarget:
@@ -141,7 +160,7 @@ class TensorRTTarget:
         self.probe().require(self._spec.name)
         require_graph(graph)
         require_opset(graph, self._spec)
-        recipe = self._spec.recipe()
+        recipe = self._spec.recipe(batch_profiles(graph))
         toolchain = f"{self._spec.kind}, on the board"
         with staging(out, replace=True) as folder:
             copy = graph_io.save(graph_io.load(graph), folder / GRAPH_NAME)
@@ -231,7 +250,13 @@ class TensorRTTarget:
 
 
 _MATRIX = "docs.nvidia.com/deeplearning/tensorrt-rtx, support matrix 1.5"
+SHARED_BATCH = (
+    "a profile from one sample to those of the kind of guidance that takes most (TensorRT's documentation, Working "
+    "with Dynamic Shapes). Built for compute capability 8.9 with TensorRT-RTX 1.7.1 by this project, run on no GPU"
+)
+
 _RTX_SOURCES = {
+    "shared_batch": SHARED_BATCH,
     "opset": "exported at 20, raised to 21 by INT4 and to 22 by bf16, and parsed with TensorRT-RTX 1.7.1 by this "
     "project; TensorRT 11 reads 9 to 25 (NVIDIA's ONNX opset guide)",
     "memory_bytes": "depends on the card; asked of the GPU where one is here",
@@ -267,6 +292,7 @@ def _rtx(
         precisions=precisions,
         opset=22,
         memory_bytes=None,
+        shared_batch=None,
         lowering=LOWERING,
         sources={
             **_RTX_SOURCES,
@@ -290,8 +316,10 @@ TENSORRT_SPEC = TensorRTSpec(
     precisions=("int8", *WEIGHTS_ONLY, "fp16", "bf16", "fp32"),
     opset=22,
     memory_bytes=None,
+    shared_batch=None,
     lowering=LOWERING,
     sources={
+        "shared_batch": SHARED_BATCH,
         "opset": "what this project makes, 22 with bf16: TensorRT has read ONNX 1.17, whose opset that is, since 10.6 "
         "(onnx-tensorrt's changelog), and 11 reads 9 to 25 (NVIDIA's ONNX opset guide)",
         "memory_bytes": _RTX_SOURCES["memory_bytes"],

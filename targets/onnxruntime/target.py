@@ -42,12 +42,14 @@ SPEC = TargetSpec(
     memory_bytes=None,
     scratch=2.0,
     rest="fp32",
+    shared_batch=None,
     lowering={"int8": ("mtu::legalise-qdq",)},
     sources={
         "precisions": "ONNX Runtime's documentation, Quantize ONNX Models; the CPU provider computes convolutions and "
         "linear layers in float32 and INT8",
         "opset": "exported at 20, and run at 22 with ONNX Runtime 1.32 by this project",
         "memory_bytes": "the machine's own, asked when a build is planned",
+        "shared_batch": "ONNX Runtime's kernels are the same for any size; none is compiled for one",
         "scratch": "chosen, not measured: the arena of ONNX Runtime grows to powers of two by default "
         "(arena_extend_strategy, kNextPowerOfTwo)",
         "lowering": "signed activations in the file: Arm multiplies them as they are, and on x86 ONNX Runtime makes "

@@ -22,11 +22,13 @@ SPEC = TargetSpec(
     memory_bytes=None,
     scratch=1.75,
     rest="bf16",
+    shared_batch=1,
     unpacks_weights=True,
     lowering={"int8": ("mtu::legalise-qdq", "mtu::uint8-activations", "mtu::fit-int16-sums")},
     sources={
         "lowering": "measured with OpenVINO 2026.4.1 at every instruction set it runs on, "
         "docs/decisions/0011-int8-on-every-cpu.md",
+        "shared_batch": "measured with OpenVINO 2026.4.1, docs/decisions/0019-batch-of-a-shared-engine.md",
         "unpacks_weights": "OpenVINO 2026.4.1, memory of a network of Stable Diffusion 1.5's size, docs/accuracy.md",
         "opset": "exported at 20, raised to 21 by INT4; read and run with OpenVINO 2026.4.1 by this project; it reads "
         "newer ones in part",

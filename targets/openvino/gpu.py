@@ -20,12 +20,15 @@ SPEC = TargetSpec(
     precisions=("int8", "int8-weights", "int4-weights", "fp16", "fp32"),
     opset=21,
     memory_bytes=None,
+    shared_batch=1,
     lowering={"int8": ("mtu::legalise-qdq",)},
     sources={
         "precisions": "OpenVINO 2026.4, GPU device documentation: f32, f16 and quantised models; no bf16. Weights "
         "only: this project wrote the IR and ran it on a CPU",
         "opset": "exported at 20, raised to 21 by INT4; read with OpenVINO 2026.4.1 by this project; the importer is "
         "the same for all devices",
+        "shared_batch": "chosen, not measured: the plugin compiles kernels for each new size while it runs (OpenVINO "
+        "2026.4, Dynamic Shapes on GPU)",
         "memory_bytes": "GPU_DEVICE_TOTAL_MEM_SIZE of the device, where it is; an integrated GPU shares the machine's",
     },
 )

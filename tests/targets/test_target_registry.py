@@ -17,7 +17,8 @@ def test_every_name_gives_the_target_of_that_name():
         spec = targets.get(name).spec
         assert spec.name == name
         assert spec.precisions and spec.vendor and spec.device
-        assert {"opset", "precisions", "memory_bytes"} <= set(spec.sources)
+        assert {"opset", "precisions", "memory_bytes", "shared_batch"} <= set(spec.sources)
+        assert spec.shared_batch in (None, 1)  # a single sample never costs what three do
         targets.get(name).probe()
 
 

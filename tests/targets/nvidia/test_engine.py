@@ -114,6 +114,11 @@ class Context:
     def __init__(self, gpu: Cuda) -> None:
         self.gpu = gpu
         self.at: dict[str, int] = {}
+        self.samples = SHAPE[0]
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.samples = shape[0]
+        return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.at[name] = address
@@ -121,7 +126,8 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         def compute() -> None:
-            x, y = (np.frombuffer(self.gpu.alive[self.at[name]], np.float32).reshape(SHAPE) for name in "xy")
+            flat = (np.frombuffer(self.gpu.alive[self.at[name]], np.float32) for name in "xy")
+            x, y = (array.reshape(-1, SHAPE[1])[: self.samples] for array in flat)
             y[...] = 2 * x + 1
 
         self.gpu.do("compute", compute)
@@ -157,6 +163,7 @@ class Library(ModuleType):
                 get_tensor_name=lambda index: "xy"[index],
                 get_tensor_mode=lambda name: "input" if name == "x" else "output",
                 get_tensor_shape=lambda name: self.shape,
+                get_tensor_profile_shape=lambda name, profile: ((1, 3), (2, 3), (3, 3)),
                 get_tensor_dtype=lambda name: SimpleNamespace(name=self.dtype),
             )
 
@@ -218,6 +225,25 @@ def test_a_step_is_one_launch_and_everything_is_given_back(monkeypatch: pytest.M
     assert gpu.alive == {}
     with pytest.raises(TargetError, match="closed"):
         engine({"x": X})
+
+
+def test_an_engine_with_a_profile_runs_batches_of_any_size_up_to_its_largest(
+    monkeypatch: pytest.MonkeyPatch, bundle: Path
+) -> None:
+    gpu = Cuda()
+    stand_in(monkeypatch, gpu, Library(gpu, (-1, 3)))
+    engine = open_in(bundle)
+    assert engine.inputs["x"].shape == (None, 3) and engine.inputs["x"].most == engine.outputs["y"].most == 3
+    for samples in (2, 1, 3, 1):
+        gpu.log.clear()
+        x = np.arange(3 * samples, dtype=np.float32).reshape(samples, 3) + samples
+        np.testing.assert_array_equal(engine({"x": x})["y"], 2 * x + 1)
+        assert gpu.log[-2:] == ["launch", "wait"]
+    assert gpu.log == ["launch", "wait"]  # a batch that was run before is prepared
+    with pytest.raises(TargetError, match="'x'"):
+        engine({"x": np.zeros((4, 3), np.float32)})
+    engine.close()
+    assert gpu.alive == {}
 
 
 def test_a_network_that_cannot_be_captured_runs_all_the_same(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
@@ -312,7 +338,7 @@ def test_borders_that_cannot_be_run_are_refused(monkeypatch: pytest.MonkeyPatch,
     stand_in(monkeypatch, gpu, Library(gpu, dtype="BF16"))
     with pytest.raises(TargetError, match="'x' in BF16"):
         open_in(bundle)
-    stand_in(monkeypatch, gpu, Library(gpu, shape=(-1, 3)))
+    stand_in(monkeypatch, gpu, Library(gpu, shape=(-1, -1)))
     with pytest.raises(TargetError, match="dynamic shape for 'x'"):
         open_in(bundle)
     with pytest.raises(ConfigError, match="no option 'device'"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -111,6 +112,20 @@ def test_an_engine_is_built_beside_the_graph_it_was_built_from(unet_like: Path, 
     assert artifact.toolchain.startswith("tensorrt_rtx 1.")
     assert artifact.estimate is None
     assert watcher.stages == ["tensorrt-rtx engine"] and watcher.steps > 10
+
+
+def test_a_free_batch_gets_a_profile_of_all_kinds_of_guidance(tmp_path: Path) -> None:
+    """One sample is not computed at the cost of three."""
+    model = graph_io.load(write_quantised(tmp_path / "q.onnx"))
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = ir.Shape(["batch", 8, 8, 8])
+    for node in model.graph:
+        for output in node.outputs:
+            output.shape = ir.Shape(["batch", 8, 8, 8])
+    graph = lower(graph_io.save(model, tmp_path / "free.onnx"), tmp_path / "lowered.onnx", "int8")
+    artifact = tensorrt.RTX_ADA.build(graph, tmp_path / "out", precision="int8")
+    assert artifact.config["profile.x"] == "1x8x8x8,2x8x8x8,3x8x8x8"
+    assert tensorrt.RTX_ADA.spec.shared_batch is None and artifact.prebuilt is not None
 
 
 def test_what_was_not_run_is_said_not_to_have_been(unet_like: Path, tmp_path: Path, monkeypatch: Any) -> None:
