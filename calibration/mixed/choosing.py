@@ -51,9 +51,9 @@ class Effort:
         return cls() if weights <= LARGE else cls(calls=2, check_calls=10, rounds=24, parallel=False)
 
     def split(self, tasks: int) -> Effort:
-        """What is measured for each of so many tasks that share one network: together twice what one has by itself.
+        """What is measured for each of so many tasks that share one network.
 
-        With half of it no task would be measured at its worst call and at another one.
+        Together they are measured on twice the calls that one has by itself, and each on one at least.
         """
         if tasks == 1:
             return self
