@@ -56,15 +56,16 @@ ROWS: Mapping[str, tuple[str, QuantSettings | None]] = {
 
 def calibration_sets(pipeline: MTUPipeline, one: Specialised, sha256: str, pictures: int, steps: int) -> dict[str, Any]:
     """By strategy, a set of equally many calls of one task."""
-    rows, _ = split_samples(held_out.MODEL / "samples", one.task, calibrating=pictures, checking=4)
+    (task,) = one.tasks.values()
+    rows, _ = split_samples(held_out.MODEL / "samples", task, calibrating=pictures, checking=4)
     common: dict[str, Any] = {"model_sha256": sha256, "steps": steps}
     sets: dict[str, Any] = {
-        sampling: capture(pipeline, one.task, rows, sampling=sampling, **common)  # type: ignore[arg-type]
+        sampling: capture(pipeline, task, rows, sampling=sampling, **common)  # type: ignore[arg-type]
         for sampling in ("stratified", "uniform", "random")
     }
-    sets["prompts only"] = prompts_only(pipeline, one.task, rows, **common)
+    sets["prompts only"] = prompts_only(pipeline, task, rows, **common)
     calls = len(sets["stratified"].inputs)
-    sets["random numbers"] = random_set(one.graph, calls=calls, task=one.task.name, model_sha256=sha256)
+    sets["random numbers"] = random_set(one.graph, calls=calls, task=task.name, model_sha256=sha256)
     return sets
 
 

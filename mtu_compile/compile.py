@@ -23,10 +23,10 @@ from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.progress import Progress
 from mtu_compile.planner import BuildPlan
 from mtu_compile.stages import engines, export, load, observe, precision, publish
-from mtu_compile.stages.device_needs import device_needs, require_device
+from mtu_compile.stages.device_needs import device_needs, require_importable
 from mtu_compile.stages.gate import pass_gate
 from mtu_compile.stages.host_needs import host_needs
-from mtu_compile.stages.job import BuildOptions, BuildResult, Drawing, Graphs, Model, PlanOptions, Workload
+from mtu_compile.stages.job import BuildOptions, BuildResult, Drawing, PlanOptions, Workload
 from mtu_compile.stages.layout import Layout, unet_folders
 from mtu_compile.stages.specialise import specialise
 from mtu_compile.stages.thresholds import asked_thresholds
@@ -79,20 +79,25 @@ def _compile(
         recipes = load.recipes(options.quant_config, model.tasks, search=options.mixed)
     notices = load.note_rows(model, rows, options.fit, progress)
 
-    graphs = _graphs(model, work, progress, edits)
+    with progress.stage("export"):
+        dynamic, part_graphs = export.export_unet(model, work), export.export_parts(model, work)
     with progress.stage("plan"):
         planned = device_needs(
             target,
             options.precision,
             model,
-            graphs.dynamic,
-            graphs.parts,
-            routing="static",
+            dynamic,
+            part_graphs,
+            routing=options.routing,
             memory=options.memory,
             host=host,
             workload=options.workload,
         )
-        require_device(target, options.precision, graphs, planned)
+        planned.require()
+    progress.note(planned.routing_in_words())
+    routing = planned.routing
+    unets = specialise(dynamic, model, work, progress, edits, routing=routing)
+    require_importable(target, options.precision, unets, part_graphs)
 
     drawing, quantised = Drawing(options.steps, options.seed, options.fit), options.precision in QUANTISED
     observed = observe.observe(
@@ -100,44 +105,49 @@ def _compile(
     )
     references = [seen.reference for seen in observed.values()]
     parts = engines.build_parts(
-        target, options.precision, model, graphs.parts, references, folder=folder, work=work, progress=progress
+        target, options.precision, model, part_graphs, references, folder=folder, work=work, progress=progress
     )
     manifest = publish.describe_model(model, source, options.target, options.precision, parts, options.fit, folder)
-    layout, folders = Layout.of(model.pipeline, model.tasks), unet_folders(model.tasks)
+    layout, folders = Layout.of(model.pipeline, model.tasks, routing), unet_folders(model.tasks, routing)
     # The float model is not needed any more, and quantising wants the memory.
     del model
     gc.collect()
 
-    entries = {}
-    for name, unet in graphs.tasks.items():
-        seen = observed[name]
-        lowered = precision.lower_unet(target, options.precision, unet, seen.calibration, recipes[name], progress)
+    entries: dict[str, bundle.TaskEntry] = {}
+    for unet in unets.values():
+        tasks = {task_id: task.name for task_id, task in unet.tasks.items()}
+        sets = {name: found for name in tasks.values() if (found := observed[name].calibration) is not None}
+        recipe = load.one_recipe({name: recipes[name] for name in tasks.values()})
+        lowered = precision.lower_unet(target, options.precision, unet, sets, recipe, progress)
         built = engines.build_unet(
             target,
             options.precision,
-            unet.task,
+            unet,
             lowered.graph,
-            seen.reference,
-            folder / folders[name],
+            {name: observed[name].reference for name in tasks.values()},
+            folder / folders[next(iter(tasks.values()))],
             options.gate,
             progress,
         )
         # Graphs are as large as the model: keep no more of them on the disk than needed.
         shutil.rmtree(unet.graph.parent)
-        entries[name] = publish.describe_task(
-            unet,
-            seen,
-            lowered,
-            built,
-            steps=options.steps,
-            given_set=options.calibration,
-            notices=notices[name],
-            thresholds=thresholds.get(name),
-            folder=folder,
-        )
+        for task_id, name in tasks.items():
+            entries[name] = publish.describe_task(
+                unet,
+                task_id,
+                observed[name],
+                lowered,
+                built,
+                steps=options.steps,
+                given_set=options.calibration,
+                notices=notices[name],
+                thresholds=thresholds.get(name),
+                folder=folder,
+            )
     target.publish(folder, layout.index, layout.configs)
     board = publish.pack_for_board(target, folder, progress, fetch=options.fetch_wheels)
-    return replace(manifest, tasks=entries, provenance=publish.describe_build(planned, parts, options.as_task, board))
+    provenance = publish.describe_build(planned, parts, options.as_task, board)
+    return replace(manifest, tasks=entries, routing=routing, provenance=provenance)
 
 
 def plan(options: PlanOptions, progress: Progress | None = None) -> BuildPlan:
@@ -165,15 +175,8 @@ def plan(options: PlanOptions, progress: Progress | None = None) -> BuildPlan:
                 model,
                 dynamic,
                 parts,
-                routing="auto",
+                routing=options.routing,
                 memory=options.memory,
                 host=host,
                 workload=Workload(),
             )
-
-
-def _graphs(model: Model, work: Path, progress: Progress, edits: Sequence[passes.UserPass] = ()) -> Graphs:
-    """Every network of the model in float: the UNet exported once and specialised to each task, and the other parts."""
-    with progress.stage("export"):
-        dynamic, parts = export.export_unet(model, work), export.export_parts(model, work)
-    return Graphs(dynamic, specialise(dynamic, model, work, progress, edits), parts)

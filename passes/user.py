@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from mtu_compile.core.errors import ConfigError, PassError, first_line
 from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.edit import TASK
 
 if TYPE_CHECKING:
     import onnx
@@ -295,22 +296,35 @@ def _run(graph: Path, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[
 
 
 def _feeds(graph: Path) -> list[dict[str, NDArray[Any]]]:
-    """Inputs of one call a timestep: normally distributed, as latents and normed text embeddings are."""
+    """Inputs of one call a timestep: normally distributed, as latents and normed text embeddings are.
+
+    Where the task is an input and the batch is free, a sample of each task.
+    """
     import onnx
 
     model = graph_io.load_proto(graph)
-    random = np.random.default_rng(0)
+    random, samples = np.random.default_rng(0), _count_tasks(model)
     feeds: list[dict[str, NDArray[Any]]] = []
     for timestep in TIMESTEPS:
         feed: dict[str, NDArray[Any]] = {}
         for value in model.graph.input:
             kind = value.type.tensor_type
-            dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type), [d.dim_value for d in kind.shape.dim]
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            shape = [d.dim_value or samples for d in kind.shape.dim]
             if value.name == "timestep":
                 feed[value.name] = np.full(shape, timestep, dtype)
             elif np.issubdtype(dtype, np.floating):
                 feed[value.name] = random.standard_normal(shape).astype(dtype)
+            elif value.name == TASK:
+                feed[value.name] = np.arange(shape[0], dtype=dtype) % samples
             else:
                 feed[value.name] = np.zeros(shape, dtype)
         feeds.append(feed)
     return feeds
+
+
+def _count_tasks(model: onnx.ModelProto) -> int:
+    """Rows of the tables that are read by task; 1 for the graph of one task."""
+    rows = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
+    read = (node.input for node in model.graph.node if node.op_type == "Gather")
+    return next((int(rows[table]) for table, task in read if task == TASK and table in rows), 1)

@@ -72,6 +72,7 @@ class TargetSpec:
             such an engine is run once for each sample, so that none costs more than it has to.
         unpacks_weights: networks of which only the weights are quantised are unpacked when they are compiled, and take
             at least the memory of the float type.
+        shared_batch: samples an engine for all tasks takes a run; ``None``: any number.
         lowering: by precision, ids of the passes a (quantised) static graph goes through before it is built.
         sources: where each number comes from, by attribute name.
     """
@@ -89,6 +90,7 @@ class TargetSpec:
     rest: Precision = "fp16"
     shared_batch: int | None = 1
     unpacks_weights: bool = False
+    shared_batch: int | None = None
     lowering: Mapping[Precision, tuple[str, ...]] = field(default_factory=dict, hash=False)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
@@ -298,12 +300,12 @@ class Target(Protocol):
         """
         ...
 
-    def publish(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+    def publish(self, folder: Path, index: Mapping[str, Any] | None, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """Add to a bundle whose engines are there what the vendor's own tools read beside them; nothing, for most.
 
         Args:
             folder: the bundle.
-            index: what diffusers calls ``model_index.json``.
+            index: what diffusers calls ``model_index.json``; ``None`` where their pipelines cannot run the UNet.
             configs: by folder, the ``config.json`` of its network.
         """
         ...

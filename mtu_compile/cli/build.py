@@ -21,6 +21,7 @@ from mtu_compile.cli.options import (
     what_to_build,
 )
 from mtu_compile.core.fit import Fit
+from mtu_compile.core.routing import RoutingChoice
 
 if TYPE_CHECKING:
     from mtu_compile.compile import BuildResult
@@ -85,6 +86,7 @@ def command(
     model: Path | None,
     target: str,
     precision: str,
+    routing: RoutingChoice,
     tasks: tuple[str, ...],
     as_task: str | None,
     size: tuple[int, int] | None,
@@ -123,6 +125,7 @@ def command(
         output=output or Path(f"{folder.resolve().name}-{target}-{precision}"),
         target=target,
         precision=precision,  # type: ignore[arg-type]
+        routing=routing,
         tasks=tasks or None,
         as_task=as_task,
         size=size,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.fit import FITS
+from mtu_compile.core.routing import RoutingChoice
 from mtu_compile.core.seeds import MAX_SEED
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -110,7 +111,7 @@ class Memory(click.ParamType[int]):
 
 
 def what_to_build(command: _Command) -> _Command:
-    """Give a command the ``model``, ``target``, ``precision``, ``tasks``, ``as_task``, ``size`` and memories to build.
+    """Give a command ``model``, ``target``, ``precision``, ``routing``, ``tasks``, ``as_task``, ``size`` and memories.
 
     They are called as ``BuildOptions`` names them.
     """
@@ -140,6 +141,13 @@ _WHAT_TO_BUILD = (
     click.option("--fp16", "precision", flag_value="fp16", help="Weights and activations in float16."),
     click.option("--bf16", "precision", flag_value="bf16", help="Weights and activations in bfloat16."),
     click.option("--fp32", "precision", flag_value="fp32", help="Keep everything in float32."),
+    click.option(
+        "--routing",
+        type=click.Choice(get_args(RoutingChoice)),
+        default="auto",
+        show_default=True,
+        help="An engine for each task (static), one for all tasks (shared), or what suits the device's memory.",
+    ),
     task_option,
     as_task_option,
     size_option,

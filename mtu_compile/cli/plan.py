@@ -10,6 +10,7 @@ import click
 from mtu_compile.cli.console import ConsoleProgress, table
 from mtu_compile.cli.options import json_option, model_folder, quiet_option, what_to_build
 from mtu_compile.core.amounts import readable
+from mtu_compile.core.routing import RoutingChoice
 
 
 @click.command("plan")
@@ -20,6 +21,7 @@ def command(
     model: Path | None,
     target: str,
     precision: str,
+    routing: RoutingChoice,
     tasks: tuple[str, ...],
     as_task: str | None,
     size: tuple[int, int] | None,
@@ -42,6 +44,7 @@ def command(
         model=folder,
         target=target,
         precision=precision,  # type: ignore[arg-type]
+        routing=routing,
         tasks=tasks or None,
         as_task=as_task,
         size=size,

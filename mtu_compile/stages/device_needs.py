@@ -10,7 +10,7 @@ from mtu_compile.core.routing import RoutingChoice
 from mtu_compile.planner import BuildPlan, HostPlan, Unet, survey
 from mtu_compile.stages.contexts import task_context
 from mtu_compile.stages.host_needs import with_time
-from mtu_compile.stages.job import Graphs, Model, Workload
+from mtu_compile.stages.job import Model, Specialised, Workload
 from targets.base import Precision, Target
 
 
@@ -48,13 +48,9 @@ def device_needs(
     return replace(planned, host=with_time(host, precision, workload, unet))
 
 
-def require_device(target: Target, precision: Precision, graphs: Graphs, planned: BuildPlan) -> None:
-    """Refuse, before anything is built, what cannot be.
-
-    Raises:
-        BuildError: a bundle that does not fit, or a graph that the target's importer does not take.
-        ConfigError: nobody knows how much memory the device has, and it matters.
-    """
-    planned.require()
-    for graph in dict.fromkeys((*graphs.unets.values(), *graphs.parts.values())):
+def require_importable(
+    target: Target, precision: Precision, unets: Mapping[str, Specialised], parts: Mapping[str, Path]
+) -> None:
+    """``BuildError``, before anything is built, for a graph that the target's importer does not take."""
+    for graph in (*(unet.graph for unet in unets.values()), *parts.values()):
         target.check_graph(graph, precision=precision)

@@ -1,20 +1,23 @@
-"""Engines: text encoder and autoencoder, and one UNet a task, each compared with the float original where it runs."""
+"""Engines: text encoder and autoencoder, and the UNets, each compared with the float original where it runs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from mtu_compile.accuracy.host.parity import Backend, parity
+import passes
+from mtu_compile.accuracy.host.parity import Backend, Recorded, parity_of_tasks
 from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
+from mtu_compile.runtime.task_engine import TaskEngine
 from mtu_compile.stages.half_parts import parts_in_half, unet_in_half
-from mtu_compile.stages.job import BuiltUnet, Gate, Model, Parts
+from mtu_compile.stages.job import BuiltUnet, Gate, Model, Parts, Specialised
 from mtu_compile.stages.precision import lower
 from targets.base import Artifact, Precision, Target
 
@@ -57,17 +60,18 @@ def build_parts(
 def build_unet(
     target: Target,
     precision: Precision,
-    task: Task,
+    unet: Specialised,
     graph: Path,
-    reference_file: Path,
+    reference_files: Mapping[str, Path],
     folder: Path,
     gate: Gate,
     progress: Progress,
 ) -> BuiltUnet:
-    """A task's lowered ``graph`` as an engine in ``folder``, and what every backend here computes from the graph.
+    """A UNet's lowered ``graph`` as an engine in ``folder``, and what every backend here computes from the graph.
 
     Args:
-        reference_file: the task's float reference.
+        unet: the UNet that ``graph`` was made of.
+        reference_files: by task, its float reference.
         gate: whether numbers that float16 does not hold, and backends that disagree, fail the build.
 
     Raises:
@@ -75,26 +79,44 @@ def build_unet(
         BuildError: the toolchain refused the graph.
         AccuracyError: a backend computes something else than the others, and the gate is to fail.
     """
-    reference = Reference.load(reference_file)
-    measured = unet_in_half(target, precision, task.name, graph, reference, judge=gate != "off")
-    with progress.stage(f"build {task.name}"):
+    references = {task.name: Reference.load(reference_files[task.name]) for task in unet.tasks.values()}
+    measured = unet_in_half(target, precision, unet, graph, references, judge=gate != "off")
+    with progress.stage(f"build {unet.label}"):
         began = time.monotonic()
-        artifact = target.build(graph, folder, precision=precision, progress=progress)
+        artifact = target.build(_as_compiled(target, unet, graph), folder, precision=precision, progress=progress)
         seconds = round(time.monotonic() - began, 1)
-    with progress.stage(f"parity {task.name}"):
-        agreement = parity(
+    with progress.stage(f"parity {unet.label}"):
+        tables = parity_of_tasks(
             graph,
-            reference,
-            guidance=task.guided,
+            [
+                Recorded(references[task.name], task.guided, partial(_view, unet, task_id, task))
+                for task_id, task in unet.tasks.items()
+            ],
             calls=PARITY_CALLS,
             extra=_device_backends(target, artifact),
             native=_native(target, artifact),
         )
         if gate == "fail":
-            agreement.require()
-    if any(row.backend == _as_built(target) for row in agreement.rows):
+            for table in tables:
+                table.require()
+    if any(row.backend == _as_built(target) for table in tables for row in table.rows):
         artifact = replace(artifact, state=EngineState.MEASURED, reason=None)
-    return BuiltUnet(artifact, seconds, measured, agreement)
+    names = [task.name for task in unet.tasks.values()]
+    return BuiltUnet(artifact, seconds, measured, dict(zip(names, tables, strict=True)))
+
+
+def _view(unet: Specialised, task_id: int, task: Task, engine: Engine) -> Engine:
+    """An engine of ``unet`` as one of its tasks sees it."""
+    return TaskEngine(engine, task_id, unet.channels[task.name]) if unet.shared else engine
+
+
+def _as_compiled(target: Target, unet: Specialised, graph: Path) -> Path:
+    """``graph`` with the batch that the target compiles where one graph is for all tasks."""
+    if not unet.shared or target.spec.shared_batch is None:
+        return graph
+    frozen = graph.with_name(f"{graph.stem}-batch-{target.spec.shared_batch}.onnx")
+    passes.run_pipeline(graph, frozen, ("mtu::freeze-shapes",), passes.PassContext(batch=target.spec.shared_batch))
+    return frozen
 
 
 def _native(target: Target, artifact: Artifact) -> str | None:

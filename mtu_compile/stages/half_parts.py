@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calibration.merged import TaskCall
 from mtu_compile.accuracy.host.half_range import (
     Feed,
     HalfRange,
@@ -19,7 +20,7 @@ from mtu_compile.accuracy.host.half_range import (
 from mtu_compile.runtime import images
 from mtu_compile.runtime.fitting import fit_picture
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.stages.job import Model
+from mtu_compile.stages.job import Model, Specialised
 from targets.base import Precision, Target
 
 if TYPE_CHECKING:
@@ -67,25 +68,40 @@ def parts_in_half(
 
 
 def unet_in_half(
-    target: Target, precision: Precision, task: str, graph: Path, reference: Reference, *, judge: bool
-) -> HalfRange | None:
-    """How far the numbers of a task's lowered graph go; ``None`` where the device does not compute in float16.
+    target: Target,
+    precision: Precision,
+    unet: Specialised,
+    graph: Path,
+    references: Mapping[str, Reference],
+    *,
+    judge: bool,
+) -> dict[str, HalfRange]:
+    """By task, how far the numbers of a UNet's lowered graph go; nothing where the device does not compute in float16.
 
     Args:
+        unet: the UNet that ``graph`` was made of.
+        references: by task, what the original made of it.
         judge: refuse what goes further than float16.
 
     Raises:
         NotFiniteError: further than float16, and ``judge``.
     """
     if not computes_in_half(target.spec, precision):
-        return None
-    calls = [(number, step) for one in reference.trajectories[:1] for number, step in enumerate(one.inputs, start=1)]
-    picked = [calls[i] for i in sorted({round(i) for i in np.linspace(0, len(calls) - 1, CALLS)})]
-    measured = half_range(graph, [step for _, step in picked], graph.parent)
-    where = [(number, float(step["timestep"][0])) for number, step in picked]
-    if judge:
-        require_half(measured, task, target.spec, where, len(calls))
-    return measured
+        return {}
+    found = {}
+    for task_id, task in unet.tasks.items():
+        trajectories = references[task.name].trajectories[:1]
+        calls = [(number, step) for one in trajectories for number, step in enumerate(one.inputs, start=1)]
+        picked = [calls[i] for i in sorted({round(i) for i in np.linspace(0, len(calls) - 1, CALLS)})]
+        feeds = [
+            TaskCall(task.name, task_id, task.guided, unet.width, step) if unet.shared else step for _, step in picked
+        ]
+        measured = half_range(graph, feeds, graph.parent)
+        where = [(number, float(step["timestep"][0])) for number, step in picked]
+        if judge:
+            require_half(measured, task.name, target.spec, where, len(calls))
+        found[task.name] = measured
+    return found
 
 
 def _feeds(pipeline: MTUPipeline, references: Sequence[Reference], size: tuple[int, int]) -> dict[str, list[Feed]]:

@@ -16,6 +16,7 @@ from mtu_compile.accuracy.host.parity import Parity
 from mtu_compile.accuracy.verdict import CheckResult
 from mtu_compile.bundle.quantisation import CompressionRecord, QuantisationRecord
 from mtu_compile.core.fit import Fit
+from mtu_compile.core.routing import RoutingChoice
 from mtu_compile.core.tasks import Task, find_task
 from targets.base import Artifact, Precision
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from mtu_compile.model.pipeline import MTUPipeline
 
 Gate = Literal["off", "warn", "fail"]
+
+#: Name of the UNet that is for all tasks, among those of a build.
+SHARED = "shared"
 
 #: What a manifest says of a calibration set that the build captured itself; else it is the name of a folder of sets.
 CAPTURED = "captured by this build"
@@ -51,6 +55,7 @@ class PlanOptions:
     model: Path
     target: str = "cpu"
     precision: Precision = "int8"
+    routing: RoutingChoice = "auto"
     tasks: tuple[str, ...] | None = None
     as_task: str | None = None
     size: tuple[int, int] | None = None
@@ -67,6 +72,7 @@ class BuildOptions:
         output: bundle folder to write.
         target: name of a target (``mtu-compile targets``).
         precision: one of the target's.
+        routing: an engine for each task, or one for all; ``"auto"`` does as the planner recommends.
         tasks: names of the tasks to build, or ``None`` for all.
         as_task: compile a plain diffusers pipeline as this one task (``mtu_compile.model.plain.AS_TASKS``).
         size: height and width of the pictures in pixels, or ``None`` for the model's own.
@@ -96,6 +102,7 @@ class BuildOptions:
     output: Path
     target: str = "cpu"
     precision: Precision = "int8"
+    routing: RoutingChoice = "auto"
     tasks: tuple[str, ...] | None = None
     as_task: str | None = None
     size: tuple[int, int] | None = None
@@ -167,6 +174,11 @@ class Model:
         """Tokens of a prompt."""
         return int(self.pipeline.tokenizer.model_max_length)
 
+    @property
+    def most_channels(self) -> int:
+        """Of the UNet's input: those of the task with the widest condition, built or not."""
+        return int(self.pipeline.unet.sample_channels)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -193,41 +205,35 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Specialised:
-    """One task's static float graph.
+    """A float graph without a router: of one task, or of all with the task as an input.
 
     Attributes:
-        task_id: index of the task in the model.
-        task: its description.
-        graph: ONNX file.
+        name: the task's, or ``SHARED``.
+        tasks: what it is for, by index in the model.
+        channels: by task name, those of its ``sample`` that the task reads.
+        width: all of them.
+        graph: ONNX file; static, but for the batch of one that is for all tasks.
         passes: what the passes did to it.
         user_passes: what the user's own passes did to it.
     """
 
-    task_id: int
-    task: Task
+    name: str
+    tasks: Mapping[int, Task]
+    channels: Mapping[str, int]
+    width: int
     graph: Path
     passes: tuple[bundle.PassRecord, ...]
     user_passes: tuple[bundle.UserPassRecord, ...] = ()
 
-
-@dataclass(frozen=True)
-class Graphs:
-    """Every network of a model as float ONNX: what a device has to hold.
-
-    Attributes:
-        dynamic: the UNet with the task as an input.
-        tasks: by name, the UNet specialised to a task.
-        parts: ``text_encoder``, ``vae_encoder``, ``vae_decoder``.
-    """
-
-    dynamic: Path
-    tasks: Mapping[str, Specialised]
-    parts: Mapping[str, Path]
+    @property
+    def shared(self) -> bool:
+        """Whether the task is an input."""
+        return self.name == SHARED
 
     @property
-    def unets(self) -> dict[str, Path]:
-        """By task, its graph."""
-        return {name: unet.graph for name, unet in self.tasks.items()}
+    def label(self) -> str:
+        """For people."""
+        return "all tasks" if self.shared else self.name
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class QuantRecipe:
-    """How a task's UNet is quantised.
+    """How a UNet is quantised.
 
     Attributes:
         settings: as given, or ``None`` for the compiler's own.
@@ -260,7 +266,7 @@ class QuantRecipe:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A task's graph in the precision asked for, as the target takes it.
+    """A UNet's graph in the precision asked for, as the target takes it.
 
     Attributes:
         graph: ONNX file.
@@ -280,7 +286,7 @@ class Parts:
     """Text encoder and autoencoder as engines.
 
     Attributes:
-        engines: by name of ``Graphs.parts``.
+        engines: of ``text_encoder``, ``vae_encoder`` and ``vae_decoder``.
         ranges: by name, the float type of a part and how far its numbers go, where that type could be too small.
     """
 
@@ -290,16 +296,16 @@ class Parts:
 
 @dataclass(frozen=True)
 class BuiltUnet:
-    """A task's UNet as an engine.
+    """A UNet as an engine.
 
     Attributes:
         artifact: the engine.
         seconds: what building it took.
-        range: how far its numbers go, where float16 could be too small for them.
-        parity: the graph on every backend of this machine.
+        ranges: by task, how far its numbers go, where float16 could be too small for them.
+        parity: by task, the graph on every backend of this machine.
     """
 
     artifact: Artifact
     seconds: float
-    range: HalfRange | None
-    parity: Parity
+    ranges: Mapping[str, HalfRange]
+    parity: Mapping[str, Parity]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mtu_compile.core.routing import Routing
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.unet_config import MTU_KEYS
 
@@ -29,12 +30,14 @@ MODEL_INDEX = {
 INPAINTING = ("mask", "masked_image")
 
 
-def unet_folders(tasks: Sequence[Task]) -> Mapping[str, str]:
-    """Folder of each task's UNet by task name.
+def unet_folders(tasks: Sequence[Task], routing: Routing = "static") -> Mapping[str, str]:
+    """Folder of each task's UNet by task name; the same for all where it is shared.
 
     ``unet``, the one that pipelines of diffusers' kind open by themselves, is the first text-to-image task's; without
     one, that of the first inpainting task of diffusers' anatomy.
     """
+    if routing == "shared":
+        return dict.fromkeys((task.name for task in tasks), f"unet_{routing}")
     plain = [task for task in tasks if task.guidance in ("text", "embedded") and not task.condition]
     chosen = next(iter(plain or [task for task in tasks if task.condition == INPAINTING]), None)
     return {task.name: "unet" if task is chosen else f"unet_{task.name}" for task in tasks}
@@ -54,15 +57,16 @@ class Layout:
     """What the other tools want to know of the float model, and all that is kept of it.
 
     Attributes:
-        index: ``model_index.json``.
+        index: ``model_index.json``; ``None`` where no other tool's pipeline can run the UNet, which has an input
+            ``task``.
         configs: ``config.json`` by folder.
     """
 
-    index: Mapping[str, Any]
+    index: Mapping[str, Any] | None
     configs: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def of(cls, pipeline: MTUPipeline, tasks: Sequence[Task] | None = None) -> Layout:
+    def of(cls, pipeline: MTUPipeline, tasks: Sequence[Task] | None = None, routing: Routing = "static") -> Layout:
         """The layout of a bundle with ``tasks`` of ``pipeline``, all by default."""
         built = tuple(pipeline.unet.tasks) if tasks is None else tuple(tasks)
         latent = int(pipeline.unet.latent_channels)
@@ -72,12 +76,15 @@ class Layout:
             "vae_encoder": dict(pipeline.vae.config),
             "vae_decoder": dict(pipeline.vae.config),
         }
-        folders = unet_folders(built)
+        folders = unet_folders(built, routing)
         for task in built:
-            channels = {"in_channels": latent + task.condition_channels(latent)}
-            configs[folders[task.name]] = {**unet, **channels, "_class_name": "UNet2DConditionModel"}
+            wide = routing == "shared"
+            channels = int(pipeline.unet.sample_channels) if wide else latent + task.condition_channels(latent)
+            configs[folders[task.name]] = {**unet, "in_channels": channels, "_class_name": "UNet2DConditionModel"}
         # "_name_or_path" is where the model lay on the machine it was built on.
         tidy = {name: {k: v for k, v in one.items() if k != "_name_or_path"} for name, one in configs.items()}
+        if routing == "shared":
+            return cls(None, tidy)
         opened = next((task for task in built if folders[task.name] == "unet"), None)
         name = (None if opened is None else pipeline_class(opened)) or "StableDiffusionPipeline"
         scheduler = ["diffusers", type(pipeline.scheduler).__name__]

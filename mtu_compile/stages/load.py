@@ -62,6 +62,11 @@ def check_options(options: BuildOptions, target: Target) -> None:
     """
     if (single := check_model(options)) is not None:
         build_rows(options, [single])
+    if single is not None and options.routing == "shared":
+        raise ConfigError(
+            "a plain pipeline has one task: there is nothing that tasks could share",
+            hint="leave --routing away, or say --routing static",
+        )
     target.spec.check_precision(options.precision)
     if options.calibration is not None and options.precision not in QUANTISED:
         raise ConfigError(
@@ -175,3 +180,19 @@ def recipes(config: Path | None, tasks: Sequence[Task], *, search: bool) -> Mapp
             hint=f"it is for {', '.join(settings)}: add the task, or say --task",
         )
     return {task.name: QuantRecipe(settings[task.name], config.resolve().name) for task in tasks}
+
+
+def one_recipe(recipes: Mapping[str, QuantRecipe]) -> QuantRecipe:
+    """How the UNet of these tasks is quantised: as each of them is.
+
+    Raises:
+        ConfigError: one network cannot be quantised in several ways.
+    """
+    (first, recipe), *others = recipes.items()
+    for name, other in others:
+        if other != recipe:
+            raise ConfigError(
+                f"{recipe.config} quantises {first!r} and {name!r} differently, and one engine for both has one way",
+                hint="say --routing static, or give a config that says the same for all",
+            )
+    return recipe

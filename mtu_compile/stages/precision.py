@@ -1,4 +1,4 @@
-"""From one task's float graph to the graph of the precision a build asks for: quantised, compressed, lowered."""
+"""From a UNet's float graph to the graph of the precision a build asks for: quantised, compressed, lowered."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import passes
 from calibration.compress import CompressSettings, compress_onnx
 from calibration.dequantise import dequantise_onnx
 from calibration.fp8 import to_fp8
+from calibration.merged import MergedSet
 from calibration.mixed import Effort, choose
 from calibration.quant_settings import QuantSettings
 from calibration.quantize import QuantisationReport, quantize_onnx
@@ -50,25 +51,25 @@ def lower_unet(
     target: Target,
     precision: Precision,
     unet: Specialised,
-    calibration: CalibrationSet | None,
+    sets: Mapping[str, CalibrationSet],
     recipe: QuantRecipe,
     progress: Progress,
 ) -> Lowered:
-    """A task's graph in ``precision``, as ``target`` takes it: quantised with ``calibration``, or compressed.
+    """A UNet's graph in ``precision``, as ``target`` takes it: quantised with calibration sets, or compressed.
 
     Args:
-        calibration: inputs of the UNet; ``None`` where ``precision`` is not calibrated.
+        sets: by task, inputs of the UNet; none where ``precision`` is not calibrated.
         recipe: how it is quantised.
 
     Raises:
         CalibrationError, PassError: a graph or inputs that cannot be quantised.
     """
     graph, quantisation, compression = unet.graph, None, None
-    if calibration is not None:
-        graph, quantisation = quantise(target, precision, unet, calibration, recipe, progress)
+    if sets:
+        graph, quantisation = quantise(target, precision, unet, _merged(unet, sets), recipe, progress)
     if precision in COMPRESSED:
         graph, compression = compress(precision, unet, progress)
-    with progress.stage(f"lower {unet.task.name}"):
+    with progress.stage(f"lower {unet.label}"):
         lowered, done = lower(target, graph, precision, original=unet.graph)
     return Lowered(lowered, done, quantisation, compression)
 
@@ -77,18 +78,18 @@ def quantise(
     target: Target,
     precision: Precision,
     unet: Specialised,
-    calibration: CalibrationSet,
+    calibration: CalibrationSet | MergedSet,
     recipe: QuantRecipe,
     progress: Progress,
 ) -> tuple[Path, QuantisationRecord]:
-    """The task's Q/DQ graph in ``precision``, and what was done to make it."""
+    """The UNet's Q/DQ graph in ``precision``, and what was done to make it."""
     int8, chosen = unet.graph.with_name("int8.onnx"), None
     report = _run_nncf(unet, calibration, int8, recipe.settings or INT8, progress)
-    if recipe.settings is None and recipe.search and precision == "int8":
+    if recipe.settings is None and recipe.search and precision == "int8" and not unet.shared:
         chosen = _choose(target, unet, calibration, int8, progress)
         if len(chosen.float_layers) == sum(done for done, _ in report.layers.values()):
             raise BuildError(
-                f"no layer of {unet.task.name} is worth INT8 on {target.spec.name}: each is slower than in float, or "
+                f"no layer of {unet.label} is worth INT8 on {target.spec.name}: each is slower than in float, or "
                 "costs too much accuracy",
                 hint="build in a float precision, or with --no-mixed-precision all the same",
             )
@@ -107,8 +108,8 @@ def quantise(
 
 
 def compress(precision: Precision, unet: Specialised, progress: Progress) -> tuple[Path, CompressionRecord]:
-    """The task's graph with INT8 or INT4 weights, and what was done to make it."""
-    with progress.stage(f"compress {unet.task.name}"):
+    """The UNet's graph with INT8 or INT4 weights, and what was done to make it."""
+    with progress.stage(f"compress {unet.label}"):
         graph = unet.graph.with_name("compressed.onnx")
         report = compress_onnx(unet.graph, graph, settings=COMPRESSED[precision])
         return graph, conform(CompressionRecord, report.to_json())
@@ -130,12 +131,11 @@ def lower(
 
 
 def _choose(
-    target: Target, unet: Specialised, calibration: CalibrationSet, int8: Path, progress: Progress
+    target: Target, unet: Specialised, calibration: CalibrationSet | MergedSet, int8: Path, progress: Progress
 ) -> MixedRecord:
     """Measure what INT8 costs and gains each layer, and choose those that stay float."""
-    name = unet.task.name
     effort = Effort.of(graph_io.disk_bytes(unet.graph) // 4)
-    with progress.stage(f"time layers {name}"):
+    with progress.stage(f"time layers {unet.label}"):
         in_float, _ = lower(target, unet.graph, target.companion_precision("int8"))
         quantised, _ = lower(target, int8, "int8", original=unet.graph)
         costs = compare_costs(target, in_float, quantised, rounds=effort.rounds)
@@ -143,15 +143,23 @@ def _choose(
     switched = SwitchedGraph(unet.graph, multiplied, folder=unet.graph.parent, parallel=effort.parallel)
     with switched as graph:
         total = len(graph.groups) * min(effort.calls, len(calibration.inputs))
-        with progress.stage(f"measure layers {name}", total) as advance:
-            inputs, guidance = calibration.inputs, unet.task.guided
-            return choose(graph, inputs, guidance=guidance, effort=effort, costs=costs, progress=advance)
+        with progress.stage(f"measure layers {unet.label}", total) as advance:
+            (task,) = unet.tasks.values()
+            return choose(graph, calibration.inputs, guidance=task.guided, effort=effort, costs=costs, progress=advance)
+
+
+def _merged(unet: Specialised, sets: Mapping[str, CalibrationSet]) -> CalibrationSet | MergedSet:
+    """The inputs of a UNet: those of its task, or of all its tasks in turn."""
+    if unet.shared:
+        return MergedSet.of(sets, unet.tasks, channels=unet.width)
+    (calibration,) = sets.values()
+    return calibration
 
 
 def _run_nncf(
-    unet: Specialised, calibration: CalibrationSet, out: Path, settings: QuantSettings, progress: Progress
+    unet: Specialised, calibration: CalibrationSet | MergedSet, out: Path, settings: QuantSettings, progress: Progress
 ) -> QuantisationReport:
-    with progress.stage(f"quantise {unet.task.name}", len(calibration.inputs)) as advance:
+    with progress.stage(f"quantise {unet.label}", len(calibration.inputs)) as advance:
         return quantize_onnx(unet.graph, calibration, out, settings=settings, progress=lambda done, total: advance(1))
 
 

@@ -64,6 +64,7 @@ def describe_model(
 
 def describe_task(
     unet: Specialised,
+    task_id: int,
     observed: Observed,
     lowered: Lowered,
     built: BuiltUnet,
@@ -77,27 +78,30 @@ def describe_task(
     """A task as the manifest of the bundle in ``folder`` has it.
 
     Args:
+        unet: serves the task, and maybe others.
+        task_id: index of the task in the model.
         steps: denoising steps unless the user says otherwise.
         given_set: folder of the calibration set; ``None`` if the build captured its own.
         notices: what there is to say of the rows it was calibrated and is checked with.
         thresholds: what the model asks of it; ``None`` if it has none of its own.
     """
-    calibration = None
+    task, calibration = unet.tasks[task_id], None
     if observed.calibration is not None:
         origin = CAPTURED if given_set is None else given_set.resolve().name
         calibration = conform(CalibrationRecord, {**observed.calibration.describe(), "source": origin})
+    span = built.ranges.get(task.name)
     provenance = bundle.TaskProvenance(
         notices=tuple(conform(NoticeRecord, notice.to_json()) for notice in notices),
         calibration=calibration,
         quantisation=lowered.quantisation,
         compression=lowered.compression,
         build_seconds=built.seconds,
-        parity=conform(ParityRecord, built.parity.to_json()),
-        float16_range=None if built.range is None else conform(HalfRangeRecord, built.range.to_json()),
+        parity=conform(ParityRecord, built.parity[task.name].to_json()),
+        float16_range=None if span is None else conform(HalfRangeRecord, span.to_json()),
     )
     return bundle.TaskEntry(
-        task=unet.task,
-        task_id=unet.task_id,
+        task=task,
+        task_id=task_id,
         engine=engine_ref(built.artifact, folder),
         default_steps=steps,
         passes=(*unet.passes, *lowered.passes),

@@ -219,7 +219,7 @@ class TensorRTTarget:
         used = self.host_engine(engine)
         return open_engine(used.kind, rounded(graph), used.config)
 
-    def publish(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+    def publish(self, folder: Path, index: Mapping[str, Any] | None, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """Nothing: no other tool opens these bundles."""
 
     def measured_with(self, engine: EngineRef, *, on_device: bool) -> str:

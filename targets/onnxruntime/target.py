@@ -149,7 +149,7 @@ class OnnxRuntimeTarget:
     def open_on_host(self, engine: EngineRef, graph: Path, rounded: Rounded, weights: Path | None = None) -> Engine:
         return open_engine(engine.kind, graph, engine.config)
 
-    def publish(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+    def publish(self, folder: Path, index: Mapping[str, Any] | None, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """Nothing: no other tool opens these bundles."""
 
     def measured_with(self, engine: EngineRef, *, on_device: bool) -> str:

@@ -10,15 +10,16 @@ from typing import Any
 from targets.openvino.tokenizer_ir import convert_tokenizer
 
 
-def write_layout(folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+def write_layout(folder: Path, index: Mapping[str, Any] | None, configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the files beside the engines in ``folder``; a part whose folder is not there is left out.
 
     Args:
         folder: a bundle, with its ``tokenizer/``.
-        index: ``model_index.json``.
+        index: ``model_index.json``, if there is to be one.
         configs: ``config.json`` by folder.
     """
-    _dump(folder / "model_index.json", index)
+    if index is not None:
+        _dump(folder / "model_index.json", index)
     for name, config in configs.items():
         if (folder / name).is_dir():
             _dump(folder / name / "config.json", config)

@@ -188,7 +188,7 @@ class OpenVINOTarget(ABC):
             return HalfEngine(graph, used.config, weights)
         return open_engine(used.kind, graph, used.config, weights=weights)
 
-    def publish(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
+    def publish(self, folder: Path, index: Mapping[str, Any] | None, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """What OpenVINO GenAI and optimum-intel read."""
         write_layout(folder, index, configs)
 

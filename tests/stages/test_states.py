@@ -14,6 +14,7 @@ from mtu_compile.bundle import EngineState, Manifest
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import PAPER_TASKS
 from mtu_compile.stages import engines, gate
+from mtu_compile.stages.job import Specialised
 from targets.base import Artifact
 
 MANIFEST = Path(__file__).parents[1] / "bundle" / "manifest_version_1.json"
@@ -51,14 +52,14 @@ def test_a_unet_is_measured_where_its_engine_was_among_the_backends(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backends: tuple[str, ...], state: EngineState, reason: str | None
 ) -> None:
     table = Parity("t2i", "model.onnx", "torch", 6, tuple(map(row, backends)), {})
-    monkeypatch.setattr(engines, "parity", lambda *given, **options: table)
+    monkeypatch.setattr(engines, "parity_of_tasks", lambda *given, **options: (table,))
     monkeypatch.setattr(engines.Reference, "load", lambda path: None)
     built = engines.build_unet(
         Device(here=len(backends) > 1),  # type: ignore[arg-type]
         "fp32",
-        PAPER_TASKS[0],
+        Specialised("t2i", {0: PAPER_TASKS[0]}, {"t2i": 4}, 4, tmp_path / "model.onnx", ()),
         tmp_path / "model.onnx",
-        tmp_path / "reference",
+        {"t2i": tmp_path / "reference"},
         tmp_path / "unet",
         "fail",
         Progress(),

@@ -8,9 +8,9 @@ something else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,7 +20,7 @@ from mtu_compile.accuracy.recorded import compare_recorded, some_calls
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import AccuracyError, TargetError
 from mtu_compile.core.guidance import Guidance
-from mtu_compile.runtime.engine import Array
+from mtu_compile.runtime.engine import Array, Engine
 from mtu_compile.runtime.reference import Reference
 from targets.backend import Backend as Backend
 from targets.backend import Offer
@@ -104,6 +104,21 @@ class Parity:
         return {**asdict(self), "required_db": self.required_db, "failures": list(self.failures)}
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What a graph is compared with.
+
+    Attributes:
+        reference: recorded inputs and float outputs of a task.
+        guidance: the task's kind of guidance.
+        view: the task as a graph for several tasks has it; an engine as it is, for one task's graph.
+    """
+
+    reference: Reference
+    guidance: Guidance = "none"
+    view: Callable[[Engine], Engine] = field(default=lambda engine: engine)
+
+
 def parity(
     graph: Path,
     reference: Reference,
@@ -113,12 +128,28 @@ def parity(
     extra: Sequence[Backend] = (),
     native: str | None = None,
 ) -> Parity:
-    """Run one graph on every backend and compare.
+    """Run one graph of one task on every backend and compare; see ``parity_of_tasks``.
 
     Args:
-        graph: static ONNX file of one task, float, fp16 or Q/DQ, or an IR (``.xml``), which only OpenVINO runs.
         reference: recorded inputs and float outputs of the task.
         guidance: the task's kind of guidance.
+    """
+    return parity_of_tasks(graph, [Recorded(reference, guidance)], calls=calls, extra=extra, native=native)[0]
+
+
+def parity_of_tasks(
+    graph: Path,
+    tasks: Sequence[Recorded],
+    *,
+    calls: int = 8,
+    extra: Sequence[Backend] = (),
+    native: str | None = None,
+) -> tuple[Parity, ...]:
+    """Run one graph on every backend, each opened once, and compare; a table for each task.
+
+    Args:
+        graph: ONNX file, float, fp16 or Q/DQ, or an IR (``.xml``), which only OpenVINO runs.
+        tasks: what it is compared with, for each task it is for.
         calls: UNet calls compared, spread evenly over the recording.
         extra: more backends, e.g. the engine on the device itself.
         native: kind of the engine built from the graph where that runs on this machine's own CPU, so that its INT8
@@ -130,9 +161,9 @@ def parity(
     """
     if calls < 1:
         raise AccuracyError(f"{calls} calls compare nothing")
-    recorded = some_calls(reference, calls)
-    rows: list[BackendResult] = []
-    first: list[Mapping[str, Array]] = []
+    recorded = [some_calls(task.reference, calls) for task in tasks]
+    rows: list[list[BackendResult]] = [[] for _ in tasks]
+    first: list[list[Mapping[str, Array]]] = [[] for _ in tasks]
     not_run: dict[str, str] = {}
     for backend in (*backends(graph, native=native), *extra):
         try:
@@ -140,19 +171,25 @@ def parity(
         except TargetError as error:
             not_run[backend.name] = error.message
             continue
-        answers: list[Mapping[str, Array]] = []
         with closing(engine):
-            steps = compare_recorded(engine, recorded, guidance=guidance, name=backend.name, told=answers.append)
-        row = _result(backend, steps)
-        if rows:
-            row = replace(row, agreement_db=min(_sqnr(*pair) for pair in zip(first, answers, strict=True)))
-        else:
-            first = answers
-        rows.append(row)
-    if not rows:
+            for i, task in enumerate(tasks):
+                answers: list[Mapping[str, Array]] = []
+                steps = compare_recorded(
+                    task.view(engine), recorded[i], guidance=task.guidance, name=backend.name, told=answers.append
+                )
+                row = _result(backend, steps)
+                if rows[i]:
+                    row = replace(row, agreement_db=min(_sqnr(*pair) for pair in zip(first[i], answers, strict=True)))
+                else:
+                    first[i] = answers
+                rows[i].append(row)
+    if not all(rows):
         why = "; ".join(f"{name}: {reason}" for name, reason in not_run.items())
         raise AccuracyError(f"no backend on this machine runs {graph.name} ({why})")
-    return Parity(reference.task, graph.name, reference.producer, len(recorded), tuple(rows), not_run)
+    return tuple(
+        Parity(task.reference.task, graph.name, task.reference.producer, len(used), tuple(table), not_run)
+        for task, used, table in zip(tasks, recorded, rows, strict=True)
+    )
 
 
 def backends(graph: Path, *, native: str | None = None) -> tuple[Backend, ...]:
