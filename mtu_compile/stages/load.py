@@ -60,13 +60,13 @@ def check_options(options: BuildOptions, target: Target) -> None:
         ConfigError, ModelError: the first that is wrong.
         CalibrationError, InputError: a plain model without data that can be used.
     """
-    if (single := check_model(options)) is not None:
-        build_rows(options, [single])
-    if single is not None and options.routing == "shared":
+    if options.as_task is not None and options.routing == "shared":
         raise ConfigError(
             "a plain pipeline has one task: there is nothing that tasks could share",
             hint="leave --routing away, or say --routing static",
         )
+    if (single := check_model(options)) is not None:
+        build_rows(options, [single])
     target.spec.check_precision(options.precision)
     if options.calibration is not None and options.precision not in QUANTISED:
         raise ConfigError(
