@@ -1,4 +1,4 @@
-"""One task of a shared bundle in the layout of diffusers' exports, for tools that know no input ``task``."""
+"""One task of a bundle in the layout of diffusers' exports, for tools that know neither ``task`` nor shared weights."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class StaticExport:
 
 
 def export_static(path: Path, task: str, out: Path, progress: Progress | None = None) -> StaticExport:
-    """Write one task of the shared bundle at ``path`` to the folder ``out``: what a static bundle of it would have.
+    """Write one task of the bundle at ``path`` to the folder ``out``: what a static bundle of it alone would have.
 
-    The graph is the bundle's own with the task fixed, so a step takes what it takes there; nothing is quantised,
-    compiled or checked anew.
+    The graph is the bundle's own, its task fixed where it serves all tasks and its weights beside it, so a step takes
+    what it takes there; nothing is quantised, compiled or checked anew.
 
     Raises:
         BundleError: the bundle is damaged.
-        ConfigError: a task it does not have, a bundle whose tasks have graphs of their own, or ``out`` exists.
+        ConfigError: a task it does not have, one that has graph and weights of its own already, or ``out`` exists.
         ModelError, BuildError: its graph cannot be read.
     """
     progress = progress or Progress()
@@ -51,7 +51,7 @@ def export_static(path: Path, task: str, out: Path, progress: Progress | None = 
     if task not in manifest.tasks:
         raise ConfigError(f"unknown task {task!r}", hint=f"the bundle has {', '.join(manifest.tasks)}")
     entry = manifest.tasks[task]
-    if manifest.routing != "shared":
+    if manifest.routing != "shared" and entry.engine.weights is None:
         raise ConfigError(
             "every task of this bundle has a graph of its own already",
             hint=f"that of {task} is {entry.engine.path}; see docs/interop.md",
@@ -60,7 +60,11 @@ def export_static(path: Path, task: str, out: Path, progress: Progress | None = 
     with staging(out, replace=False) as folder, progress.stage(f"export {task}"):
         _copy_parts(path, manifest, folder)
         channels = manifest.latent_channels + entry.task.condition_channels(manifest.latent_channels)
-        unet = _bind(bundle.resolve(path, entry.engine.path), folder / "unet", entry.task_id, channels)
+        graph = bundle.resolve(path, entry.engine.path)
+        if entry.engine.weights is None:
+            unet = _bind(graph, folder / "unet", entry.task_id, channels)
+        else:
+            unet = _unshare(graph, bundle.resolve(path, entry.engine.weights), folder / "unet")
         config = PurePosixPath(entry.engine.path).with_name("config.json").as_posix()
         if config in manifest.files:
             _write_json(folder / "unet" / "config.json", {**_read_json(path / config), "in_channels": channels})
@@ -92,6 +96,18 @@ def _bind(graph: Path, folder: Path, task_id: int, channels: int) -> Path:
     from targets.openvino.one_task import bind_ir
 
     return bind_ir(graph, folder, task_id=task_id, channels=channels)
+
+
+def _unshare(graph: Path, weights: Path, folder: Path) -> Path:
+    """The graph with its weights beside it, in the new ``folder``."""
+    folder.mkdir()
+    if graph.suffix == ".onnx":
+        from mtu_compile.graph import io as graph_io
+
+        return graph_io.save(graph_io.load(graph), folder / "model.onnx")
+    from targets.openvino.shared_ir import own_constants
+
+    return own_constants(graph, weights, folder / graph.name)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

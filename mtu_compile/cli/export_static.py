@@ -1,4 +1,4 @@
-"""``mtu-compile export-static``: one task of a shared bundle, for tools that know no input ``task``."""
+"""``mtu-compile export-static``: one task of a bundle, for tools that know no input ``task`` and no shared weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtu_compile.cli.options import json_option, quiet_option
 @json_option
 @quiet_option
 def command(bundle: Path, out: Path, task: str, as_json: bool, quiet: bool) -> None:
-    """Write one task of BUNDLE, built with --routing shared, to the folder OUT.
+    """Write one task of BUNDLE, whose tasks share a network or weights, to the folder OUT.
 
     OUT has the layout of a Stable Diffusion pipeline exported by optimum-intel, which OpenVINO GenAI and optimum-intel
     open (docs/interop.md); it is no bundle, and mtu-compile does not run it.

@@ -47,21 +47,32 @@ def share_constants(irs: Sequence[Path], *, least_bytes: int = 1) -> tuple[int, 
         for path, known in zip(irs[1:], digests[1:], strict=True):
             moved = {place: merged.put(_weight(path, place), known[place]) for place in sorted(known)}
             file.flush()
-            _rewrite(path, moved)
+            _rewrite(path, moved, path)
             path.with_suffix(".bin").unlink()
     return tuple(sum(one.values()) for one in sizes)
+
+
+def own_constants(path: Path, weights: Path, out: Path) -> Path:
+    """Write an IR whose constants are in ``weights`` to ``out``, with the ``.bin`` of its own beside it."""
+    with out.with_suffix(".bin").open("wb") as file:
+        own, moved = WeightFile(file), {}
+        for place in sorted(set(_places(path))):
+            weight = Weight(weights, *place)
+            moved[place] = own.put(weight, weight.digest())
+    _rewrite(path, moved, out)
+    return out
 
 
 def _weight(path: Path, place: Place) -> Weight:
     return Weight(path.with_suffix(".bin"), *place)
 
 
-def _rewrite(path: Path, moved: dict[Place, int]) -> None:
-    """Let an IR's constants begin at other offsets."""
+def _rewrite(path: Path, moved: dict[Place, int], out: Path) -> None:
+    """Write an IR to ``out``, its constants beginning at other offsets."""
     tree = ElementTree.parse(path)
     for data in _constants(tree):
         data.set("offset", str(moved[_place(data)]))
-    with atomic_file(path) as temporary:
+    with atomic_file(out) as temporary:
         tree.write(temporary, encoding="utf-8", xml_declaration=True)
 
 

@@ -17,6 +17,8 @@ import targets
 from mtu_compile import bundle, runtime
 from mtu_compile.cli.report import command
 from mtu_compile.core.errors import BundleError
+from mtu_compile.export_static import export_static
+from mtu_compile.runtime.engine import open_engine
 from mtu_compile.stages.share_weights import share_weights
 from tests.commands import Outcome
 
@@ -64,6 +66,24 @@ def test_a_report_counts_shared_weights_once_and_says_what_they_save(float_bundl
     assert found["bytes"] == sum((shared / name).stat().st_size for name in bundle.read(shared).files)
     assert found["other_files"]["shared weights"] == (shared / "unet" / "openvino_model.bin").stat().st_size
     assert "in one file, which saves" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_one_task_is_exported_with_its_weights_beside_it(float_bundle: Path, tmp_path: Path) -> None:
+    shared = shared_copy(float_bundle, tmp_path / "shared")
+    made = export_static(shared, "inpaint", tmp_path / "out")
+    assert made.pipeline == "StableDiffusionInpaintPipeline"
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    alone, ours = open_engine("openvino", made.unet, config), bundle.read(shared).tasks["inpaint"].engine
+    with runtime.load(float_bundle, warn=False) as loaded:
+        unet = loaded.unet("inpaint")
+        rng = np.random.default_rng(0)
+        feed = {k: rng.standard_normal([n or 1 for n in s.shape]).astype(s.dtype) for k, s in unet.inputs.items()}
+        assert ours.config["INFERENCE_PRECISION_HINT"] == "f32"
+        assert alone(feed)["out_sample"].tobytes() == unet(feed)["out_sample"].tobytes()
+    theirs, copied = (
+        json.loads((place / "config.json").read_text()) for place in (float_bundle / "unet_inpaint", made.unet.parent)
+    )
+    assert theirs == copied
 
 
 def test_one_unet_for_all_tasks_has_nothing_to_share(tiny_bundle: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mtu_compile.graph.weight_file import ALIGNMENT
 from mtu_compile.runtime.engine import open_engine
-from targets.openvino.shared_ir import share_constants
+from targets.openvino.shared_ir import own_constants, share_constants
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 X = np.random.default_rng(9).standard_normal((2, 64), dtype=np.float32)
@@ -65,6 +65,10 @@ def test_shared_constants_compute_the_same_bit_for_bit(tmp_path: Path, fp16: boo
         assert run(path, weights).tobytes() == expected.tobytes()
     assert paths[0].read_bytes() == first and weights.read_bytes().startswith(beginning)
     assert run(paths[0]).tobytes() == before[0].tobytes()
+    (tmp_path / "alone").mkdir()
+    alone = own_constants(paths[2], weights, tmp_path / "alone" / "openvino_model.xml")
+    assert run(alone).tobytes() == before[2].tobytes()
+    assert alone.with_suffix(".bin").stat().st_size < sizes[2] + 4 * ALIGNMENT
 
 
 def test_without_enough_in_common_nothing_is_changed(tmp_path: Path) -> None:
