@@ -24,8 +24,8 @@ MIB, GIB = 1 << 20, 1 << 30
 #: Inferences a graph's layers are timed over: seconds for the example, a minute or two for Stable Diffusion 1.5.
 COST_ROUNDS = 96
 
-#: Bytes that are worth an arrangement of weights which other tools have to be told of.
-LEAST_SHARED = 1 << 20
+#: Bytes to be saved that are worth an arrangement of weights which other tools have to be told of.
+LEAST_SHARED = 8 << 20
 
 
 class BoardSystem(Protocol):
