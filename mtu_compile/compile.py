@@ -28,6 +28,7 @@ from mtu_compile.stages.gate import pass_gate
 from mtu_compile.stages.host_needs import host_needs
 from mtu_compile.stages.job import BuildOptions, BuildResult, Drawing, PlanOptions, Workload
 from mtu_compile.stages.layout import Layout, unet_folders
+from mtu_compile.stages.share_weights import share_weights
 from mtu_compile.stages.specialise import specialise
 from mtu_compile.stages.thresholds import asked_thresholds
 from targets.base import Target
@@ -144,9 +145,10 @@ def _compile(
                 thresholds=thresholds.get(name),
                 folder=folder,
             )
+    entries, saved = share_weights(target, folder, entries, progress)
     target.publish(folder, layout.index, layout.configs)
     board = publish.pack_for_board(target, folder, progress, fetch=options.fetch_wheels)
-    provenance = publish.describe_build(planned, parts, options.as_task, board)
+    provenance = publish.describe_build(planned, parts, options.as_task, board, saved)
     return replace(manifest, tasks=entries, routing=routing, provenance=provenance)
 
 

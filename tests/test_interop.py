@@ -36,8 +36,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Pa
     from mtu_compile.compile import BuildOptions, build
 
     out = tmp_path_factory.mktemp("interop") / "bundle"
+    tasks = ("t2i", "inpaint")
     options = BuildOptions(
-        MODEL, out, precision="fp32", tasks=("t2i", "inpaint"), steps=2, check_pictures=1, gate="off"
+        MODEL, out, precision="fp32", tasks=tasks, routing="static", steps=2, check_pictures=1, gate="off"
     )
     return build(options).path
 
@@ -80,14 +81,13 @@ def given(genai: Any, noise: np.ndarray) -> Any:
 
 
 def unet_of(genai: Any, bundle: Path, task: str) -> Any:
-    """A task's UNet in OpenVINO GenAI, whose weights may lie with those of another task."""
+    """A task's UNet in OpenVINO GenAI, whose weights lie with those of the first task."""
     import openvino
 
     manifest = bundles.read(bundle, verify=False)
     engine = manifest.tasks[task].engine
+    assert engine.weights == "unet/openvino_model.bin"
     graph = bundle / engine.path
-    if engine.weights is None:
-        return genai.UNet2DConditionModel(str(graph.parent))
     weights = openvino.Tensor(np.memmap(bundle / engine.weights, np.uint8, "c"))
     config = genai.UNet2DConditionModel.Config(str(graph.with_name("config.json")))
     return genai.UNet2DConditionModel(graph.read_text(), weights, config, manifest.vae_scale)

@@ -115,14 +115,14 @@ def describe_task(
 
 
 def describe_build(
-    planned: BuildPlan, parts: Parts, as_task: str | None, board: BoardRequirements | None
+    planned: BuildPlan, parts: Parts, as_task: str | None, board: BoardRequirements | None, saved: int | None
 ) -> bundle.BuildProvenance:
-    """What the manifest says of the build as a whole."""
+    """What the manifest says of the build as a whole; ``saved`` are the bytes that shared weights save."""
     ranges = {
         name: conform(HalfRangeRecord, {"precision": precision, **measured.to_json()})
         for name, (precision, measured) in parts.ranges.items()
     }
-    return bundle.BuildProvenance(conform(PlanRecord, planned.to_json()), board, as_task, ranges)
+    return bundle.BuildProvenance(conform(PlanRecord, planned.to_json()), board, as_task, ranges, saved)
 
 
 def pack_for_board(target: Target, folder: Path, progress: Progress, *, fetch: bool) -> BoardRequirements | None:

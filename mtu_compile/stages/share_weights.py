@@ -11,17 +11,24 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from mtu_compile.bundle import TaskEntry
+from mtu_compile.core.progress import Progress
 from targets.base import LEAST_SHARED, Target
 
 
 def share_weights(
-    target: Target, folder: Path, entries: Mapping[str, TaskEntry], *, least_bytes: int = LEAST_SHARED
+    target: Target,
+    folder: Path,
+    entries: Mapping[str, TaskEntry],
+    progress: Progress | None = None,
+    *,
+    least_bytes: int = LEAST_SHARED,
 ) -> tuple[dict[str, TaskEntry], int | None]:
     """Let the UNets of a bundle keep their weights in one file, if that saves anything worth it.
 
     Args:
         folder: the bundle in the making, whose engines are all there, and whose manifest is not.
         entries: its tasks; those of one UNet for all tasks stay as they are.
+        progress: told that it is done.
         least_bytes: what has to be saved at least.
 
     Returns:
@@ -32,7 +39,8 @@ def share_weights(
         return dict(entries), None
     engines = {name: entry.engine for name, entry in sorted(entries.items(), key=_opened_by_others)}
     before = _bytes(folder)
-    shared = target.share_weights(folder, engines, least_bytes=least_bytes)
+    with (progress or Progress()).stage("share weights"):
+        shared = target.share_weights(folder, engines, least_bytes=least_bytes)
     if shared == engines:
         return dict(entries), None
     return {name: replace(entry, engine=shared[name]) for name, entry in entries.items()}, before - _bytes(folder)
