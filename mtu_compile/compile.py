@@ -78,6 +78,8 @@ def _compile(
         rows = load.build_rows(options, model.tasks)
         sets = load.given_sets(options.calibration, model, source.sha256)
         recipes = load.recipes(options.quant_config, model.tasks, search=options.mixed)
+        if options.routing == "shared":
+            load.one_recipe(recipes)
     notices = load.note_rows(model, rows, options.fit, progress)
 
     with progress.stage("export"):
@@ -99,6 +101,10 @@ def _compile(
     routing = planned.routing
     unets = specialise(dynamic, model, work, progress, edits, routing=routing)
     require_importable(target, options.precision, unets, part_graphs)
+    recipe_of = {
+        name: load.one_recipe({task.name: recipes[task.name] for task in unet.tasks.values()})
+        for name, unet in unets.items()
+    }
 
     drawing, quantised = Drawing(options.steps, options.seed, options.fit), options.precision in QUANTISED
     observed = observe.observe(
@@ -115,11 +121,10 @@ def _compile(
     gc.collect()
 
     entries: dict[str, bundle.TaskEntry] = {}
-    for unet in unets.values():
+    for key, unet in unets.items():
         tasks = {task_id: task.name for task_id, task in unet.tasks.items()}
         sets = {name: found for name in tasks.values() if (found := observed[name].calibration) is not None}
-        recipe = load.one_recipe({name: recipes[name] for name in tasks.values()})
-        lowered = precision.lower_unet(target, options.precision, unet, sets, recipe, progress)
+        lowered = precision.lower_unet(target, options.precision, unet, sets, recipe_of[key], progress)
         built = engines.build_unet(
             target,
             options.precision,

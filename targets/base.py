@@ -72,7 +72,6 @@ class TargetSpec:
             such an engine is run once for each sample, so that none costs more than it has to.
         unpacks_weights: networks of which only the weights are quantised are unpacked when they are compiled, and take
             at least the memory of the float type.
-        shared_batch: samples an engine for all tasks takes a run; ``None``: any number.
         lowering: by precision, ids of the passes a (quantised) static graph goes through before it is built.
         sources: where each number comes from, by attribute name.
     """
@@ -90,7 +89,6 @@ class TargetSpec:
     rest: Precision = "fp16"
     shared_batch: int | None = 1
     unpacks_weights: bool = False
-    shared_batch: int | None = None
     lowering: Mapping[Precision, tuple[str, ...]] = field(default_factory=dict, hash=False)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 

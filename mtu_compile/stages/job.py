@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -271,13 +271,13 @@ class Lowered:
     Attributes:
         graph: ONNX file.
         passes: what the lowering passes did to it.
-        quantisation: what was done to quantise it, or ``None``.
+        quantisation: by task, what was done to quantise it; nothing where it is not.
         compression: what was done to compress its weights, or ``None``.
     """
 
     graph: Path
     passes: tuple[bundle.PassRecord, ...]
-    quantisation: QuantisationRecord | None = None
+    quantisation: Mapping[str, QuantisationRecord] = field(default_factory=dict)
     compression: CompressionRecord | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -183,16 +184,13 @@ def recipes(config: Path | None, tasks: Sequence[Task], *, search: bool) -> Mapp
 
 
 def one_recipe(recipes: Mapping[str, QuantRecipe]) -> QuantRecipe:
-    """How the UNet of these tasks is quantised: as each of them is.
+    """How the one UNet of these tasks is quantised: as each of them is.
 
     Raises:
-        ConfigError: one network cannot be quantised in several ways.
+        ConfigError: two tasks are to be quantised differently.
     """
-    (first, recipe), *others = recipes.items()
-    for name, other in others:
-        if other != recipe:
-            raise ConfigError(
-                f"{recipe.config} quantises {first!r} and {name!r} differently, and one engine for both has one way",
-                hint="say --routing static, or give a config that says the same for all",
-            )
-    return recipe
+    first = next(iter(recipes.values()))
+    settings = {name: recipe.settings for name, recipe in recipes.items() if recipe.settings is not None}
+    if not settings:
+        return first
+    return replace(first, settings=quant_config.one_for_all(settings, list(recipes), first.config or "the config"))

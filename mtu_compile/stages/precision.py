@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import passes
+from calibration.aligning import align
 from calibration.compress import CompressSettings, compress_onnx
 from calibration.dequantise import dequantise_onnx
 from calibration.fp8 import to_fp8
 from calibration.merged import MergedSet
-from calibration.mixed import Effort, choose
+from calibration.mixed import Effort, TaskInputs, choose_for_all
+from calibration.mixed.times import compare_costs_at
 from calibration.quant_settings import QuantSettings
 from calibration.quantize import QuantisationReport, quantize_onnx
 from calibration.ranges import graph_ranges
@@ -18,7 +22,7 @@ from calibration.sets import CalibrationSet
 from calibration.switched_graph import SwitchedGraph
 from mtu_compile import bundle
 from mtu_compile.bundle import encode
-from mtu_compile.bundle.quantisation import CompressionRecord, MixedRecord, QuantisationRecord
+from mtu_compile.bundle.quantisation import AlignmentRecord, CompressionRecord, MixedRecord, QuantisationRecord
 from mtu_compile.core.errors import BuildError
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.schema import conform
@@ -64,14 +68,29 @@ def lower_unet(
     Raises:
         CalibrationError, PassError: a graph or inputs that cannot be quantised.
     """
-    graph, quantisation, compression = unet.graph, None, None
-    if sets:
-        graph, quantisation = quantise(target, precision, unet, _merged(unet, sets), recipe, progress)
+    graph, quantisation, compression = unet.graph, dict[str, QuantisationRecord](), None
+    if sets and unet.shared:
+        merged = MergedSet.of(sets, unet.tasks, channels=unet.width)
+        unet, aligned = align_ranges(unet, merged, recipe, progress)
+        graph, found = quantise(target, precision, unet, merged, recipe, progress)
+        quantisation = {name: replace(one, alignment=aligned) for name, one in found.items()}
+    elif sets:
+        graph, quantisation = quantise(target, precision, unet, sets[unet.name], recipe, progress)
     if precision in COMPRESSED:
         graph, compression = compress(precision, unet, progress)
     with progress.stage(f"lower {unet.label}"):
         lowered, done = lower(target, graph, precision, original=unet.graph)
     return Lowered(lowered, done, quantisation, compression)
+
+
+def align_ranges(
+    unet: Specialised, sets: MergedSet, recipe: QuantRecipe, progress: Progress
+) -> tuple[Specialised, AlignmentRecord]:
+    """The UNet of several tasks with each of them in the range of the one scale that every layer has in INT8."""
+    out, inputs = unet.graph.with_name("aligned.onnx"), {name: sets.of_task(name) for name in sets.sets}
+    with progress.stage(f"align {unet.label}", sum(map(len, inputs.values()))) as advance:
+        report = align(unet.graph, out, inputs, quantisation=recipe.settings or INT8, progress=advance)
+    return replace(unet, graph=out), conform(AlignmentRecord, report.to_json())
 
 
 def quantise(
@@ -81,30 +100,27 @@ def quantise(
     calibration: CalibrationSet | MergedSet,
     recipe: QuantRecipe,
     progress: Progress,
-) -> tuple[Path, QuantisationRecord]:
-    """The UNet's Q/DQ graph in ``precision``, and what was done to make it."""
-    int8, chosen = unet.graph.with_name("int8.onnx"), None
+) -> tuple[Path, dict[str, QuantisationRecord]]:
+    """The UNet's Q/DQ graph in ``precision``, and by task what was done to make it."""
+    int8, chosen = unet.graph.with_name("int8.onnx"), dict[str, MixedRecord]()
     report = _run_nncf(unet, calibration, int8, recipe.settings or INT8, progress)
-    if recipe.settings is None and recipe.search and precision == "int8" and not unet.shared:
+    if recipe.settings is None and recipe.search and precision == "int8":
         chosen = _choose(target, unet, calibration, int8, progress)
-        if len(chosen.float_layers) == sum(done for done, _ in report.layers.values()):
+        kept = next(iter(chosen.values())).float_layers
+        if len(kept) == sum(done for done, _ in report.layers.values()):
             raise BuildError(
                 f"no layer of {unet.label} is worth INT8 on {target.spec.name}: each is slower than in float, or "
                 "costs too much accuracy",
                 hint="build in a float precision, or with --no-mixed-precision all the same",
             )
-        if chosen.float_layers:
-            report = dequantise_onnx(int8, unet.graph, chosen.float_layers, report)
-    done = {
-        **report.to_json(),
-        "ranges": graph_ranges(int8),
-        "mixed": encode(chosen),
-        "config": recipe.config,
-    }
-    if precision == "int8":
-        return int8, conform(QuantisationRecord, done)
-    fp8 = unet.graph.with_name("fp8.onnx")
-    return fp8, conform(QuantisationRecord, {**done, "fp8": to_fp8(int8, unet.graph, fp8).to_json()})
+        if kept:
+            report = dequantise_onnx(int8, unet.graph, kept, report)
+    graph, done = int8, {**report.to_json(), "ranges": graph_ranges(int8), "config": recipe.config}
+    if precision == "fp8":
+        graph = unet.graph.with_name("fp8.onnx")
+        done["fp8"] = to_fp8(int8, unet.graph, graph).to_json()
+    names = [task.name for task in unet.tasks.values()]
+    return graph, {name: conform(QuantisationRecord, {**done, "mixed": encode(chosen.get(name))}) for name in names}
 
 
 def compress(precision: Precision, unet: Specialised, progress: Progress) -> tuple[Path, CompressionRecord]:
@@ -132,28 +148,26 @@ def lower(
 
 def _choose(
     target: Target, unet: Specialised, calibration: CalibrationSet | MergedSet, int8: Path, progress: Progress
-) -> MixedRecord:
-    """Measure what INT8 costs and gains each layer, and choose those that stay float."""
+) -> dict[str, MixedRecord]:
+    """Measure what INT8 costs and gains each layer, and choose those that stay float; by task, what was measured."""
     effort = Effort.of(graph_io.disk_bytes(unet.graph) // 4)
+    if isinstance(calibration, MergedSet):
+        tasks, effort = TaskInputs.of_each(calibration), effort.split(len(unet.tasks))
+    else:
+        tasks = {task.name: TaskInputs(calibration.inputs, task.guided) for task in unet.tasks.values()}
     with progress.stage(f"time layers {unet.label}"):
         in_float, _ = lower(target, unet.graph, target.companion_precision("int8"))
         quantised, _ = lower(target, int8, "int8", original=unet.graph)
-        costs = compare_costs(target, in_float, quantised, rounds=effort.rounds)
+        compare = compare_costs
+        if isinstance(calibration, MergedSet):
+            compare = partial(compare_costs_at, batch=target.spec.shared_batch or calibration.batch)
+        costs = compare(target, in_float, quantised, rounds=effort.rounds)
     multiplied = _as_multiplied(target, unet, int8)
     switched = SwitchedGraph(unet.graph, multiplied, folder=unet.graph.parent, parallel=effort.parallel)
     with switched as graph:
-        total = len(graph.groups) * min(effort.calls, len(calibration.inputs))
+        total = effort.layer_runs(len(graph.groups), (len(task.inputs) for task in tasks.values()))
         with progress.stage(f"measure layers {unet.label}", total) as advance:
-            (task,) = unet.tasks.values()
-            return choose(graph, calibration.inputs, guidance=task.guided, effort=effort, costs=costs, progress=advance)
-
-
-def _merged(unet: Specialised, sets: Mapping[str, CalibrationSet]) -> CalibrationSet | MergedSet:
-    """The inputs of a UNet: those of its task, or of all its tasks in turn."""
-    if unet.shared:
-        return MergedSet.of(sets, unet.tasks, channels=unet.width)
-    (calibration,) = sets.values()
-    return calibration
+            return choose_for_all(graph, tasks, effort=effort, costs=costs, progress=advance)
 
 
 def _run_nncf(

@@ -93,7 +93,7 @@ def describe_task(
     provenance = bundle.TaskProvenance(
         notices=tuple(conform(NoticeRecord, notice.to_json()) for notice in notices),
         calibration=calibration,
-        quantisation=lowered.quantisation,
+        quantisation=lowered.quantisation.get(task.name),
         compression=lowered.compression,
         build_seconds=built.seconds,
         parity=conform(ParityRecord, built.parity[task.name].to_json()),

@@ -72,7 +72,6 @@ def _spec(
             "memory_bytes": _MEMORY,
             "shared": _SHARED,
             "least_memory_bytes": least_source,
-            "shared_batch": "OpenVINO 2026.4, NPU device documentation: a blob is of static shapes",
         },
         platform=platform,
         processors=processors,

@@ -16,9 +16,9 @@ from mtu_compile.stages.job import QuantRecipe
 
 
 def test_where_every_layer_is_slower_in_int8_the_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unet: Any = SimpleNamespace(graph=tmp_path / "model.onnx", task=SimpleNamespace(name="t2i"))
+    unet: Any = SimpleNamespace(graph=tmp_path / "model.onnx", label="t2i")
     report = SimpleNamespace(layers={"Conv": (2, 3), "MatMul": (1, 1)})
-    chosen = SimpleNamespace(float_layers=("conv_1", "conv_2", "linear"))
+    chosen = {"t2i": SimpleNamespace(float_layers=("conv_1", "conv_2", "linear"))}
     monkeypatch.setattr(precision, "_run_nncf", lambda *_: report)
     monkeypatch.setattr(precision, "_choose", lambda *_: chosen)
     calibration: Any = None
