@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from calibration.mixed import Effort
 from mtu_compile.core.precision import QUANTISED
+from mtu_compile.core.routing import Routing
 from mtu_compile.planner.host import WEIGHTS, HostPlan, plan_host, rough_seconds
 from mtu_compile.planner.unet import Unet
 from mtu_compile.stages.job import Model, Workload
@@ -30,21 +31,24 @@ def host_needs(model: Model, memory: int | None) -> HostPlan:
     )
 
 
-def with_time(host: HostPlan, precision: Precision, workload: Workload, unet: Unet) -> HostPlan:
+def with_time(
+    host: HostPlan, precision: Precision, workload: Workload, unet: Unet, routing: Routing = "static"
+) -> HostPlan:
     """``host`` with the time a build takes, from the operations of its tasks' graphs."""
+    together = len(unet.tasks) if routing == "shared" else 1
     layers = {name: multiply_adds(unet.static(name)) for name in unet.tasks}
     weights = int(host.weights_bytes / WEIGHTS)
-    calls = {name: _calls(precision, workload, len(found), weights // 4) for name, found in layers.items()}
+    calls = {name: _calls(precision, workload, len(found), weights // 4, together) for name, found in layers.items()}
     return replace(host, seconds=rough_seconds({name: sum(one) for name, one in layers.items()}, calls, weights))
 
 
-def _calls(precision: Precision, workload: Workload, layers: int, weights: int) -> float:
-    """How many UNet calls of one task a build makes, those of less work counted less."""
+def _calls(precision: Precision, workload: Workload, layers: int, weights: int, together: int) -> float:
+    """How many UNet calls of one task a build makes, those of less work counted less; ``together``: tasks a network."""
     calls = float(workload.check_pictures * workload.steps * _CHECKED + _PARITY_CALLS)
     if precision in QUANTISED:
         kept = min(workload.steps, _KEPT_CALLS)
         calls += workload.calibration_pictures * (workload.steps + kept * _RANGES)
     if precision == "int8" and workload.search:
-        effort = Effort.of(weights)
+        effort = Effort.of(weights).split(together)
         calls += effort.check_calls + layers * effort.calls * _MEASURED
     return calls
