@@ -10,6 +10,8 @@ import onnx_ir as ir
 import pytest
 
 import passes
+from calibration.quant_settings import QuantSettings
+from calibration.quantize import quantize_onnx
 from mtu_compile.core.errors import PassError
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph.edit import constant_tensor, op_counts
@@ -159,3 +161,17 @@ def test_a_row_that_is_another_tasks_is_seen(
     feeds = random_feeds(exported("micro"), BATCH, 9) | {"task": np.array([0, 1, 2])}
     with pytest.raises(AssertionError, match="differs"):
         assert_close(run_graph(graph, feeds), run_graph(shared("micro"), feeds))
+
+
+def test_what_a_quantiser_leaves_in_float_it_still_leaves(
+    exported: Any, shared: Any, random_feeds: Any, tmp_path: Path
+) -> None:
+    """NNCF knows an attention by its nodes: one product more among them, and its values would become INT8."""
+    graph = graph_io.load(shared("micro"))
+    align(graph, random_alignment(graph, only="attn"))
+    graph_io.save(graph, tmp_path / "aligned.onnx")
+    feeds = random_feeds(exported("micro"), BATCH, 9) | {"task": np.array([0, 1, 2])}
+    settings = QuantSettings(smooth_quant_alpha=None, range_estimator="minmax")
+    report = quantize_onnx(tmp_path / "aligned.onnx", [feeds], tmp_path / "int8.onnx", settings=settings)
+    values = {str(node.name) for node in graph.graph if str(node.name).endswith(("attn1/MatMul_1", "attn2/MatMul_1"))}
+    assert values and values == {name for name in report.float_layers if "attn" in name}
