@@ -175,15 +175,16 @@ class AlignSettingsRecord:
 
     limit_bits: Ratio
     powers_of_two: bool
+    edges: tuple[Timestep, ...] = ()
 
 
 @dataclass(frozen=True)
 class AlignedLayerRecord:
-    """``calibration.aligning.AlignedLayer``, by task."""
+    """``calibration.aligning.AlignedLayer``: by task, a number for each bin of timesteps."""
 
-    factors: Mapping[str, Ratio]
-    before: Mapping[str, Ratio]
-    after: Mapping[str, Ratio]
+    factors: Mapping[str, tuple[Ratio, ...]]
+    before: Mapping[str, tuple[Ratio, ...]]
+    after: Mapping[str, tuple[Ratio, ...]]
 
 
 @dataclass(frozen=True)
