@@ -12,7 +12,7 @@ from mtu_compile import bundle
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.progress import Progress
-from mtu_compile.stages.layout import pipeline_class
+from mtu_compile.stages.layout import MODEL_INDEX, pipeline_class
 
 __all__ = ["StaticExport", "export_static"]
 
@@ -66,10 +66,12 @@ def export_static(path: Path, task: str, out: Path, progress: Progress | None = 
         else:
             unet = _unshare(graph, bundle.resolve(path, entry.engine.weights), folder / "unet")
         config = PurePosixPath(entry.engine.path).with_name("config.json").as_posix()
-        if config in manifest.files:
-            _write_json(folder / "unet" / "config.json", {**_read_json(path / config), "in_channels": channels})
-        if name is not None and INDEX in manifest.files:
-            _write_json(folder / INDEX, {**_read_json(path / INDEX), "_class_name": name})
+        if config in manifest.files:  # a bundle for devices of a vendor whose tools open such folders
+            known = json.loads(bundle.resolve(path, config).read_text(encoding="utf-8"))
+            _write_json(folder / "unet" / "config.json", {**known, "in_channels": channels})
+            if name is not None:
+                scheduler = ["diffusers", manifest.scheduler["_class_name"]]
+                _write_json(folder / INDEX, {"_class_name": name, **MODEL_INDEX, "scheduler": scheduler})
         relative = unet.relative_to(folder)
     return StaticExport(out, out / relative, name)
 
@@ -108,11 +110,6 @@ def _unshare(graph: Path, weights: Path, folder: Path) -> Path:
     from targets.openvino.shared_ir import own_constants
 
     return own_constants(graph, weights, folder / graph.name)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
