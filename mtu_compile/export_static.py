@@ -62,7 +62,7 @@ def export_static(path: Path, task: str, out: Path, progress: Progress | None = 
         channels = manifest.latent_channels + entry.task.condition_channels(manifest.latent_channels)
         graph = bundle.resolve(path, entry.engine.path)
         if entry.engine.weights is None:
-            unet = _bind(graph, folder / "unet", entry.task_id, channels)
+            unet = _bind(graph, folder / "unet", entry, channels)
         else:
             unet = _unshare(graph, bundle.resolve(path, entry.engine.weights), folder / "unet")
         config = PurePosixPath(entry.engine.path).with_name("config.json").as_posix()
@@ -87,17 +87,17 @@ def _copy_parts(path: Path, manifest: bundle.Manifest, folder: Path) -> None:
             shutil.copy2(bundle.resolve(path, name), folder / name)
 
 
-def _bind(graph: Path, folder: Path, task_id: int, channels: int) -> Path:
+def _bind(graph: Path, folder: Path, entry: bundle.TaskEntry, channels: int) -> Path:
     """The graph with its task fixed, in the new ``folder``."""
     folder.mkdir()
     if graph.suffix == ".onnx":
         from mtu_compile.graph.one_task import bind_onnx
 
-        bind_onnx(graph, folder / "model.onnx", task_id=task_id, channels=channels)
+        bind_onnx(graph, folder / "model.onnx", task_id=entry.task_id, channels=channels)
         return folder / "model.onnx"
     from targets.openvino.one_task import bind_ir
 
-    return bind_ir(graph, folder, task_id=task_id, channels=channels)
+    return bind_ir(graph, folder, task_id=entry.task_id, channels=channels, batch=entry.task.unet_batch)
 
 
 def _unshare(graph: Path, weights: Path, folder: Path) -> Path:

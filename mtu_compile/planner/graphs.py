@@ -133,8 +133,7 @@ class Survey:
 
     def _shared(self, tasks: Sequence[str], precision: Precision) -> Footprint:
         """One engine for ``tasks``, at the largest batch it runs."""
-        only = getattr(self._target.spec, "shared_batch", None)
-        batch = self._unet.batch(tasks) if only is None else int(only)
+        batch = self._target.spec.shared_batch or self._unet.batch(tasks)
         return self._footprint(f"batch {batch}", self._unet.shared(batch), precision)
 
     def _part(self, name: str, precision: Precision) -> Footprint:

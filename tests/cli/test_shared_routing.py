@@ -197,7 +197,7 @@ def test_one_task_of_it_is_exported_for_other_tools(
     assert index == {**before, "_class_name": "StableDiffusionInpaintPipeline"}
     graph = tmp_path / "out" / "unet" / "openvino_model.xml"
     engine = open_engine("openvino", graph, {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"})
-    assert "task" not in engine.inputs
+    assert "task" not in engine.inputs and engine.inputs["sample"].shape[0] == 3
     engine.close()
 
 
