@@ -237,6 +237,7 @@ def _build_options(manifest: bundle.Manifest) -> Iterator[str]:
     height, width = manifest.image_size
     entry = next(iter(manifest.tasks.values()))
     yield f"--target {shlex.quote(manifest.target)} --{manifest.precision} --size {width}x{height}"
+    yield f"--routing {manifest.routing}"
     yield f"--steps {entry.default_steps}"
     calibration = entry.provenance.calibration or CalibrationRecord()
     if calibration.source not in (None, CAPTURED):
