@@ -135,3 +135,18 @@ def tiny_bundle(tiny_model: Path, build_once: Callable[..., Path]) -> Path:
 def float_bundle(tiny_model: Path, build_once: Callable[..., Path]) -> Path:
     """The tiny model as a float32 bundle that passed its accuracy gate."""
     return build_once(tiny_model, "--target", "cpu", "--fp32", *BUILD)
+
+
+SHARED = ("--routing", "shared", "--target", "cpu")
+
+
+@pytest.fixture(scope="session")
+def shared_float(tiny_model: Path, build_once: Callable[..., Path]) -> Path:
+    """``float_bundle`` with one UNet for all tasks."""
+    return build_once(tiny_model, *SHARED, "--fp32", *BUILD)
+
+
+@pytest.fixture(scope="session")
+def shared_int8(tiny_model: Path, build_once: Callable[..., Path]) -> Path:
+    """``tiny_bundle`` with one UNet for all tasks."""
+    return build_once(tiny_model, *SHARED, "--int8", "--accuracy-gate", "warn", *BUILD)

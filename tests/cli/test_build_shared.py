@@ -7,23 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from mtu_compile import bundle, runtime
-from tests.cli.conftest import BUILD
 from tests.commands import Outcome
-
-SHARED = ("--routing", "shared", "--target", "cpu")
-
-
-@pytest.fixture(scope="session")
-def shared_float(tiny_model: Path, build_once: Callable[..., Path]) -> Path:
-    return build_once(tiny_model, *SHARED, "--fp32", *BUILD)
-
-
-@pytest.fixture(scope="session")
-def shared_int8(tiny_model: Path, build_once: Callable[..., Path]) -> Path:
-    return build_once(tiny_model, *SHARED, "--int8", "--accuracy-gate", "warn", *BUILD)
 
 
 def unet_bytes(root: Path) -> int:
