@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from mtu_compile.core.errors import ConfigError, TargetError, ToolchainMissing
 from mtu_compile.runtime import cpu_isa
 from mtu_compile.runtime.engine import Array, EngineBase, TensorSpec
+from mtu_compile.runtime.task_engine import TASK_INPUT
 
 #: Options a bundle may set. Not all that OpenVINO has: some name folders and files to write or load.
 OPENVINO_OPTIONS = frozenset(
@@ -34,6 +36,14 @@ _DRIVERS = {
     "GPU": "an Intel GPU needs its driver: https://github.com/intel/compute-runtime on Linux, Intel's on Windows",
 }
 
+#: Bytes of weights up to which a CPU gets a network compiled for each number of samples, where any number goes. Such
+#: networks share no weights, and one sample after the other takes a small network half as long again, as every node has
+#: its price; Stable Diffusion 1.5 takes a twentieth longer (docs/decisions/0019-batch-of-a-shared-engine.md).
+SMALL = 128 << 20
+
+#: The most samples such a network is compiled for: what a step of text and image guidance takes.
+MOST = 3
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +53,9 @@ class OpenVINOEngine(EngineBase):
     A blob its device's driver does not take (another generation, an older driver) is no reason not to run: the model is
     compiled here instead, which takes longer, and ``warnings`` and the log say so. Nothing ever runs on another device
     than the one asked for.
+
+    A model for several tasks whose batch is free is compiled for each number of samples when it first comes, if it is
+    small, and for one sample at a time else: for a batch that is free, CPUs have slower kernels.
 
     Args:
         path: the model.
@@ -91,9 +104,17 @@ class OpenVINOEngine(EngineBase):
             model = core.read_model(str(path)) if weights is None else core.read_model(str(path), str(weights))
             for_device(model, device)
             self._prepare(model)
+            self._any_batch: Callable[[int], Any] | None = None
+            if device == "CPU" and _is_shared(model) and model.is_dynamic():
+                if (weights or path.with_suffix(".bin")).stat().st_size <= SMALL:
+                    self._any_batch = lambda samples: core.compile_model(of_batch(model, samples), device, options)
+                else:
+                    model = of_batch(model, 1)
             compiled = None
             if prebuilt is not None:
                 compiled = self._import(core, model, device, options, prebuilt)
+            if compiled is None and self._any_batch is not None:
+                compiled = self._any_batch(1)
             if compiled is None:
                 compiled = core.compile_model(model, device, {**options, **self._caching(device, cache)})
             used = list(compiled.get_property("EXECUTION_DEVICES"))
@@ -103,8 +124,16 @@ class OpenVINOEngine(EngineBase):
             raise TargetError(f"openvino put {self.name} on {', '.join(used)} instead of {device}")
         # Not those of the compiled model: to its ports clings what nodes that were optimised away were called.
         self.inputs = {spec.name: spec for spec in map(_spec, model.inputs)}
+        if self._any_batch is not None:
+            self.inputs = {
+                name: spec if spec.shape[0] is not None else replace(spec, most=MOST)
+                for name, spec in self.inputs.items()
+            }
         self.outputs = {spec.name: spec for spec in map(_spec, model.outputs)}
-        self._request: Any = compiled.create_infer_request()
+        #: By number of samples; under ``None`` for any.
+        self._requests: dict[int | None, Any] = {
+            None if self._any_batch is None else 1: compiled.create_infer_request()
+        }
 
     def _prepare(self, model: Any) -> None:
         """Change a model that was read before it is compiled; one that runs as it is needs nothing."""
@@ -142,13 +171,23 @@ class OpenVINOEngine(EngineBase):
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
             # The inputs are read where they are; the outputs are copied, as the request writes over its own next time.
-            results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
+            results = self._request(inputs).infer(dict(inputs), share_inputs=True, share_outputs=False)
         except RuntimeError as error:
             raise TargetError(f"openvino cannot run {self.name}: {reason(error)}") from error
         return {name: results[index] for index, name in enumerate(self.outputs)}
 
+    def _request(self, inputs: Mapping[str, Array]) -> Any:
+        """What runs as many samples as these are; compiled if it is the first time."""
+        if self._any_batch is None:
+            return self._requests[None]
+        samples = len(inputs["sample"])
+        if samples not in self._requests:
+            self._requests[samples] = self._any_batch(samples).create_infer_request()
+        return self._requests[samples]
+
     def _free(self) -> None:
-        del self._request
+        self._requests.clear()
+        self._any_batch = None
 
 
 def for_device(model: Any, device: str) -> None:
@@ -165,6 +204,24 @@ def for_device(model: Any, device: str) -> None:
             sizes = [Dimension(1) if size.is_dynamic else size for size in port.partial_shape]
             port.get_node().set_partial_shape(PartialShape(sizes))
     model.validate_nodes_and_infer_types()
+
+
+def _is_shared(model: Any) -> bool:
+    """Whether the task of each sample is an input."""
+    return any(TASK_INPUT in port.names for port in model.inputs)
+
+
+def of_batch(model: Any, samples: int) -> Any:
+    """A copy of a model whose batch is free, for so many samples; the copy has the same weights."""
+    fixed = model.clone()
+    shapes = {}
+    for index, port in enumerate(fixed.inputs):
+        shape = port.partial_shape
+        if shape[0].is_dynamic:
+            shape[0] = samples
+        shapes[index] = shape
+    fixed.reshape(shapes)
+    return fixed
 
 
 def fractional_timesteps(model: Any) -> None:

@@ -127,7 +127,7 @@ def test_pictures_of_all_tasks_in_one_call(batch: int, make_shared: Callable[...
         assert one.frame == expected.frame
         if batch == 1:  # each sample is computed by itself, whatever is asked for beside it
             np.testing.assert_array_equal(one.latents, expected.latents)
-    assert counted.runs == {-1: [9], 1: [1] * 9, 2: [2] * 5}[batch] * 3
+    assert counted.runs == {-1: [3] * 3, 1: [1] * 9, 2: [2] * 5}[batch] * 3
     assert told == [(4, 12), (8, 12), (12, 12)]
     assert said == ([(index, "guidance-samples") for index in range(4)] if batch == 2 else [])
 
@@ -147,7 +147,7 @@ def test_only_the_same_timesteps_share_a_call(make_shared: Callable[..., Path]) 
         results = loaded.run_batch(requests)
         samplers = {name: loaded.calls("t2i", 3, name) for name in ("ddim", "dpm++", "euler")}
         assert samplers == {"ddim": 3, "dpm++": 3, "euler": 3}
-        assert counted.runs == [5 + 2] * 3 + [1] * 5
+        assert counted.runs == [3, 3, 1] * 3 + [1] * 5
         counted.runs.clear()
         turns = loaded.run_batch(requests, most_samples=3)
         assert counted.runs == [3] * 3 + [1] * 5 + [2] * 3 + [2] * 3
@@ -246,3 +246,17 @@ def test_engines_that_are_not_what_the_manifest_says(
 def test_a_shared_network_is_listed_once(make_shared: Callable[..., Path]) -> None:
     manifest = bundle.read(make_shared())
     assert [where for where, _ in manifest.engines()] == ["text.engine", "vae_encoder", "vae_decoder", "unet"]
+
+
+def test_a_network_too_large_to_be_compiled_twice_runs_one_sample_at_a_time(
+    make_shared: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_shared(-1)
+    with runtime.load(root) as small:
+        expected = small.run("edit", "a red fox", image=SOURCE, steps=2)
+    monkeypatch.setattr("targets.openvino.engine.SMALL", 0)
+    with runtime.load(root) as large:
+        unet = large.manifest.tasks["edit"].engine
+        assert large.networks.open(unet).inputs["sample"].shape[0] == 1
+        given = large.run("edit", "a red fox", image=SOURCE, steps=2)
+    np.testing.assert_allclose(given.latents, expected.latents, rtol=1e-4, atol=1e-5)
