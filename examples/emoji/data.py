@@ -10,16 +10,17 @@ import hashlib
 import json
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 PACKAGE = "emoji-datasource-google@16.0.0"
-SHEET = "package/img/google/sheets/64.png"
+SHEET = "package/img/{vendor}/sheets/64.png"
 TABLE = "package/emoji.json"
 CELL = 66
 SIZE = 64
@@ -70,32 +71,50 @@ def is_held_out(base: str) -> bool:
     return hashlib.sha256(base.encode()).digest()[0] * 10 < 256
 
 
-def fetch(cache: Path) -> Path:
-    """Download the npm package into ``cache`` (once) and return the archive's path."""
-    cache.mkdir(parents=True, exist_ok=True)
-    found = sorted(cache.glob("emoji-datasource-google-*.tgz"))
-    if not found:
-        subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=cache, check=True, stdout=subprocess.DEVNULL)
-        found = sorted(cache.glob("emoji-datasource-google-*.tgz"))
-    return found[-1]
+def fetch(cache: Path, package: str = PACKAGE) -> Path:
+    """Download an npm package into ``cache`` (once) and return the archive's path."""
+    archive = cache / f"{package.replace('@', '-')}.tgz"
+    if not archive.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "pack", "--silent", package], cwd=cache, check=True, stdout=subprocess.DEVNULL)
+    return archive
 
 
-def load(cache: Path) -> list[Emoji]:
-    """Every emoji of the sheet, in the sheet's own order."""
-    with tarfile.open(fetch(cache)) as archive:
-        table_file, sheet_file = archive.extractfile(TABLE), archive.extractfile(SHEET)
+def read(archive: Path, vendor: str) -> tuple[list[dict[str, Any]], NDArray[np.uint8]]:
+    """The table and the sheet [H, W, 3], on white, of an ``emoji-datasource`` package."""
+    with tarfile.open(archive) as files:
+        table_file, sheet_file = files.extractfile(TABLE), files.extractfile(SHEET.format(vendor=vendor))
         assert table_file is not None and sheet_file is not None
         table = json.load(table_file)
         rgba = Image.open(sheet_file).convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
-    sheet = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+    return table, np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+
+
+def load(cache: Path) -> list[Emoji]:
+    """Every emoji of the sheet, in the sheet's own order."""
+    table, sheet = read(fetch(cache), "google")
     return list(_emoji(table, sheet))
 
 
-def _emoji(table: list[dict], sheet: NDArray[np.uint8]) -> Iterator[Emoji]:  # type: ignore[type-arg]
+def pictures(
+    table: Sequence[dict[str, Any]], sheet: NDArray[np.uint8], vendor: str, cell: int = CELL
+) -> Iterator[tuple[dict[str, Any], dict[str, Any], str | None, NDArray[np.uint8]]]:
+    """Every emoji's row, its own cell (the row, or the variant's), tone and pixels that ``vendor`` drew itself.
+
+    Two-person emoji have keys such as 1F3FB-1F3FF; only single tones make a one-instruction edit.
+    """
+    border = (cell - SIZE) // 2
     for row in table:
-        if not row.get("has_img_google"):
-            continue
+        toned = [(TONES[key], v) for key, v in (row.get("skin_variations") or {}).items() if key in TONES]
+        for tone, own in ((None, row), *toned):
+            if row.get(f"has_img_{vendor}") and own.get(f"has_img_{vendor}"):
+                x, y = own["sheet_x"] * cell + border, own["sheet_y"] * cell + border
+                yield row, own, tone, sheet[y : y + SIZE, x : x + SIZE].copy()
+
+
+def _emoji(table: list[dict[str, Any]], sheet: NDArray[np.uint8]) -> Iterator[Emoji]:
+    for row, _, tone, pixels in pictures(table, sheet, "google"):
         base = caption_of(row["name"] or row["short_name"])
         subcategory = row["subcategory"]
         in_domain = (
@@ -103,15 +122,7 @@ def _emoji(table: list[dict], sheet: NDArray[np.uint8]) -> Iterator[Emoji]:  # t
             or subcategory.startswith(DOMAIN_PREFIXES)
             or subcategory in DOMAIN_SUBCATEGORIES
         )
-        variants: list[tuple[str | None, dict]] = [(None, row)]  # type: ignore[type-arg]
-        # Two-person emoji have keys such as 1F3FB-1F3FF; only single tones make a one-instruction edit.
-        variants += [(TONES[key], v) for key, v in row.get("skin_variations", {}).items() if key in TONES]
-        for tone, cell in variants:
-            if not cell.get("has_img_google"):
-                continue
-            x, y = cell["sheet_x"] * CELL + 1, cell["sheet_y"] * CELL + 1
-            pixels = sheet[y : y + SIZE, x : x + SIZE].copy()
-            yield Emoji(base, tone, in_domain, is_held_out(base), pixels, row["category"], aliases_of(row))
+        yield Emoji(base, tone, in_domain, is_held_out(base), pixels, row["category"], aliases_of(row))
 
 
 def caption_of(name: str) -> str:
@@ -120,7 +131,7 @@ def caption_of(name: str) -> str:
     return " ".join(w for w in words if w not in {"sign", "symbol", "emoji"}) or name.lower()
 
 
-def aliases_of(row: dict) -> tuple[str, ...]:  # type: ignore[type-arg]
+def aliases_of(row: dict[str, Any]) -> tuple[str, ...]:
     """``["heart_eyes"]`` → ``("heart eyes",)``: the short names that are words."""
     names = (name.lower().replace("_", " ").replace("-", " ") for name in row["short_names"])
     return tuple(name for name in names if name.replace(" ", "").isalpha())

@@ -1,6 +1,6 @@
 #!/bin/sh
 # From nothing to the committed checkpoint; every step resumes. Environment: BIN, optionally WORK, GPU=1 (one data-centre
-# GPU, nine minutes: what made the committed checkpoint) and, without it, the step counts.
+# GPU, twice nine minutes: what made the committed checkpoint) and, without it, the step counts.
 set -eu
 WORK="${WORK:-build/emoji}"
 PY="$BIN/python"
@@ -9,6 +9,8 @@ MTU="$BIN/mtu-compile"
 if [ "${GPU:-0}" = 1 ]; then
     [ -f "$WORK/mtu/model_index.json" ] ||
         "$PY" -m examples.emoji.train_gpu --work "$WORK" --cache "$WORK" --minutes "${MINUTES:-8.9}" --compile vae
+    [ -f "$WORK/further/model_index.json" ] ||
+        "$PY" -m examples.emoji.train_further --start "$WORK/mtu" --work "$WORK" --cache "$WORK" --minutes "${MINUTES:-9.2}"
     [ -f "$WORK/clip.safetensors" ] || "$PY" -m examples.emoji.score_clip train --work "$WORK" --cache "$WORK"
 else
     [ -f "$WORK/vae/config.json" ] ||
@@ -22,4 +24,6 @@ fi
 [ -d "$WORK/mtu" ] || "$MTU" train "$WORK/mtu-start" --data "$WORK/train" -o "$WORK/mtu" --steps "${MTU_STEPS:-1300}" \
     --batch-size 12 --learning-rate 1e-3 --ema 0.998 --mixed-precision bf16 --mask-variants 6 \
     --save-every 200 --save-dtype float16 --resume
-"$PY" -m examples.emoji.publish --work "$WORK"
+MODEL="$WORK/mtu"
+[ "${GPU:-0}" != 1 ] || MODEL="$WORK/further"
+"$PY" -m examples.emoji.publish --work "$WORK" --model "$MODEL"

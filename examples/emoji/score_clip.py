@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("what", choices=("train", "score"))
     parser.add_argument("--work", type=Path, default=Path("build/emoji"))
     parser.add_argument("--cache", type=Path, default=Path("build/emoji"))
+    parser.add_argument("--model", type=Path, help="the pipeline to score; WORK/mtu by default")
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--steps", type=int)
@@ -152,7 +153,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     emoji = data.load(args.cache)[:: args.every]
     known = [e for e in emoji if not e.held_out]
-    tokenizer = CLIPTokenizer.from_pretrained(args.work / "mtu" / "tokenizer")
+    pipeline = args.model or args.work / "mtu"
+    tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer")
     if args.what == "train":
         save(train(known, tokenizer, device, args.seconds, args.batch, args.steps), args.work)
         return
@@ -165,7 +167,7 @@ def main() -> None:
         results[f"{name}, true pictures"] = first_among(
             model, tokenizer, [Image.fromarray(e.pixels) for e in part], prompts
         )
-        results[name] = first_among(model, tokenizer, sample(args.work / "mtu", prompts), prompts)
+        results[name] = first_among(model, tokenizer, sample(pipeline, prompts), prompts)
     (args.work / "clip.json").write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 

@@ -18,6 +18,7 @@ import copy  # noqa: E402
 import io  # noqa: E402
 import json  # noqa: E402
 import tarfile  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -169,17 +170,21 @@ class Recipe:
 
     def write_pack(self) -> None:
         """The work folder's parts as one archive, cut into pieces."""
-        if self.pack is None:
-            return
-        archive = io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            for name in ("vae", "base", "mtu", "training.json"):
-                if (self.work / name).exists():
-                    tar.add(self.work / name, arcname=name)
-        whole = archive.getvalue()
-        self.pack.mkdir(parents=True, exist_ok=True)
-        for number, start in enumerate(range(0, len(whole), PART)):
-            (self.pack / f"checkpoint.tar.{number}").write_bytes(whole[start : start + PART])
+        if self.pack is not None:
+            write_pack(self.work, ("vae", "base", "mtu", "training.json"), self.pack)
+
+
+def write_pack(work: Path, names: Sequence[str], pack: Path) -> None:
+    """What there is of ``names`` in ``work`` as one archive, cut into pieces of ``PART`` bytes."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name in names:
+            if (work / name).exists():
+                tar.add(work / name, arcname=name)
+    whole = archive.getvalue()
+    pack.mkdir(parents=True, exist_ok=True)
+    for number, start in enumerate(range(0, len(whole), PART)):
+        (pack / f"checkpoint.tar.{number}").write_bytes(whole[start : start + PART])
 
 
 def count(module: nn.Module) -> float:
