@@ -97,7 +97,7 @@ def _compile(
             workload=options.workload,
         )
         planned.require()
-    progress.note(planned.routing_in_words())
+    progress.tell(planned.routing_in_words())
     routing = planned.routing
     unets = specialise(dynamic, model, work, progress, edits, routing=routing)
     require_importable(target, options.precision, unets, part_graphs)

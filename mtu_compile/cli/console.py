@@ -44,6 +44,9 @@ class ConsoleProgress(Progress):
     def note(self, message: str) -> None:
         self._console.print(f"warning: {message}", markup=False, soft_wrap=True)
 
+    def tell(self, message: str) -> None:
+        self._console.print(message, markup=False, soft_wrap=True)
+
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, quiet: bool = False) -> None:
     """Print a table on stdout."""

@@ -23,3 +23,6 @@ class Progress:
 
     def note(self, message: str) -> None:
         """Something that is no error, and not what may have been meant."""
+
+    def tell(self, message: str) -> None:
+        """What was decided on the way, and why."""
