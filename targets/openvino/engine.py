@@ -37,8 +37,8 @@ _DRIVERS = {
 }
 
 #: Bytes of weights up to which a CPU gets a network compiled for each number of samples, where any number goes. Such
-#: networks share no weights, and one sample after the other takes a small network half as long again, as every node has
-#: its price; Stable Diffusion 1.5 takes a twentieth longer (docs/decisions/0019-batch-of-a-shared-engine.md).
+#: networks share no weights; but kernels for any number take a small network a third longer, and Stable Diffusion 1.5 a
+#: fortieth (docs/decisions/0019-batch-of-a-shared-engine.md).
 SMALL = 128 << 20
 
 #: The most samples such a network is compiled for: what a step of text and image guidance takes.
@@ -54,8 +54,8 @@ class OpenVINOEngine(EngineBase):
     compiled here instead, which takes longer, and ``warnings`` and the log say so. Nothing ever runs on another device
     than the one asked for.
 
-    A model for several tasks whose batch is free is compiled for each number of samples when it first comes, if it is
-    small, and for one sample at a time else: for a batch that is free, CPUs have slower kernels.
+    A small model for several tasks whose batch is free is compiled for each number of samples when it first comes: for
+    any number at once, CPUs have slower kernels.
 
     Args:
         path: the model.
@@ -105,11 +105,8 @@ class OpenVINOEngine(EngineBase):
             for_device(model, device)
             self._prepare(model)
             self._any_batch: Callable[[int], Any] | None = None
-            if device == "CPU" and _is_shared(model) and model.is_dynamic():
-                if (weights or path.with_suffix(".bin")).stat().st_size <= SMALL:
-                    self._any_batch = lambda samples: core.compile_model(of_batch(model, samples), device, options)
-                else:
-                    model = of_batch(model, 1)
+            if device == "CPU" and _is_shared(model) and model.is_dynamic() and _weigh(path, weights) <= SMALL:
+                self._any_batch = lambda samples: core.compile_model(of_batch(model, samples), device, options)
             compiled = None
             if prebuilt is not None:
                 compiled = self._import(core, model, device, options, prebuilt)
@@ -209,6 +206,11 @@ def for_device(model: Any, device: str) -> None:
 def _is_shared(model: Any) -> bool:
     """Whether the task of each sample is an input."""
     return any(TASK_INPUT in port.names for port in model.inputs)
+
+
+def _weigh(path: Path, weights: Path | None) -> int:
+    """Bytes of a model's weights on the disk."""
+    return (weights or path.with_suffix(".bin")).stat().st_size
 
 
 def of_batch(model: Any, samples: int) -> Any:

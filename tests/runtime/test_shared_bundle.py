@@ -248,7 +248,7 @@ def test_a_shared_network_is_listed_once(make_shared: Callable[..., Path]) -> No
     assert [where for where, _ in manifest.engines()] == ["text.engine", "vae_encoder", "vae_decoder", "unet"]
 
 
-def test_a_network_too_large_to_be_compiled_twice_runs_one_sample_at_a_time(
+def test_a_network_too_large_to_be_compiled_twice_is_compiled_for_any_number_of_samples(
     make_shared: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_shared(-1)
@@ -256,7 +256,6 @@ def test_a_network_too_large_to_be_compiled_twice_runs_one_sample_at_a_time(
         expected = small.run("edit", "a red fox", image=SOURCE, steps=2)
     monkeypatch.setattr("targets.openvino.engine.SMALL", 0)
     with runtime.load(root) as large:
-        unet = large.manifest.tasks["edit"].engine
-        assert large.networks.open(unet).inputs["sample"].shape[0] == 1
+        assert large.networks.open(large.manifest.tasks["edit"].engine).inputs["sample"].most is None
         given = large.run("edit", "a red fox", image=SOURCE, steps=2)
     np.testing.assert_allclose(given.latents, expected.latents, rtol=1e-4, atol=1e-5)
