@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +106,7 @@ class OpenVINOEngine(EngineBase):
             for_device(model, device)
             self._prepare(model)
             self._any_batch: Callable[[int], Any] | None = None
-            if device == "CPU" and _is_shared(model) and model.is_dynamic() and _weigh(path, weights) <= SMALL:
+            if device == "CPU" and _is_shared(model) and model.is_dynamic() and _weigh(model) <= SMALL:
                 self._any_batch = lambda samples: core.compile_model(of_batch(model, samples), device, options)
             compiled = None
             if prebuilt is not None:
@@ -208,9 +209,10 @@ def _is_shared(model: Any) -> bool:
     return any(TASK_INPUT in port.names for port in model.inputs)
 
 
-def _weigh(path: Path, weights: Path | None) -> int:
-    """Bytes of a model's weights on the disk."""
-    return (weights or path.with_suffix(".bin")).stat().st_size
+def _weigh(model: Any) -> int:
+    """Bytes of a model's constants."""
+    constants = (node.output(0) for node in model.get_ops() if node.get_type_name() == "Constant")
+    return sum(math.prod(one.get_shape()) * int(one.get_element_type().size) for one in constants)
 
 
 def of_batch(model: Any, samples: int) -> Any:

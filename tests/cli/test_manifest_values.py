@@ -47,6 +47,7 @@ NULLABLE = re.compile(
     r"|provenance\.plan\.(least_bytes|fits|build|shared|routing|recommendation)"
     r"|provenance\.plan\.(networks\[\]|shared)\.(kind|attention_scores_bytes|unknown_shapes)"
     r"|provenance\.plan\.build\.(libraries|weights|scores|features|available)_bytes|provenance\.plan\.build\.(smaller|seconds|fits)"
+    r"|provenance\.shared_weights_saved_bytes"
     r"|provenance\.board\.(device|compute_capability|wheels)|provenance\.board\.jetpack\[\]\.(cuda|python|glibc|machine|source)"
     r"|tasks\.\w+\.provenance\.(calibration|quantisation|compression|build_seconds|parity|float16_range)"
     r"|.*\.provenance\.calibration\.(sha256|strategy|pictures|calls|steps|seed|source)"
@@ -257,6 +258,8 @@ def test_a_missing_or_foreign_entry_is_refused_by_name(raw: Any) -> None:
         "instruction_sets",
         "routing",
         "user_passes",
+        "weights",
+        "weights_bytes",
         "class_label",
         "passes",
         "condition",

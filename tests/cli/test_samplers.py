@@ -140,7 +140,7 @@ def test_a_task_without_guidance_has_a_graph_of_one_sample(
     run = {"seed": 3, "steps": 6, "scheduler": "euler"}
     assert_close(loaded.run("turbo", "disc a", **run).latents, float_latents(sd15, "euler", "turbo"))
     engine = Counting(loaded.unet("turbo"))
-    monkeypatch.setattr(loaded, "unet", lambda task: engine)
+    monkeypatch.setattr(loaded.networks, "open_unet", lambda entry: engine)
     got = loaded.run("turbo", "disc a", guidance_scale=4.0, **run)  # two samples: one after the other
     assert engine.runs == 12
     assert "2 times a step" in got.notices[0].message

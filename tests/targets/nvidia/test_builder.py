@@ -435,9 +435,9 @@ COMMON = {
     "Runtime": {"deserialize_cuda_engine"},
     "ICudaEngine": {
         *("create_execution_context", "get_tensor_dtype", "get_tensor_mode", "get_tensor_name", "get_tensor_shape"),
-        "num_io_tensors",
+        *("get_tensor_profile_shape", "num_io_tensors"),
     },
-    "IExecutionContext": {"execute_async_v3", "set_tensor_address"},
+    "IExecutionContext": {"execute_async_v3", "set_input_shape", "set_tensor_address"},
 }
 #: Only in TensorRT-RTX; used where the name was looked up before, or in its own engine class.
 RTX_ONLY = {
