@@ -22,10 +22,9 @@ from calibration.sets import CalibrationSet
 from mtu_compile.core.errors import CalibrationError
 from mtu_compile.core.guidance import Guidance
 from mtu_compile.core.tasks import Task
+from mtu_compile.graph.edit import SAMPLE, TASK
 
 Array = NDArray[Any]
-
-SAMPLE, TASK = "sample", "task"
 
 
 @dataclass(frozen=True, eq=False)

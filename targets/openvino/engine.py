@@ -38,8 +38,8 @@ _DRIVERS = {
 }
 
 #: Bytes of weights up to which a CPU gets a network compiled for each number of samples, where any number goes. Such
-#: networks share no weights; but kernels for any number take a small network a third longer, and Stable Diffusion 1.5 a
-#: fortieth (docs/decisions/0019-batch-of-a-shared-engine.md).
+#: networks share no weights; but kernels for any number take a small network a third longer, and Stable Diffusion 1.5 6
+#: to 7 % (docs/decisions/0019-batch-of-a-shared-engine.md).
 SMALL = 128 << 20
 
 #: The most samples such a network is compiled for: what a step of text and image guidance takes.
