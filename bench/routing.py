@@ -28,7 +28,9 @@ import numpy as np
 import passes
 import targets
 from bench import timing
+from calibration.quantize import table_reads
 from mtu_compile.core.tasks import Task
+from mtu_compile.graph import io as graph_io
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.task_engine import TaskEngine
 
@@ -89,6 +91,8 @@ def specialise(work: Work, name: str) -> None:
     sizes = {"height": facts["size"], "width": facts["size"], "text_length": facts["length"]}
     if name == SHARED:
         passes.run_pipeline(work.dynamic, out, passes.SHARED_PIPELINE, passes.PassContext(**sizes))
+        if len(table_reads(graph_io.load_proto(out))) < 2:
+            raise SystemExit(f"the tasks of {work.dynamic} are all alike, and {out} has no routing to measure")
         return
     index, task = next((i, task) for i, task in enumerate(work.tasks()) if task.name == name)
     channels = 4 + task.condition_channels(4)

@@ -50,7 +50,26 @@ def sd15_models() -> tuple[Any, Any, int, int]:
 
     torch.manual_seed(0)
     plain = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval()
-    return plain, upcycle_unet(plain, PAPER_TASKS).eval(), 32, 77
+    return plain, tell_tasks_apart(upcycle_unet(plain, PAPER_TASKS).eval()), 32, 77
+
+
+def tell_tasks_apart(unet: Any, seed: int = 1) -> Any:
+    """Change ``unet`` as training does: fresh from upcycling its tasks are all alike.
+
+    Tables whose rows are equal become constants, and what is measured of a shared engine would have no routing in it.
+    """
+    import torch
+
+    from mtu_compile.model.experts import Router, TaskNorm
+
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in unet.modules():
+            changed = [module.weight, module.bias] if isinstance(module, TaskNorm) else []
+            changed += [module.fc2.weight] if isinstance(module, Router) else []
+            for parameter in changed:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+    return unet
 
 
 def inputs(plain: Any, size: int, length: int, channels: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
