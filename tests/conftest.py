@@ -227,3 +227,23 @@ def mtu_pipeline_dir(base_pipeline_dir: Path, made_once: MadeOnce) -> Path:
         upcycle_folder(base_pipeline_dir, folder / "pipeline", PAPER_TASKS, num_experts=4, d_task=16, router_width=16)
 
     return made_once("mtu", make) / "pipeline"
+
+
+@pytest.fixture(scope="session")
+def sdxl_pipeline_dir(made_once: MadeOnce) -> Path:
+    """A tiny SDXL pipeline folder as it is published (random weights); copy it to change it."""
+    from tests.tiny_sdxl import save_sdxl_pipeline
+
+    return made_once("sdxl-base", lambda folder: save_sdxl_pipeline(folder / "pipeline")) / "pipeline"
+
+
+@pytest.fixture(scope="session")
+def sdxl_mtu_dir(sdxl_pipeline_dir: Path, made_once: MadeOnce) -> Path:
+    """``sdxl_pipeline_dir`` upcycled for the paper's four tasks, with the paper's one expert, untrained."""
+    from mtu_compile.core.tasks import PAPER_TASKS
+    from mtu_compile.model.upcycle import upcycle_folder
+
+    def make(folder: Path) -> None:
+        upcycle_folder(sdxl_pipeline_dir, folder / "pipeline", PAPER_TASKS, d_task=16, router_width=16)
+
+    return made_once("sdxl-mtu", make) / "pipeline"

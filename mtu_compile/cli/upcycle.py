@@ -19,7 +19,7 @@ TASKS_HINT = 'write a JSON list of tasks: [{"name": "depth", "condition": ["imag
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The MTU pipeline folder to write."
 )
-@click.option("--experts", default=4, show_default=True, type=click.IntRange(1), help="Experts a block.")
+@click.option("--experts", type=click.IntRange(1), help="Experts a block; by default the paper's: 4, and 1 for SDXL.")
 @click.option("--task", "names", multiple=True, metavar="NAME", help="A task to include; all of them by default.")
 @click.option(
     "--tasks", "tasks_file", type=click.Path(path_type=Path), help="JSON list of tasks instead of the paper's."
@@ -34,7 +34,7 @@ TASKS_HINT = 'write a JSON list of tasks: [{"name": "depth", "condition": ["imag
 def command(
     base: Path,
     output: Path,
-    experts: int,
+    experts: int | None,
     names: tuple[str, ...],
     tasks_file: Path | None,
     d_task: int,
@@ -67,16 +67,17 @@ def command(
             tasks,
             dtype=getattr(torch, dtype),
             force=force,
-            num_experts=experts,
             d_task=d_task,
             router_width=router_width,
             norm_per_expert=norm_per_expert,
             top_k=kept,
+            **({} if experts is None else {"num_experts": experts}),
         )
     if not quiet:
         millions = sum(p.numel() for p in unet.parameters()) / 1e6
         listed = ", ".join(task.name for task in tasks)
-        click.echo(f"{output}: {millions:.1f}M parameters in the UNet, {experts} experts a block, tasks {listed}")
+        count = unet.config.num_experts
+        click.echo(f"{output}: {millions:.1f}M parameters in the UNet, experts a block: {count}, tasks {listed}")
         if any(task.guidance == "embedded" for task in unet.tasks):
             click.echo("the UNet takes the guidance scale as an input: one sample a step, and no negative prompt")
 

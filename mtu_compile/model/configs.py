@@ -8,7 +8,7 @@ names neither file nor key.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -18,15 +18,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig
 from transformers.activations import ACT2FN
 
+from mtu_compile.core.families import Family, family_of
 from mtu_compile.core.schema import Length, Mismatch, Range, Rule, conform, read_json, show
-from mtu_compile.model.tokenizer import check_tokenizer
+from mtu_compile.model.tokenizer import check_lengths, check_tokenizer
 from mtu_compile.model.unet_config import MTU_KEYS, MTUConfig
 from mtu_compile.model.unet_support import check_unet
 
 Config = Mapping[str, Any]
-
-#: Tokenizer → the text encoder that reads its tokens.
-TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 
 #: Sizes beyond these are slips of the keyboard; a network of them would be made, slowly, before anybody noticed.
 WIDEST, LONGEST = 1 << 20, 64
@@ -86,19 +84,17 @@ def check_configs(folder: Path, listed: Mapping[str, tuple[str, str]]) -> None:
     with _named(folder / "vae" / "config.json"):
         _check_kinds(vae, {**_signature(AutoencoderKL), **_ANY, **_VAE, "_class_name": _one_name("AutoencoderKL")})
         _check_latents(unet, vae)
-    widths = []
-    for name in ("text_encoder", "text_encoder_2"):
-        if name in configs:
-            with _named(folder / name / "config.json"):
-                _check_kinds(configs[name], {**_fields(CLIPTextConfig), **_ANY, **_TEXT})
-            widths.append(_value(configs[name], "hidden_size"))
-    for name, reader in TOKENIZERS.items():
-        if name in listed and reader in configs:
-            positions, vocabulary = (_value(configs[reader], key) for key in ("max_position_embeddings", "vocab_size"))
-            check_tokenizer(folder / name, positions, vocabulary)
-    if len(widths) == 1:  # the two of SDXL are joined, in a pipeline that is not run whole yet
-        with _named(folder / "unet" / "config.json"):
-            _check_width(unet, widths[0])
+    family = family_of(listed)
+    for branch in family.texts:
+        with _named(folder / branch.encoder / "config.json"):
+            _check_kinds(configs[branch.encoder], {**_fields(CLIPTextConfig), **_ANY, **_TEXT})
+        positions, vocabulary = (
+            _value(configs[branch.encoder], key) for key in ("max_position_embeddings", "vocab_size")
+        )
+        check_tokenizer(folder / branch.tokenizer, positions, vocabulary)
+    check_lengths([folder / branch.tokenizer for branch in family.texts])
+    with _named(folder / "unet" / "config.json"):
+        _check_text(unet, family, [configs[branch.encoder] for branch in family.texts])
 
 
 class _named:
@@ -147,14 +143,37 @@ def _check_latents(unet: Config, vae: Config) -> None:
             raise Mismatch(blocks, show(here), f"{len(sizes)} entries, as block_out_channels has")
 
 
-def _check_width(unet: Config, wanted: int) -> None:
-    """Cross-attention reads what the text encoder gives, unless the UNet projects it first."""
+def _check_text(unet: Config, family: Family, encoders: Sequence[Config]) -> None:
+    """The UNet takes what the text encoders of its family give."""
+    if (addition := unet.get("addition_embed_type")) != family.addition:
+        wanted = f"{show(family.addition)}, as the text encoders are those of {family.label}"
+        raise Mismatch("addition_embed_type", show(addition), wanted)
+    _check_width(unet, sum(_value(encoder, "hidden_size") for encoder in encoders), len(encoders))
+    if not family.conditions:
+        return
+    pooled = next(
+        _value(encoder, "projection_dim")
+        for branch, encoder in zip(family.texts, encoders, strict=True)
+        if branch.pooled
+    )
+    key, each = "projection_class_embeddings_input_dim", unet.get("addition_time_embed_dim")
+    if each is None:
+        raise Mismatch("addition_time_embed_dim", None, "a number: the width of each of six sizes")
+    if (width := unet.get(key)) != (wanted := pooled + 6 * each):
+        raise Mismatch(
+            key, show(width), f"{wanted}, the pooled text's projection_dim {pooled} and six sizes of {each} each"
+        )
+
+
+def _check_width(unet: Config, wanted: int, encoders: int) -> None:
+    """Cross-attention reads what the text encoders give, unless the UNet projects it first."""
     if unet.get("encoder_hid_dim") is not None or unet.get("encoder_hid_dim_type") is not None:
         return
     width = unet.get("cross_attention_dim", 1280)
+    whose = "the text encoder's hidden_size" if encoders == 1 else "the sum of the text encoders' hidden_size"
     for one in width if isinstance(width, (list, tuple)) else (width,):
         if one != wanted:
-            raise Mismatch("cross_attention_dim", show(width), f"{wanted}, the text encoder's hidden_size")
+            raise Mismatch("cross_attention_dim", show(width), f"{wanted}, {whose}")
 
 
 def _value(config: Config, key: str) -> int:

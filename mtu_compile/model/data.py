@@ -29,6 +29,7 @@ from mtu_compile.core.masks import random_mask
 from mtu_compile.core.rows import CHECK_SPLIT, METADATA, Row, parse_row, read_rows
 from mtu_compile.core.tasks import Task
 from mtu_compile.model import encode
+from mtu_compile.model.text import Encoded, TextEncoders
 from mtu_compile.runtime import images
 from mtu_compile.runtime.masks import read_mask
 
@@ -43,11 +44,13 @@ class Batch:
         latents: [b, C, h, w], scaled latents of the wanted pictures.
         condition: [b, c, h, w], the task's condition channels (c may be 0).
         text: [b, L, D], embeddings of the prompts.
+        pooled: [b, P], their pooled embeddings (P may be 0).
     """
 
     latents: Tensor
     condition: Tensor
     text: Tensor
+    pooled: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,7 @@ class Encoder:
     """
 
     vae: Any
-    tokenizer: Any
-    text_encoder: Any
+    texts: TextEncoders
     height: int
     width: int
     mask_variants: int
@@ -75,8 +77,13 @@ class Encoder:
         return encode.encode_pixels(self.vae, pixels).cpu()
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def prompts(self, prompts: Sequence[str]) -> Tensor:
-        return encode.encode_prompts(self.tokenizer, self.text_encoder, prompts).float().cpu()
+    def prompts(self, prompts: Sequence[str]) -> Encoded:
+        return _kept(self.texts.encode(prompts))
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def no_prompt(self) -> Encoded:
+        """[1, …] of what takes the prompt's place in guidance."""
+        return _kept(self.texts.encode_negative(""))
 
     def picture(self, path: Path, downscale: int | None = None) -> Tensor:
         """[3, H, W] in [-1, 1]; with ``downscale`` the picture made that much smaller and brought back up."""
@@ -105,6 +112,12 @@ class Encoder:
         pieces = encode.condition_pieces(task, self.vae, pixels.to(self.vae.device), _to(mask, self.vae.device))
         assert pieces is not None
         return pieces.cpu()
+
+
+def _kept(encoded: Encoded) -> Encoded:
+    """In float32 and main memory, pooled embeddings of width 0 where there are none."""
+    states, pooled = encoded.states.float().cpu(), encoded.pooled
+    return Encoded(states, states.new_zeros(len(states), 0) if pooled is None else pooled.float().cpu())
 
 
 def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
@@ -178,6 +191,7 @@ class CachedSource:
             latents=t["latents"][t["target"][rows]],
             condition=t["conditions"][t["condition"][rows], variants],
             text=t["prompts"][t["prompt"][rows]],
+            pooled=t["pooled"][t["prompt"][rows]],
         )
 
 
@@ -237,7 +251,9 @@ def encode_rows(task: Task, rows: Sequence[Row], encoder: Encoder, rng: np.rando
     condition = latents[:, :0]
     if task.condition:
         condition = encoder.conditions(task, rows, [int(v) for v in rng.integers(2**31, size=len(rows))])
-    return Batch(latents, condition, encoder.prompts([row.prompt for row in rows]))
+    text = encoder.prompts([row.prompt for row in rows])
+    assert text.pooled is not None
+    return Batch(latents, condition, text.states, text.pooled)
 
 
 def encode_set(task: Task, rows: Sequence[Row], encoder: Encoder, advance: Callable[[int], None]) -> dict[str, Tensor]:
@@ -250,9 +266,12 @@ def encode_set(task: Task, rows: Sequence[Row], encoder: Encoder, advance: Calla
     for chunk in _chunks(targets, 64):
         latents.append(encoder.latents(torch.stack([encoder.picture(path) for path in chunk])))
         advance(len(chunk))
+    text = encoder.prompts(prompts)
+    assert text.pooled is not None
     tensors = {
         "latents": torch.cat(latents),
-        "prompts": encoder.prompts(prompts),
+        "prompts": text.states,
+        "pooled": text.pooled,
         "target": _indices(targets, [row.target for row in rows]),
         "prompt": _indices(prompts, [row.prompt for row in rows]),
         "condition": _indices(sources, [_condition_key(task, row) for row in rows]),
@@ -301,7 +320,7 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def cache_key(task: Task, rows: Sequence[Row], encoder: Encoder, model: str) -> str:
     """Names the encoded set: it changes with the rows, their files, the model and the settings."""
     digest = hashlib.sha256(
-        f"2 {model} {task} {encoder.height} {encoder.width} {encoder.fit} {encoder.seed}\n".encode()
+        f"3 {model} {task} {encoder.height} {encoder.width} {encoder.fit} {encoder.seed}\n".encode()
     )
     digest.update(f"{variants_of(task, rows, encoder)}\n".encode())
     for row in rows:

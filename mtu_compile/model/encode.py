@@ -1,8 +1,8 @@
-"""Pictures, masks and prompts to what the UNet takes: the one place that inference and training share."""
+"""Pictures and masks to what the UNet takes: the one place that inference and training share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,21 +47,6 @@ def encode_pixels(vae: Any, pixels: Tensor, batch: int = 16) -> Tensor:
         vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode().float() * vae.config.scaling_factor
         for part in pixels.split(batch)
     ]
-    return torch.cat(parts)
-
-
-def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], batch: int = 64) -> Tensor:
-    """Prompts → [B, L, D], padded or cut to the tokenizer's maximum length."""
-    parts = []
-    for start in range(0, len(prompts), batch):
-        tokens = tokenizer(
-            list(prompts[start : start + batch]),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        parts.append(text_encoder(tokens.input_ids.to(text_encoder.device))[0])
     return torch.cat(parts)
 
 

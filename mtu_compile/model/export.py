@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from mtu_compile.core.errors import ModelError
+from mtu_compile.core.families import TEXT_EMBEDS, TIME_IDS
 from mtu_compile.graph import io as graph_io
+from mtu_compile.model.unet import call_unet
 from mtu_compile.runtime.engine import OUTPUT
 from mtu_compile.runtime.guidance import SCALE_INPUT
 
@@ -39,9 +41,7 @@ class _UNet(nn.Module):  # type: ignore[misc]
         self.names = names
 
     def forward(self, *values: Tensor) -> Tensor:
-        inputs = dict(zip(self.names, values, strict=True))
-        added = {name: inputs.pop(name) for name in ("text_embeds", "time_ids") if name in inputs}
-        return self.model(**inputs, added_cond_kwargs=added or None, return_dict=False)[0]  # type: ignore[no-any-return]
+        return call_unet(self.model, dict(zip(self.names, values, strict=True)))
 
 
 class _TextEncoder(nn.Module):  # type: ignore[misc]
@@ -140,7 +140,7 @@ def _unet_inputs(unet: Any, channels: int, text_length: int) -> dict[str, Tensor
     }
     if unet.config.addition_embed_type == "text_time":
         pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-        inputs |= {"text_embeds": torch.zeros(2, pooled), "time_ids": torch.zeros(2, 6)}
+        inputs |= {TEXT_EMBEDS: torch.zeros(2, pooled), TIME_IDS: torch.zeros(2, 6)}
     elif unet.config.addition_embed_type is not None:
         raise ModelError(f"added conditions of type {unet.config.addition_embed_type!r} are not supported")
     if unet.config.time_cond_proj_dim is not None:

@@ -16,6 +16,7 @@ import diffusers
 import transformers
 
 from mtu_compile.core.errors import ConfigError, ModelError, first_line
+from mtu_compile.core.families import FAMILIES, Family, family_of
 from mtu_compile.core.files import is_inside
 from mtu_compile.core.hashing import IGNORED
 from mtu_compile.core.schema import Mismatch, conform, read_json
@@ -30,21 +31,25 @@ INDEX = "model_index.json"
 CLASSES: dict[str, tuple[str, ...] | None] = {
     "unet": ("UNet2DConditionModel", "MTUUNet2DConditionModel"),
     "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-    # CLIPTokenizerFast is CLIPTokenizer's other name since transformers 5.
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "scheduler": None,
+    **{branch.encoder: (branch.kind,) for family in FAMILIES.values() for branch in family.texts},
+    # CLIPTokenizerFast is CLIPTokenizer's other name since transformers 5.
+    **{
+        branch.tokenizer: ("CLIPTokenizer", "CLIPTokenizerFast")
+        for family in FAMILIES.values()
+        for branch in family.texts
+    },
 }
 
 #: Components that hold weights, and the stem of their files' names.
 MODELS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
+    **{branch.encoder: "model" for family in FAMILIES.values() for branch in family.texts},
 }
+
+#: Keys of an index that are no components, and say how a pipeline of a family works.
+ZEROS_FOR_EMPTY, AESTHETICS = "force_zeros_for_empty_prompt", "requires_aesthetics_score"
 
 #: What an index says of a component: its library and class, or null for what the pipeline goes without.
 Entry = tuple[str | None, str | None]
@@ -65,7 +70,9 @@ def read_index(folder: Path) -> dict[str, tuple[str, str]]:
         raise ModelError(f"{folder} has no {INDEX}", hint="give a diffusers pipeline folder")
     listed = {}
     try:
-        for name, value in conform(Mapping[str, Any], read_json(path)).items():
+        index = conform(Mapping[str, Any], read_json(path))
+        _check_settings(path, index)
+        for name, value in index.items():
             if name in CLASSES or (isinstance(value, list) and not name.startswith("_")):
                 library, kind = conform(Entry, value, name)
                 if name not in IGNORED and library is not None and kind is not None:
@@ -84,9 +91,29 @@ def read_index(folder: Path) -> dict[str, tuple[str, str]]:
                 f"{path}: {name} is a {library}.{kind}, which is not known",
                 hint=f"{name} has to be {'one of ' + ', '.join(known) if known else 'a scheduler of diffusers'}",
             )
-    if missing := {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} - listed.keys():
+    if missing := family_of(listed).components - listed.keys():
         raise ModelError(f"{path} does not list {', '.join(sorted(missing))}", hint="fetch the model again")
     return listed
+
+
+def _check_settings(path: Path, index: Mapping[str, Any]) -> None:
+    """Refuse a setting of the wrong kind, or one that the compiled pipeline would not obey."""
+    for key in (ZEROS_FOR_EMPTY, AESTHETICS):
+        conform(bool | None, index.get(key), key)
+    if index.get(AESTHETICS):
+        raise ModelError(
+            f"{path}: {AESTHETICS} is true: the UNet is told how beautiful a picture is to be, which is no input here",
+            hint="compile the base model; the refiner that follows it is not supported",
+        )
+
+
+def zeros_for_empty_prompt(folder: Path, family: Family) -> bool:
+    """Whether an empty negative prompt is all zeros to the UNet of a checked folder (``force_zeros_for_empty_prompt``).
+
+    Where the index does not say it is, as in diffusers, for a family whose UNet takes pooled embeddings.
+    """
+    given = read_json(folder / INDEX).get(ZEROS_FOR_EMPTY)
+    return bool(family.conditions) if given is None else bool(given) and bool(family.conditions)
 
 
 def check_folder(folder: Path) -> dict[str, tuple[str, str]]:

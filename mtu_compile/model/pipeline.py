@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import diffusers
 import numpy as np
@@ -17,30 +18,41 @@ from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.families import TEXT_EMBEDS, TIME_IDS, Family, family_of
 from mtu_compile.core.finite import require_finite_original
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.guidance import ROWS, combine
 from mtu_compile.core.noise import initial_noise
 from mtu_compile.core.notices import Notice
+from mtu_compile.core.schema import read_json
 from mtu_compile.core.seeds import check_seed
+from mtu_compile.core.sizes import Sizes
 from mtu_compile.core.tasks import MAX_SCALE, Task, find_task
 from mtu_compile.model import encode
 from mtu_compile.model.autoencoder import fold_statistics
-from mtu_compile.model.folder import check_folder, load_component, make_portable, silent_libraries
-from mtu_compile.model.plain import SDXL, SDXL_HINT, require_multi_task
+from mtu_compile.model.folder import (
+    check_folder,
+    load_component,
+    make_portable,
+    silent_libraries,
+    zeros_for_empty_prompt,
+)
+from mtu_compile.model.networks import CLASSES
+from mtu_compile.model.plain import require_multi_task
 from mtu_compile.model.sampler import SCHEDULER, save_scheduler, seeded_step, set_timesteps
+from mtu_compile.model.text import Encoded, TextEncoders
 from mtu_compile.model.tokenizer import load_tokenizer
-from mtu_compile.model.unet import MTUUNet2DConditionModel
+from mtu_compile.model.unet import MTUUNet2DConditionModel, call_unet
 from mtu_compile.runtime import guidance, images
 from mtu_compile.runtime.masks import MaskMode, check_selection, read_mask
 from mtu_compile.runtime.text import cut_by
 
 #: Called after every UNet call with the static graph's inputs (``sample`` [b, 4+c, h, w], ``timestep`` [1],
-#: ``encoder_hidden_states`` [b, L, D], and ``timestep_cond`` [b, W] of a UNet that takes the guidance scale), its
-#: output [b, 4, h, w], and the timestep.
+#: ``encoder_hidden_states`` [b, L, D], ``text_embeds`` [b, P] and ``time_ids`` [b, 6] of SDXL, and ``timestep_cond``
+#: [b, W] of a UNet that takes the guidance scale), its output [b, 4, h, w], and the timestep.
 UNetHook = Callable[[dict[str, Tensor], Tensor, float], None]
 
 
@@ -62,10 +74,16 @@ class MTUPipelineOutput(BaseOutput):  # type: ignore[misc]
 class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Text-to-image, editing, super-resolution, inpainting and any other task its UNet describes.
 
-    How a task is conditioned and guided comes from the task's description alone (``mtu_compile.core.tasks.Task``).
+    How a task is conditioned and guided comes from the task's description alone (``mtu_compile.core.tasks.Task``), and
+    what its UNet is told beside from its family (``mtu_compile.core.families``).
+
+    Args:
+        text_encoder_2, tokenizer_2: of families that have a second text encoder.
+        force_zeros_for_empty_prompt: an empty negative prompt is all zeros to the UNet (SDXL).
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    _optional_components: ClassVar[list[str]] = ["text_encoder_2", "tokenizer_2"]
 
     def __init__(
         self,
@@ -74,9 +92,21 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         scheduler: SchedulerMixin,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        force_zeros_for_empty_prompt: bool = False,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
+        self.register_modules(
+            unet=unet,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+        )
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -100,16 +130,21 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         listed = check_folder(folder)
         if "unet" not in components:
             require_multi_task(folder)
-        if "text_encoder_2" in listed:
-            raise ModelError(SDXL.format(folder), hint=SDXL_HINT)
+        family = family_of(listed)
         loaders: dict[str, Callable[[], Any]] = {
             "unet": lambda: load_component(MTUUNet2DConditionModel, folder / "unet", dtype=torch_dtype),
-            "vae": lambda: fold_statistics(load_component(AutoencoderKL, folder / "vae", dtype=torch_dtype)),
-            "text_encoder": lambda: load_component(CLIPTextModel, folder / "text_encoder", dtype=torch_dtype),
-            "tokenizer": lambda: load_tokenizer(folder / "tokenizer"),
+            "vae": lambda: _load_vae(folder / "vae", family, torch_dtype),
             "scheduler": lambda: load_scheduler(listed["scheduler"][1], folder / "scheduler"),
         }
-        return cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})
+        for branch in family.texts:
+            loaders |= {
+                branch.encoder: partial(
+                    load_component, CLASSES[branch.kind], folder / branch.encoder, dtype=torch_dtype
+                ),
+                branch.tokenizer: partial(load_tokenizer, folder / branch.tokenizer),
+            }
+        parts = {name: components[name] if name in components else load() for name, load in loaders.items()}
+        return cls(**parts, force_zeros_for_empty_prompt=zeros_for_empty_prompt(folder, family))
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write a pipeline folder, weights as safetensors."""
@@ -117,6 +152,22 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             super().save_pretrained(folder, safe_serialization=True, **options)
         make_portable(Path(folder))
         save_scheduler(self.scheduler, Path(folder) / SCHEDULER)
+
+    @property
+    def family(self) -> Family:
+        """What kind of pipeline it is."""
+        return family_of(name for name in ("text_encoder", "text_encoder_2") if getattr(self, name) is not None)
+
+    @property
+    def texts(self) -> TextEncoders:
+        """Its text encoders, as one."""
+        branches = self.family.texts
+        return TextEncoders(
+            self.family,
+            [getattr(self, branch.tokenizer) for branch in branches],
+            [getattr(self, branch.encoder) for branch in branches],
+            bool(self.config.force_zeros_for_empty_prompt),
+        )
 
     @property
     def vae_scale(self) -> int:
@@ -151,6 +202,9 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         latents: Tensor | None = None,
         fit: Fit = "crop",
         mask_mode: MaskMode = "auto",
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] | None = None,
+        target_size: tuple[int, int] | None = None,
         output_type: Literal["pil", "np", "latent"] = "pil",
         paste_unmasked: bool = True,
         on_unet_call: UNetHook | None = None,
@@ -170,12 +224,15 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             latents: [1, C, h, w], initial noise of unit variance instead of a drawn one.
             fit: what becomes of a picture of other proportions than the output's, see ``mtu_compile.runtime.fitting``.
             mask_mode: what of ``mask_image`` selects, see ``mtu_compile.runtime.masks``.
+            original_size, crops_coords_top_left, target_size: what a UNet of SDXL is told, see
+                ``mtu_compile.core.sizes``.
             output_type: ``"latent"`` leaves the picture undecoded.
             paste_unmasked: for tasks with a mask, take the pixels outside the mask from ``image``.
             on_unet_call: sees every UNet call.
 
         Raises:
-            ConfigError: an unknown task or seed, a missing picture or mask, or a size the model cannot take.
+            ConfigError: an unknown task or seed, a missing picture or mask, a size the model cannot take, or sizes that
+                its UNet is not told.
             ModelError: the decoded picture has NaN or Inf values.
         """
         task_id, spec = find_task(self.unet.tasks, task)
@@ -185,12 +242,20 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         spec = spec.at(guidance_scale, image_guidance_scale)
         seed = None if seed is None else check_seed(seed)
         height, width = self.resolve_size(height, width)
+        sizes = Sizes(original_size, crops_coords_top_left, target_size)
+        sizes.check()
+        sizes.require_taken(self.family)
         pixels, mask, notices = self._source(spec, image, mask_image, height, width, fit, mask_mode)
         condition = encode.condition_pieces(spec, self.vae, pixels, mask)
         for what, given in (("prompt", prompt), ("negative prompt", negative_prompt)):
             if given and (cut := cut_by(self.tokenizer, given)) is not None:
                 notices += (cut.notice(what),)
         text = self._text(spec, prompt, negative_prompt)
+        constant = {
+            "encoder_hidden_states": text.states,
+            **self._added(text, sizes, (height, width), spec.unet_batch),
+            **self._embedded_scale(spec.guidance_scale, spec.unet_batch),
+        }
         task_ids = torch.full((spec.unet_batch,), task_id, dtype=torch.int64, device=self.unet.device)
         scale, image_scale = spec.guidance_scale, spec.image_guidance_scale
 
@@ -198,7 +263,6 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         x = self._noise(seed, generator, latents, height, width) * self.scheduler.init_noise_sigma
         step_options = self._step_options(generator)
         own_seed = seed if generator is None else None
-        constant = {"encoder_hidden_states": text, **self._embedded_scale(scale, spec.unet_batch)}
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for call, t in enumerate(self.scheduler.timesteps):
                 noisy = self.scheduler.scale_model_input(x, t)
@@ -207,7 +271,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
                     "timestep": t.reshape(1).to(torch.float32),
                     **constant,
                 }
-                output = self.unet(**inputs, task_ids=task_ids).sample
+                output = call_unet(self.unet, inputs, task_ids=task_ids)
                 if on_unet_call is not None:
                     on_unet_call(inputs, output, float(t))
                 guided = combine(spec.guidance, output.to(x.dtype).split(1), scale, image_scale)
@@ -271,10 +335,22 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             grey = grey.to(self.vae.device)
         return pixels, grey, notices
 
-    def _text(self, task: Task, prompt: str, negative_prompt: str) -> Tensor:
-        """Embeddings [b, L, D] in the order of the guidance batch."""
-        empty, full = encode.encode_prompts(self.tokenizer, self.text_encoder, [negative_prompt, prompt])
-        return torch.stack([full if row.prompt else empty for row in ROWS[task.guidance]]).to(self.unet.dtype)
+    def _text(self, task: Task, prompt: str, negative_prompt: str) -> Encoded:
+        """Embeddings [b, …] in the order of the guidance batch."""
+        texts, rows = self.texts, ROWS[task.guidance]
+        full = texts.encode([prompt])
+        empty = full if all(row.prompt for row in rows) else texts.encode_negative(negative_prompt)
+        chosen = [full if row.prompt else empty for row in rows]
+        pooled = [one.pooled for one in chosen if one.pooled is not None]
+        states = torch.cat([one.states for one in chosen]).to(self.unet.dtype)
+        return Encoded(states, torch.cat(pooled).to(self.unet.dtype) if pooled else None)
+
+    def _added(self, text: Encoded, sizes: Sizes, size: tuple[int, int], samples: int) -> dict[str, Tensor]:
+        """What the UNet of this family is told beside the text."""
+        if text.pooled is None:
+            return {}
+        ids = torch.from_numpy(sizes.time_ids(size)).to(self.unet.device)  # the UNet makes float32 waves of them
+        return {TEXT_EMBEDS: text.pooled, TIME_IDS: ids.repeat(samples, 1)}
 
     def _embedded_scale(self, scale: float, samples: int) -> dict[str, Tensor]:
         """The guidance scale as an input, for a UNet that takes it."""
@@ -313,6 +389,13 @@ def _unet_batch(task: Task, noisy: Tensor, condition: Tensor | None) -> Tensor:
     given, none = condition.to(noisy), torch.zeros_like(condition).to(noisy)
     conditions = torch.cat([given if row.condition else none for row in ROWS[task.guidance]])
     return torch.cat([batch, conditions], dim=1)
+
+
+def _load_vae(folder: Path, family: Family, dtype: torch.dtype) -> AutoencoderKL:
+    """The autoencoder; in float32 where float16 does not hold its numbers and its family's pipelines know that."""
+    if dtype == torch.float16 and family.upcasts_vae and read_json(folder / "config.json").get("force_upcast", True):
+        dtype = torch.float32
+    return fold_statistics(load_component(AutoencoderKL, folder, dtype=dtype))
 
 
 def load_scheduler(name: str, folder: Path) -> Any:

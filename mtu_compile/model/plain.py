@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mtu_compile.core.errors import ConfigError, ModelError
@@ -17,12 +18,15 @@ AS_TASKS: Mapping[str, Task] = {
     "inpaint": Task("inpaint", ("mask", "masked_image"), "text", 7.5),
 }
 
-#: What is said of SDXL, whose UNet upcycles, and its hint.
-SDXL = "{} is an SDXL pipeline, whose UNet can be compiled but which cannot be run whole yet"
-SDXL_HINT = "use a model of the Stable Diffusion 1.5 or 2.x anatomy"
-
-#: Task of the pipelines whose UNet has a condition.
-_BY_CLASS = {"StableDiffusionInstructPix2PixPipeline": "edit", "StableDiffusionInpaintPipeline": "inpaint"}
+#: Task by pipeline class, where it is not ``AS_TASKS["t2i"]``: a UNet with a condition, or other scales.
+_BY_CLASS: Mapping[str, Task] = {
+    "StableDiffusionInstructPix2PixPipeline": AS_TASKS["edit"],
+    "StableDiffusionInpaintPipeline": AS_TASKS["inpaint"],
+    "StableDiffusionXLPipeline": replace(AS_TASKS["t2i"], guidance_scale=5.0),
+    "StableDiffusionXLImg2ImgPipeline": replace(AS_TASKS["t2i"], guidance_scale=5.0),
+    "StableDiffusionXLInstructPix2PixPipeline": replace(AS_TASKS["edit"], guidance_scale=5.0),
+    "StableDiffusionXLInpaintPipeline": AS_TASKS["inpaint"],
+}
 
 
 def plain_class(folder: Path) -> str | None:
@@ -34,21 +38,15 @@ def plain_class(folder: Path) -> str | None:
         return None
 
 
-def _is_sdxl(folder: Path) -> bool:
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    entry = index.get("text_encoder_2")
-    return isinstance(entry, list) and entry[:1] != [None]
-
-
 def require_multi_task(folder: Path) -> None:
     """``ModelError`` for a plain pipeline: what is missing, and the commands that help."""
     if (kind := plain_class(folder)) is None:
         return
-    as_it_is = f"; `--as-task {_BY_CLASS.get(kind, 't2i')}` compiles it as it is, for one task"
+    as_it_is = f"; `--as-task {_task_of(kind).name}` compiles it as it is, for one task"
     raise ModelError(
         f"the UNet of {folder} is not multi-task: it is a plain {kind}, and mtu-compile is for multi-task upcycled "
         "(MTU) UNets, whose feed-forwards are experts that one network shares between tasks",
-        hint=f"`mtu-compile upcycle {folder} -o DIR` makes one{'' if _is_sdxl(folder) else as_it_is}",
+        hint=f"`mtu-compile upcycle {folder} -o DIR` makes one{as_it_is}",
     )
 
 
@@ -57,7 +55,7 @@ def require_plain(folder: Path, name: str) -> Task:
 
     Raises:
         ConfigError: an unknown task; a multi-task model; a pipeline for another task.
-        ModelError: no pipeline folder; an SDXL pipeline.
+        ModelError: no pipeline folder.
     """
     if name not in AS_TASKS:
         raise ConfigError(f"a plain pipeline cannot be compiled as {name!r}", hint=f"choose from {', '.join(AS_TASKS)}")
@@ -69,9 +67,12 @@ def require_plain(folder: Path, name: str) -> Task:
                 hint="leave --as-task away, and choose tasks of a multi-task model with --task",
             )
         raise ModelError(f"{folder} has no model_index.json", hint="give a diffusers pipeline folder")
-    if _is_sdxl(folder):
-        raise ModelError(SDXL.format(folder), hint=SDXL_HINT)
-    fits = _BY_CLASS.get(kind, "t2i")
-    if fits != name:
-        raise ConfigError(f"{folder} is a {kind}, which does not do {name!r}", hint=f"say --as-task {fits}")
-    return AS_TASKS[name]
+    fits = _task_of(kind)
+    if fits.name != name:
+        raise ConfigError(f"{folder} is a {kind}, which does not do {name!r}", hint=f"say --as-task {fits.name}")
+    return fits
+
+
+def _task_of(kind: str) -> Task:
+    """What a pipeline of this class does."""
+    return _BY_CLASS.get(kind, AS_TASKS["t2i"])

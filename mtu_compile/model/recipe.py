@@ -14,6 +14,7 @@ from mtu_compile.core.errors import ModelError
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.data import Batch
 from mtu_compile.model.experts import TaskExperts
+from mtu_compile.model.text import Encoded
 from mtu_compile.model.train_config import TrainConfig
 from mtu_compile.model.unet import MTUUNet2DConditionModel, TaskConvIn
 
@@ -81,11 +82,20 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm))) / 2
 
 
-def drop_conditions(task: Task, batch: Batch, empty: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Text and condition with a share of them dropped, as classifier-free guidance needs."""
+def drop_conditions(task: Task, batch: Batch, empty: Encoded, rng: np.random.Generator) -> Batch:
+    """The batch with a share of its texts and conditions dropped, as classifier-free guidance needs.
+
+    Args:
+        empty: [1, …], what the UNet gets instead of a text.
+    """
     text_only, condition_only, both = DROPOUT[task.guidance]
     draw = torch.from_numpy(rng.random(len(batch.latents)))
     no_text = (draw < text_only) | ((draw >= text_only + condition_only) & (draw < text_only + condition_only + both))
     no_condition = (draw >= text_only) & (draw < text_only + condition_only + both)
-    text = torch.where(no_text[:, None, None], empty, batch.text)
-    return text, torch.where(no_condition[:, None, None, None], 0.0, batch.condition)
+    assert empty.pooled is not None
+    return Batch(
+        batch.latents,
+        torch.where(no_condition[:, None, None, None], 0.0, batch.condition),
+        torch.where(no_text[:, None, None], empty.states, batch.text),
+        torch.where(no_text[:, None], empty.pooled, batch.pooled),
+    )

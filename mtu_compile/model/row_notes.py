@@ -30,9 +30,10 @@ def note_rows(task: Task, rows: Sequence[Row], encoder: Encoder, latent: tuple[i
         progress: is told.
     """
     prompts: dict[str, Row] = {}
+    tokenizer = encoder.texts.tokenizers[0]
     for row in rows:
         prompts.setdefault(row.prompt, row)
-    cuts = [(row, notice) for row in prompts.values() if (notice := _cut(encoder.tokenizer, row.prompt)) is not None]
+    cuts = [(row, notice) for row in prompts.values() if (notice := _cut(tokenizer, row.prompt)) is not None]
     _say(task, cuts, f"{len(prompts)} prompts", progress)
     if {"mask", "masked_image"} & set(task.condition):
         masks = {row.mask: row for row in reversed(rows) if row.mask is not None}

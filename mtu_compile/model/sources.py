@@ -21,8 +21,7 @@ def make_encoder(config: TrainConfig, pipeline: MTUPipeline) -> data.Encoder:
     height, width = pipeline.default_size
     return data.Encoder(
         vae=pipeline.vae,
-        tokenizer=pipeline.tokenizer,
-        text_encoder=pipeline.text_encoder,
+        texts=pipeline.texts,
         height=height,
         width=width,
         mask_variants=config.mask_variants,
@@ -80,8 +79,8 @@ def _encoded_bytes(task: Task, rows: Sequence[Row], encoder: data.Encoder, pipel
     latent = 4 * (encoder.height // pipeline.vae_scale) * (encoder.width // pipeline.vae_scale)
     targets = len({row.target for row in rows})
     conditions = data.encoded_pictures(task, rows, encoder) - targets
-    width = int(pipeline.text_encoder.config.hidden_size)
-    prompts = len({row.prompt for row in rows}) * int(pipeline.tokenizer.model_max_length) * width * 4
+    texts = encoder.texts
+    prompts = len({row.prompt for row in rows}) * (texts.length * texts.width + texts.pooled_width) * 4
     return latent * (targets * channels + conditions * task.condition_channels(channels)) + prompts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +65,16 @@ def check_tokenizer(folder: Path, positions: int, vocabulary: int) -> None:
             f"{folder} has a token {show(last)} numbered {known[last]}, and the text encoder knows {vocabulary} tokens",
             hint="the tokenizer and the text encoder do not belong together; fetch the model again",
         )
+
+
+def check_lengths(folders: Sequence[Path]) -> None:
+    """``ModelError`` unless checked tokenizers have one length: their text encoders' states are joined by token."""
+    lengths = {folder: read_json(folder / CONFIG)["model_max_length"] for folder in folders}
+    (first, wanted), *others = lengths.items()
+    for folder, length in others:
+        if length != wanted:
+            expected = f"{wanted}, as {first.name} has"
+            raise Mismatch("model_max_length", show(length), expected).at(folder / CONFIG, hint=_FETCH)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

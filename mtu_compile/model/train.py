@@ -27,8 +27,10 @@ from torch import Tensor, nn
 
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.families import TEXT_EMBEDS, TIME_IDS
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
+from mtu_compile.core.sizes import Sizes
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model import checkpoint as checkpoints
 from mtu_compile.model import data
@@ -43,8 +45,10 @@ from mtu_compile.model.recipe import (
     trained_parameters,
 )
 from mtu_compile.model.sources import make_encoder, open_sources
+from mtu_compile.model.text import Encoded
 from mtu_compile.model.train_config import FREE, StepReport, TrainConfig, TrainResult
 from mtu_compile.model.train_report import training_report
+from mtu_compile.model.unet import call_unet
 
 
 @dataclass
@@ -61,7 +65,7 @@ class _Run:
     ema: EMAModel
     noise: DDPMScheduler
     weights: Tensor  # [timesteps], of the loss
-    empty: Tensor  # [L, D], embedding of the empty prompt
+    empty: Encoded  # [1, …], what takes the prompt's place in guidance
     sources: dict[str, data.Source] = field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0  # of earlier runs
@@ -152,7 +156,7 @@ def _prepare(config: TrainConfig, progress: Progress) -> _Run:
     tasks = tuple(find_task(pipeline.unet.tasks, name) for name in config.tasks) or tuple(
         enumerate(pipeline.unet.tasks)
     )
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+    for part in (pipeline.unet, pipeline.vae, *pipeline.texts.encoders):
         part.requires_grad_(False)
         part.to(accelerator.device)
     require_trainable(pipeline.unet)
@@ -181,7 +185,7 @@ def _prepare(config: TrainConfig, progress: Progress) -> _Run:
         ema=ema,
         noise=noise,
         weights=loss_weights(noise, config.min_snr).to(accelerator.device),
-        empty=make_encoder(config, pipeline).prompts([""])[0],
+        empty=make_encoder(config, pipeline).no_prompt(),
         sources=sources,
         provenance=provenance,
     )
@@ -271,6 +275,7 @@ class _Batch:
     latents: Tensor  # [B, C, h, w]
     condition: Tensor  # [B, c_max, h, w]
     text: Tensor  # [B, L, D]
+    pooled: Tensor  # [B, P], P may be 0
     noise: Tensor  # [B, C, h, w]
     timesteps: Tensor  # [B]
     task_ids: Tensor  # [B]
@@ -288,14 +293,15 @@ def _batch(run: _Run, micro: int) -> _Batch:
         draws = [config.seed, run.step, micro, rank, int.from_bytes(task.name.encode(), "big")]
         batch = run.sources[task.name].take(position, size, np.random.default_rng([*draws, 0]))
         rng = np.random.default_rng([*draws, 1])
-        text, condition = drop_conditions(task, batch, run.empty, rng)
+        batch = drop_conditions(task, batch, run.empty, rng)
         # Stratified over the schedule: every batch sees all noise levels, so the loss is less noisy.
         total = run.noise.config.num_train_timesteps
         timesteps = np.floor((rng.permutation(size) + rng.random(size)) / size * total).astype(np.int64)
         noise = rng.standard_normal(tuple(batch.latents.shape), dtype=np.float32)
-        padded = nn.functional.pad(condition, (0, 0, 0, 0, 0, channels - condition.shape[1]))
+        padded = nn.functional.pad(batch.condition, (0, 0, 0, 0, 0, channels - batch.condition.shape[1]))
         ids = torch.full((size,), task_id)
-        parts.append((batch.latents, padded, text, torch.from_numpy(noise), torch.from_numpy(timesteps), ids))
+        noises, times = torch.from_numpy(noise), torch.from_numpy(timesteps)
+        parts.append((batch.latents, padded, batch.text, batch.pooled, noises, times, ids))
     # Dropout inside the UNet, where a configuration has any, draws from torch's own generator.
     seeds = np.random.SeedSequence([config.seed, run.step, micro, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(seeds[0] >> 1))
@@ -311,7 +317,12 @@ def _losses(run: _Run, batch: _Batch) -> Tensor:
     else:
         target = batch.noise
     sample = torch.cat([noisy, batch.condition], dim=1)
-    predicted = run.model(sample, batch.timesteps, batch.text, task_ids=batch.task_ids, return_dict=False)[0]
+    inputs = {"sample": sample, "timestep": batch.timesteps, "encoder_hidden_states": batch.text}
+    if run.pipeline.family.conditions:
+        # Pictures are fitted to the size that is trained at: nothing of them was enlarged or is to look cut off.
+        ids = torch.from_numpy(Sizes().time_ids(run.pipeline.default_size)).to(sample.device)
+        inputs |= {TEXT_EMBEDS: batch.pooled, TIME_IDS: ids.expand(len(sample), -1)}
+    predicted = call_unet(run.model, inputs, task_ids=batch.task_ids)
     errors = (predicted.float() - target).pow(2).mean(dim=(1, 2, 3)) * run.weights[batch.timesteps]
     return errors.unflatten(0, (len(run.tasks), -1)).mean(dim=1)
 
@@ -364,7 +375,7 @@ def _write_output(run: _Run) -> None:
 def _save_pipeline(config: TrainConfig, pipeline: MTUPipeline, report: Mapping[str, Any]) -> None:
     dtype = getattr(torch, config.save_dtype)
     with staging(config.output, replace=config.force or config.resume, marker=INDEX) as folder:
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        for part in (pipeline.unet, pipeline.vae, *pipeline.texts.encoders):
             nn.Module.to(part, dtype)
         pipeline.save_pretrained(folder)
         if (config.model / "samples").is_dir():

@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from mtu_compile.core.errors import ModelError
+from mtu_compile.core.families import TEXT_EMBEDS, TIME_IDS
 from mtu_compile.model.experts import MTUTransformerBlock
 from mtu_compile.model.unet_config import MTUConfig
 from mtu_compile.model.unet_support import check_task, check_unet, takes_labels
@@ -176,3 +177,11 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
             return_dict=return_dict,
             **kwargs,
         )
+
+
+def call_unet(unet: Any, inputs: Mapping[str, Tensor], **more: Any) -> Tensor:
+    """The answer of a UNet to inputs by the names that graphs have: those a family adds are keyword arguments apart."""
+    added = {name: inputs[name] for name in (TEXT_EMBEDS, TIME_IDS) if name in inputs}
+    rest = {name: value for name, value in inputs.items() if name not in added}
+    answer: Tensor = unet(**rest, **more, added_cond_kwargs=added or None, return_dict=False)[0]
+    return answer

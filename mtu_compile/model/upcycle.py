@@ -17,17 +17,20 @@ from torch import Tensor
 
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import ModelError
+from mtu_compile.core.families import family_of
 from mtu_compile.core.hashing import MODEL_SUFFIXES
 from mtu_compile.core.schema import read_json
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.folder import (
     INDEX,
     MODELS,
+    ZEROS_FOR_EMPTY,
     check_destination,
     check_folder,
     load_component,
     make_portable,
     silent_libraries,
+    zeros_for_empty_prompt,
 )
 from mtu_compile.model.input_channels import InputChannels, check_tasks, input_channels
 from mtu_compile.model.unet import MTUUNet2DConditionModel
@@ -90,7 +93,7 @@ def upcycle_folder(
         tasks: what the multi-task UNet will know.
         dtype: of the written UNet.
         force: replace a model folder that is there.
-        options: as for ``upcycle_unet``.
+        options: as for ``upcycle_unet``; ``num_experts`` is the family's (``core.families``) unless it is given.
 
     Raises:
         ModelError: weights are missing, damaged or pickles, or the UNet cannot be upcycled.
@@ -102,12 +105,15 @@ def upcycle_folder(
         raise ModelError(
             f"the UNet of {base} is multi-task already", hint="upcycle the pretrained pipeline it came from"
         )
-    channels = check_base(base, tasks)
+    channels, family = check_base(base, tasks), family_of(listed)
+    options = {"num_experts": family.experts, **options}
     unet = upcycle_unet(
         load_component(UNet2DConditionModel, base / "unet", dtype=dtype), tasks, channels=channels, **options
     )
-    listed["unet"] = (MTUUNet2DConditionModel.__module__, MTUUNet2DConditionModel.__name__)
-    index = {"_class_name": "MTUPipeline", "_diffusers_version": diffusers.__version__, **listed}
+    index: dict[str, Any] = {"_class_name": "MTUPipeline", "_diffusers_version": diffusers.__version__, **listed}
+    index["unet"] = (MTUUNet2DConditionModel.__module__, MTUUNet2DConditionModel.__name__)
+    if family.conditions:
+        index[ZEROS_FOR_EMPTY] = zeros_for_empty_prompt(base, family)
     with staging(destination, replace=force, marker=INDEX) as folder:
         with silent_libraries():
             unet.save_pretrained(folder / "unet", safe_serialization=True)

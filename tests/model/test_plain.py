@@ -19,7 +19,7 @@ from mtu_compile.core.errors import ConfigError, ModelError
 from mtu_compile.core.tasks import PAPER_TASKS, Task
 from mtu_compile.model.as_task import load_as_task
 from mtu_compile.model.pipeline import MTUPipeline
-from mtu_compile.model.plain import AS_TASKS, require_multi_task
+from mtu_compile.model.plain import AS_TASKS
 from mtu_compile.model.upcycle import upcycle_folder, upcycle_unet
 
 SMALL = {"num_experts": 2, "d_task": 8, "router_width": 8}
@@ -155,19 +155,6 @@ def test_a_task_that_is_not_the_pipelines_is_refused(
     with pytest.raises(ConfigError) as error:
         load_as_task(published(kind, in_channels=channels), name)
     assert hint in str(error.value.hint)
-
-
-def test_sdxl_is_refused_before_anything_is_loaded(published: Make) -> None:
-    folder = published("StableDiffusionXLPipeline")
-    index = json.loads((folder / "model_index.json").read_text())
-    index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    shutil.rmtree(folder / "unet")
-    with pytest.raises(ModelError, match="is an SDXL pipeline"):
-        load_as_task(folder, "t2i")
-    with pytest.raises(ModelError, match="is a plain StableDiffusionXLPipeline") as error:
-        require_multi_task(folder)
-    assert "upcycle" in str(error.value.hint) and "--as-task" not in str(error.value.hint)
 
 
 def test_a_unet_without_a_size_of_its_own_asks_for_one(published: Make) -> None:

@@ -25,6 +25,7 @@ from mtu_compile.model import data as training_data
 from mtu_compile.model import train as module
 from mtu_compile.model.pipeline import MTUPipeline
 from mtu_compile.model.recipe import DROPOUT, drop_conditions, learning_rate, loss_weights
+from mtu_compile.model.text import Encoded
 from mtu_compile.model.train import export, train
 from mtu_compile.model.train_config import StepReport, TrainConfig
 from mtu_compile.model.upcycle import upcycle_folder
@@ -306,11 +307,13 @@ def test_the_loss_of_a_perfect_network_is_zero(
 
 def test_conditions_are_dropped_as_often_as_guidance_needs() -> None:
     n = 20_000
-    batch = training_data.Batch(torch.zeros(n, 4, 1, 1), torch.ones(n, 5, 1, 1), torch.ones(n, 2, 3))
+    batch = training_data.Batch(torch.zeros(n, 4, 1, 1), torch.ones(n, 5, 1, 1), torch.ones(n, 2, 3), torch.ones(n, 2))
+    empty = Encoded(torch.zeros(1, 2, 3), torch.zeros(1, 2))
     for guidance, expected in DROPOUT.items():
         task = Task("x", ("image",), guidance)  # type: ignore[arg-type]
-        text, condition = drop_conditions(task, batch, torch.zeros(2, 3), np.random.default_rng(0))
-        no_text, no_condition = text[:, 0, 0] == 0, condition[:, 0, 0, 0] == 0
+        left = drop_conditions(task, batch, empty, np.random.default_rng(0))
+        no_text, no_condition = left.text[:, 0, 0] == 0, left.condition[:, 0, 0, 0] == 0
+        assert torch.equal(left.pooled[:, 0] == 0, no_text)
         shares = [(no_text & ~no_condition), (~no_text & no_condition), (no_text & no_condition)]
         assert [float(share.float().mean()) for share in shares] == pytest.approx(expected, abs=0.006)
 

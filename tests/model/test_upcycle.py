@@ -11,7 +11,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from mtu_compile.cli.upcycle import command
 from mtu_compile.core.errors import ConfigError, ModelError
@@ -127,23 +126,12 @@ def test_a_written_pipeline_names_no_folder_of_this_machine(mtu_pipeline_dir: Pa
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in (tmp_path / "saved").rglob("*.safetensors"))
 
 
-def test_sdxl_components_are_copied_unchanged(base_pipeline_dir: Path, tiny_unet: Any, tmp_path: Path) -> None:
-    base = tmp_path / "sdxl"
-    shutil.copytree(base_pipeline_dir, base)
-    tiny_unet("sdxl").save_pretrained(base / "unet")
-    CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(base / "text_encoder")).save_pretrained(
-        base / "text_encoder_2"
-    )
-    shutil.copytree(base / "tokenizer", base / "tokenizer_2")
-    index = json.loads((base / "model_index.json").read_text())
-    index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
-    index["tokenizer_2"] = ["transformers", "CLIPTokenizer"]
-    (base / "model_index.json").write_text(json.dumps(index))
-    upcycle_folder(base, tmp_path / "mtu", PAPER_TASKS, num_experts=1, **SMALL)
+def test_sdxl_components_are_copied_unchanged(sdxl_pipeline_dir: Path, sdxl_mtu_dir: Path) -> None:
     for component in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
-        for path in (base / component).iterdir():
-            assert (tmp_path / "mtu" / component / path.name).read_bytes() == path.read_bytes()
-    assert "text_encoder_2" in json.loads((tmp_path / "mtu" / "model_index.json").read_text())
+        for path in (sdxl_pipeline_dir / component).iterdir():
+            assert (sdxl_mtu_dir / component / path.name).read_bytes() == path.read_bytes()
+    index = json.loads((sdxl_mtu_dir / "model_index.json").read_text())
+    assert "text_encoder_2" in index and index["force_zeros_for_empty_prompt"] is True
 
 
 def test_an_existing_output_is_kept(base_pipeline_dir: Path, tmp_path: Path) -> None:
