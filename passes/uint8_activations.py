@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from mtu_compile.core.errors import PassError
 from mtu_compile.graph import qdq
-from mtu_compile.graph.edit import add_constant, constant, constant_tensor, users
+from mtu_compile.graph.edit import add_constant, constant, constant_tensor, produced_by, users
 from passes.base import PassContext, PassResult, Skipped
 
 #: What int8's zero is in uint8: the whole range moves by it, and no number changes.
@@ -26,7 +26,9 @@ class Uint8Activations:
         q = QuantizeLinear(x, s, uint8 128); u = DequantizeLinear(q, s, uint8 128); y = Conv(u, DQ(w int8, s_w))
 
     x86 CPUs multiply unsigned bytes with signed ones. Given signed activations, OpenVINO's convolutions halve their
-    resolution on every x86 CPU without AMX (docs/decisions/0011-int8-on-every-cpu.md).
+    resolution on every x86 CPU without AMX (docs/decisions/0011-int8-on-every-cpu.md). Linear layers of constant weights
+    are right with either sign on all of them, and faster signed: OpenVINO computes what a zero point adds to their
+    results as an operation of its own.
 
     Fires on every int8 quantiser of an activation with zero point 0, and on what dequantises it.
 
@@ -34,8 +36,8 @@ class Uint8Activations:
 
     1. weights, which stay int8: constants behind a DequantizeLinear, and those behind a quantiser;
     2. quantisers that are uint8 already, or FP8;
-    3. a second operand of a MatMul that is an activation, too: the CPU's product takes signed bytes there. ``skipped``
-       names it.
+    3. what linear layers alone read, and integers that something else than a DequantizeLinear reads. ``skipped`` names
+       them.
 
     Refuses (``PassError``) an int8 quantiser of an activation with a zero point that is not 0 or not constant.
     """
@@ -96,4 +98,25 @@ def _why_not(quantiser: ir.Node) -> str:
     output = quantiser.outputs[0]
     if output.is_graph_output() or any(user.op_type != "DequantizeLinear" for user in users(output)):
         return "its integers are used by something else than a DequantizeLinear"
+    if all(_only_linear(user.outputs[0]) for user in users(output)):
+        return "only linear layers read it, which are right and faster with signed activations"
     return ""
+
+
+def _only_linear(value: ir.Value) -> bool:
+    """Whether an activation goes into linear layers with constant weights, and nowhere else."""
+    if value.is_graph_output() or not users(value):
+        return False
+    for user in users(value):
+        if user.op_type in qdq.TRANSPARENT and user.op_type != "Concat":
+            if not all(map(_only_linear, user.outputs)):
+                return False
+        elif user.op_type not in ("MatMul", "Gemm") or user.inputs[0] is not value or not _is_weight(user.inputs[1]):
+            return False
+    return True
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    """Whether a layer's second operand is a constant in INT8."""
+    dequantiser = produced_by(value, "DequantizeLinear")
+    return dequantiser is not None and constant_tensor(dequantiser.inputs[0]) is not None

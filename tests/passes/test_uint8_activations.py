@@ -84,6 +84,42 @@ def test_integers_that_something_else_reads_stay_signed(parse: Any) -> None:
     ]
 
 
+LINEAR = """agraph (float[1, 4, 8] x) => (float[1, 4, 8] y) {
+    q = QuantizeLinear(x, s, zero)
+    u = DequantizeLinear(q, s, zero)
+    t = Reshape(u, shape)
+    k = DequantizeLinear<axis = 1>(w, sw, zeros)
+    y = MatMul(t, k)
+}"""
+
+
+def linear(parse: Any, text: str = LINEAR) -> ir.Model:
+    weight = RNG.integers(-127, 128, (8, 8)).astype(np.int8)
+    scales = RNG.uniform(0.001, 0.002, 8).astype(np.float32)
+    constants = {"zero": np.int8(0), "zeros": np.zeros(8, np.int8), "shape": np.array([1, 4, 8])}
+    model: ir.Model = parse(text, s=np.float32(0.03), w=weight, sw=scales, **constants)
+    return model
+
+
+def test_what_linear_layers_alone_read_stays_signed(parse: Any) -> None:
+    result = apply(linear(parse))
+    assert not result.changed
+    (skip,) = result.skipped
+    assert skip.reason.startswith("only linear layers read it")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("y = MatMul(t, k)", "m = MatMul(t, k)\n y = Add(m, u)"),
+        ("y = MatMul(t, k)", "p = Transpose<perm = [0, 2, 1]>(u)\n r = MatMul(p, t)\n y = MatMul(t, r)"),
+    ],
+    ids=["something else reads it", "its other operand is an activation"],
+)
+def test_what_something_else_reads_becomes_unsigned(parse: Any, old: str, new: str) -> None:
+    assert apply(linear(parse, LINEAR.replace(old, new))).rewrites == 1
+
+
 def test_it_comes_after_legalising() -> None:
     with pytest.raises(ConfigError, match="has to come after"):
         builtin().pipeline(("mtu::uint8-activations", "mtu::legalise-qdq"))
@@ -99,5 +135,21 @@ def test_openvino_computes_the_unsigned_form_right_on_this_cpu(parse: Any, run_g
     exact = run_graph(graph, feeds)["y"]
     apply(graph)
     path = graph_io.save(graph, tmp_path / "unsigned.onnx")
+    engine = OpenVINOEngine(path, {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"})
+    np.testing.assert_allclose(engine(feeds)["y"], exact, atol=1e-4)
+
+
+@pytest.mark.int8
+def test_openvino_computes_a_signed_linear_layer_right_on_this_cpu(
+    parse: Any, run_graph: Any, tmp_path: Path
+) -> None:
+    """Why those may stay signed; weights are small, so that sums in 16 bits do not overflow anywhere."""
+    graph = linear(parse)
+    weight = graph.graph.initializers["w"]
+    weight.const_value = ir.tensor(weight.const_value.numpy() // 2, name="w")  # type: ignore[union-attr]
+    feeds = {"x": RNG.standard_normal((1, 4, 8)).astype(np.float32) * 2}
+    exact = run_graph(graph, feeds)["y"]
+    assert not apply(graph).changed
+    path = graph_io.save(graph, tmp_path / "signed.onnx")
     engine = OpenVINOEngine(path, {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"})
     np.testing.assert_allclose(engine(feeds)["y"], exact, atol=1e-4)
