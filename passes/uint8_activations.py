@@ -26,9 +26,9 @@ class Uint8Activations:
         q = QuantizeLinear(x, s, uint8 128); u = DequantizeLinear(q, s, uint8 128); y = Conv(u, DQ(w int8, s_w))
 
     x86 CPUs multiply unsigned bytes with signed ones. Given signed activations, OpenVINO's convolutions halve their
-    resolution on every x86 CPU without AMX (docs/decisions/0011-int8-on-every-cpu.md). Linear layers of constant weights
-    are right with either sign on all of them, and faster signed: OpenVINO computes what a zero point adds to their
-    results as an operation of its own.
+    resolution on every x86 CPU without AMX (docs/decisions/0011-int8-on-every-cpu.md). Linear layers with constant
+    weights are right with either sign on all of them, and faster signed: what a zero point adds to their results,
+    OpenVINO computes as an operation of its own.
 
     Fires on every int8 quantiser of an activation with zero point 0, and on what dequantises it.
 

@@ -15,6 +15,8 @@ from mtu_compile.core.errors import ConfigError, TargetError, ToolchainMissing
 from mtu_compile.runtime import cpu_isa
 from mtu_compile.runtime.engine import Array, EngineBase, TensorSpec
 from mtu_compile.runtime.task_engine import TASK_INPUT
+from targets.openvino.batches import MOST, branches, is_quantised, of_batch
+from targets.openvino.mapped import give_back
 
 #: Options a bundle may set. Not all that OpenVINO has: some name folders and files to write or load.
 OPENVINO_OPTIONS = frozenset(
@@ -38,12 +40,9 @@ _DRIVERS = {
 }
 
 #: Bytes of weights up to which a CPU gets a network compiled for each number of samples, where any number goes. Such
-#: networks share no weights; but kernels for any number take a small network a third longer, and Stable Diffusion 1.5 6
-#: to 7 % (docs/decisions/0019-batch-of-a-shared-engine.md).
+#: networks share no weights. A larger one is compiled once: with a branch for each number if it is quantised, which
+#: costs a small network a quarter of its speed; else for any (docs/decisions/0019-batch-of-a-shared-engine.md).
 SMALL = 128 << 20
-
-#: The most samples such a network is compiled for: what a step of text and image guidance takes.
-MOST = 3
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +54,9 @@ class OpenVINOEngine(EngineBase):
     compiled here instead, which takes longer, and ``warnings`` and the log say so. Nothing ever runs on another device
     than the one asked for.
 
-    A small model for several tasks whose batch is free is compiled for each number of samples when it first comes: for
-    any number at once, CPUs have slower kernels.
+    A model for several tasks whose batch is free has kernels for each number of samples on a CPU: a small one is
+    compiled for each when it first comes, and a large one in INT8 has a branch for each. For any number at once the
+    kernels are slower.
 
     Args:
         path: the model.
@@ -106,15 +106,19 @@ class OpenVINOEngine(EngineBase):
             for_device(model, device)
             self._prepare(model)
             self._any_batch: Callable[[int], Any] | None = None
-            if device == "CPU" and _is_shared(model) and model.is_dynamic() and _weigh(model) <= SMALL:
-                self._any_batch = lambda samples: core.compile_model(of_batch(model, samples), device, options)
+            branched, whole = False, model
+            if device == "CPU" and _is_shared(model) and model.is_dynamic():
+                if _weigh(model) <= SMALL:
+                    self._any_batch = lambda samples: core.compile_model(of_batch(model, samples), device, options)
+                elif branched := is_quantised(model):
+                    whole = branches(model)
             compiled = None
             if prebuilt is not None:
                 compiled = self._import(core, model, device, options, prebuilt)
             if compiled is None and self._any_batch is not None:
                 compiled = self._any_batch(1)
             if compiled is None:
-                compiled = core.compile_model(model, device, {**options, **self._caching(device, cache)})
+                compiled = core.compile_model(whole, device, {**options, **self._caching(device, cache)})
             used = list(compiled.get_property("EXECUTION_DEVICES"))
         except RuntimeError as error:
             raise TargetError(f"openvino cannot load {self.name} on {device}: {reason(error)}") from error
@@ -122,12 +126,15 @@ class OpenVINOEngine(EngineBase):
             raise TargetError(f"openvino put {self.name} on {', '.join(used)} instead of {device}")
         # Not those of the compiled model: to its ports clings what nodes that were optimised away were called.
         self.inputs = {spec.name: spec for spec in map(_spec, model.inputs)}
-        if self._any_batch is not None:
+        if self._any_batch is not None or branched:
             self.inputs = {
                 name: spec if spec.shape[0] is not None else replace(spec, most=MOST)
                 for name, spec in self.inputs.items()
             }
         self.outputs = {spec.name: spec for spec in map(_spec, model.outputs)}
+        #: What the CPU's kernels have copies of.
+        self._copied = (weights or path.with_suffix(".bin")) if device == "CPU" else None
+        self._give_back()
         #: By number of samples; under ``None`` for any.
         self._requests: dict[int | None, Any] = {
             None if self._any_batch is None else 1: compiled.create_infer_request()
@@ -181,7 +188,12 @@ class OpenVINOEngine(EngineBase):
         samples = len(inputs["sample"])
         if samples not in self._requests:
             self._requests[samples] = self._any_batch(samples).create_infer_request()
+            self._give_back()
         return self._requests[samples]
+
+    def _give_back(self) -> None:
+        if self._copied is not None:
+            give_back(self._copied)
 
     def _free(self) -> None:
         self._requests.clear()
@@ -213,19 +225,6 @@ def _weigh(model: Any) -> int:
     """Bytes of a model's constants."""
     constants = (node.output(0) for node in model.get_ops() if node.get_type_name() == "Constant")
     return sum(math.prod(one.get_shape()) * int(one.get_element_type().size) for one in constants)
-
-
-def of_batch(model: Any, samples: int) -> Any:
-    """A copy of a model whose batch is free, for so many samples; the copy has the same weights."""
-    fixed = model.clone()
-    shapes = {}
-    for index, port in enumerate(fixed.inputs):
-        shape = port.partial_shape
-        if shape[0].is_dynamic:
-            shape[0] = samples
-        shapes[index] = shape
-    fixed.reshape(shapes)
-    return fixed
 
 
 def fractional_timesteps(model: Any) -> None:

@@ -140,9 +140,7 @@ def test_openvino_computes_the_unsigned_form_right_on_this_cpu(parse: Any, run_g
 
 
 @pytest.mark.int8
-def test_openvino_computes_a_signed_linear_layer_right_on_this_cpu(
-    parse: Any, run_graph: Any, tmp_path: Path
-) -> None:
+def test_openvino_computes_a_signed_linear_layer_right_on_this_cpu(parse: Any, run_graph: Any, tmp_path: Path) -> None:
     """Why those may stay signed; weights are small, so that sums in 16 bits do not overflow anywhere."""
     graph = linear(parse)
     weight = graph.graph.initializers["w"]
