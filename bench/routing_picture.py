@@ -58,13 +58,18 @@ class Row:
     said: Mapping[Routing, str]
 
 
+def _seconds(amount: float) -> str:
+    """Rounded, for people."""
+    return f"{amount:.3g} s" if amount >= 1 else f"{1000 * amount:.3g} ms"
+
+
 #: Keys of ``bench.routing``'s figures → what they are called here, and how they are said.
 MEASURED: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "resident_bytes": ("memory, all tasks resident", lambda amount: readable(int(amount))),
     "disk_bytes": ("disk, UNets", lambda amount: readable(int(amount))),
     "load_seconds": ("loading all tasks", lambda amount: f"{amount:.2f} s"),
-    "switch_seconds": ("switching tasks", lambda amount: f"{1000 * amount:.3g} ms"),
-    "step_seconds": ("a step", lambda amount: f"{1000 * amount:.3g} ms"),
+    "switch_seconds": ("switching tasks, static engines by loading", _seconds),
+    "step_seconds": ("a step", _seconds),
 }
 
 
