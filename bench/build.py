@@ -1,96 +1,78 @@
-"""Time and peak memory of ``mtu-compile build`` as a user runs it, in a process of its own.
+"""Time and peak memory of ``mtu-compile build`` as a user runs it, stage by stage.
 
-python -m bench.build example     the emoji example, all tasks, INT8
-python -m bench.build sd15        one task of Stable Diffusion 1.5's size: random weights, 256×256 pictures
+    python -m bench.build example     the emoji example, all tasks, INT8
+    python -m bench.build sd15        Stable Diffusion 1.5's size, all tasks in one engine, INT8, 256×256 pictures
+    python -m bench.build sdxl        the same of SDXL
+    python -m bench.build sd15 --no-mixed-precision --task t2i -- --target rtx-ada
 
-With --no-mixed-precision, without the search for layers that stay float.
+Options that are not this command's own go to ``mtu-compile build``. The large models have random weights
+(``bench.make_pipeline``), and are calibrated and recorded with one picture of four steps a task: their accuracy means
+nothing, and is not judged.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from bench import timing
+from bench.watch import Watched, watch
 
 WORK = Path("build/bench")
 
-
-def sd15_model(folder: Path) -> Path:
-    """An MTU pipeline folder whose UNet has Stable Diffusion 1.5's shape; text encoder and autoencoder are smaller."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from bench.unet import sd15_models
-    from mtu_compile.model.pipeline import MTUPipeline
-
-    tokenizer = CLIPTokenizer.from_pretrained("examples/emoji/model/tokenizer", model_max_length=77)
-    torch.manual_seed(0)
-    text = CLIPTextModel(
-        CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, intermediate_size=1024, num_hidden_layers=2)
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(32, 64, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-    )
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, timestep_spacing="trailing")
-    _, unet, _, _ = sd15_models()
-    MTUPipeline(unet, vae, text, tokenizer, scheduler).save_pretrained(folder)
-    samples = folder / "samples" / "t2i"
-    samples.mkdir(parents=True)
-    rows = [{"prompt": f"picture {i}", "split": "check" if i == 3 else "calibration"} for i in range(4)]
-    (samples / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+#: What a family of random weights is built with, before the options that are given.
+LARGE = (
+    *("--routing", "shared", "--size", "256x256", "--steps", "4"),
+    *("--check-pictures", "1", "--calibration-pictures", "1", "--accuracy-gate", "off"),
+)
+FORMS = {"sd15": [], "sd21": [], "sdxl": ["--variant", "fp16", "--sharded"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=["example", "sd15"])
-    parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--no-mixed-precision", action="store_true")
-    args = parser.parse_args()
-    out = WORK / f"bundle-{args.which}"
-    options = ["--int8", "--force", "-o", str(out)]
-    options += ["--no-mixed-precision"] if args.no_mixed_precision else []
-    model = Path("examples/emoji/model")
-    if args.which == "sd15":
-        model = WORK / "sd15-model"
-        if not (model / "model_index.json").exists():
+    parser.add_argument("which", choices=["example", *FORMS])
+    parser.add_argument("--model", type=Path, help="a folder instead of the one that is made")
+    parser.add_argument("--name", help="of the file of results")
+    parser.add_argument("--work", type=Path, default=WORK)
+    args, options = parser.parse_known_args()
+    options = [one for one in options if one != "--"]
+    model = args.model or (Path("examples/emoji/model") if args.which == "example" else args.work / args.which)
+    if args.which in FORMS:
+        options = [*LARGE, *options]
+        if not model.exists():
             # A process of its own: what it needs is not the build's.
-            subprocess.run(
-                [sys.executable, "-c", f"from bench.build import *; sd15_model(Path({str(model)!r}))"], check=True
-            )
-        options += ["--task", "t2i", "--size", "256x256", "--steps", "4", "--check-pictures", "1"]
-        options += ["--calibration-pictures", "1", "--accuracy-gate", "off"]
-    seconds = []
-    log = ""
-    for _ in range(args.runs):
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "mtu_compile", "build", str(model), *options],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        seconds.append(round(time.perf_counter() - began, 1))
-        log = done.stderr
-    # The largest single child, which is the build: making the model needs less.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    stages = dict(line.rsplit(": ", 1) for line in log.splitlines() if line.endswith(" s"))
-    timing.write(
-        f"build-{args.which}{'-all-int8' if args.no_mixed_precision else ''}",
-        {"seconds": seconds, "peak GB": round(peak, 2), "bundle bytes": size, "stages of the last run": stages},
+            make = [sys.executable, "-m", "bench.make_pipeline", args.which, str(model), *FORMS[args.which]]
+            subprocess.run(make, check=True)
+    out = args.work / f"bundle-{args.which}"
+    seen = watch(
+        [sys.executable, "-m", "mtu_compile", "build", str(model), "--int8", "--force", "-o", str(out), *options]
     )
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    print(as_table(seen))
+    timing.write(
+        args.name or f"build-{args.which}",
+        {
+            "options": options,
+            "seconds": round(seen.seconds, 1),
+            "peak GB": seen.memory.gigabytes(),
+            "bundle bytes": size,
+            "stages": {
+                title: {"seconds": seconds, **memory.gigabytes()} for title, (seconds, memory) in seen.stages.items()
+            },
+        },
+    )
+
+
+def as_table(seen: Watched) -> str:
+    """Stages in the order they ended: seconds, and gigabytes (see ``watch.Memory``)."""
+    lines = [f"{'stage':40} {'s':>7} {'own':>6} {'mapped':>6} {'all':>6} {'sum':>6}   GB"]
+    rows = [*seen.stages.items(), ("everything", (seen.seconds, seen.memory))]
+    for title, (seconds, memory) in rows:
+        numbers = " ".join(f"{value:6.2f}" for value in memory.gigabytes().values())
+        lines.append(f"{title:40} {seconds:7.1f} {numbers}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
