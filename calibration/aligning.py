@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.quant_settings import QuantSettings
-from calibration.ranges import ActivationRange, measure_ranges
+from calibration.ranges import ActivationRange, measure_cases
 from mtu_compile.core.errors import CalibrationError, ConfigError
 
 Feed = Mapping[str, NDArray[Any]]
@@ -118,10 +118,9 @@ def align(
     rows = {task: _row(task, inputs) for task, inputs in inputs_by_task.items()}
     if not rows:
         raise CalibrationError("there are no tasks to align")
-    ranges = {}
-    for case, inputs in _cases(inputs_by_task, settings).items():
-        measured = measure_ranges(graph, inputs, ignored_scopes=quantisation.ignored_scopes, progress=progress)
-        ranges[case] = _ranges(measured, quantisation)
+    cases = _cases(inputs_by_task, settings)
+    measured = measure_cases(graph, cases, ignored_scopes=quantisation.ignored_scopes, progress=progress)
+    ranges = {case: _ranges(found, quantisation) for case, found in measured.items()}
     lost = lost_bits(ranges)
     costly = {name: factors_of(bits, settings) for name, bits in lost.items()}
     costly = {name: factors for name, factors in costly.items() if any(one != 1 for one in factors.values())}

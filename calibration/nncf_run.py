@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from calibration.nncf_weights import weights_in_files
 from calibration.quant_settings import RANGE_ESTIMATORS, QuantSettings
 from mtu_compile.core.errors import PassError
 
@@ -29,6 +29,7 @@ def run_nncf(
     settings: QuantSettings,
     progress: Callable[[int, int], None] | None,
 ) -> onnx.ModelProto:
+    """``model`` with quantisers, those of weights among them: weights are as they were, in the files they were in."""
     with quiet_nncf():
         import nncf
         from nncf.onnx.quantization.backend_parameters import BackendParameters
@@ -58,12 +59,15 @@ def run_nncf(
             ),
             smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=alpha),
             disable_bias_correction=not settings.fast_bias_correction,
-            backend_params={BackendParameters.EXTERNAL_DATA_DIR: str(path.parent.resolve())},
+            backend_params={
+                BackendParameters.EXTERNAL_DATA_DIR: str(path.parent.resolve()),
+                BackendParameters.COMPRESS_WEIGHTS: False,
+            },
         )
         # The decorator around nncf.quantize reports every call to its vendor's analytics service.
         quantize = getattr(nncf.quantize, "__wrapped__", nncf.quantize)
         try:
-            with _no_arena():
+            with weights_in_files(model):
                 return quantize(
                     model,
                     nncf.Dataset(list(samples), feed),
@@ -77,28 +81,6 @@ def run_nncf(
             raise
         except Exception as error:  # NNCF, ONNX and ONNX Runtime each have their own
             raise PassError(f"nncf cannot quantise {path.name}: {error}") from error
-
-
-@contextmanager
-def _no_arena() -> Iterator[None]:
-    """Let NNCF's ONNX Runtime sessions give memory back after a run; NNCF itself has no option for that.
-
-    Their arenas hold on to a gigabyte of a graph of Stable Diffusion 1.5's size, while others are opened.
-    """
-    import nncf.onnx.engine
-    import onnxruntime
-
-    def options() -> onnxruntime.SessionOptions:
-        without = onnxruntime.SessionOptions()
-        without.enable_cpu_mem_arena = False
-        return without
-
-    original = nncf.onnx.engine.rt
-    nncf.onnx.engine.rt = SimpleNamespace(SessionOptions=options, InferenceSession=onnxruntime.InferenceSession)
-    try:
-        yield
-    finally:
-        nncf.onnx.engine.rt = original
 
 
 @contextmanager

@@ -28,10 +28,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from calibration.merged import MergedSet, TaskCall, spread
-from calibration.nncf_graph import LAYERS, count_pairs, drop_idle, sign_activations, verify
 from calibration.nncf_run import Feed, run_nncf
+from calibration.nncf_weights import fold_weights
 from calibration.quant_settings import QuantSettings
 from mtu_compile.core.errors import CalibrationError, ConfigError, ModelError, PassError
+from mtu_compile.graph import qdq
+from mtu_compile.graph.qdq import LAYERS
 
 if TYPE_CHECKING:
     import onnx
@@ -117,15 +119,18 @@ def quantize_onnx(
     samples = _pick(dataset, settings.subset_size)
     _check_samples(graph, samples)
     ignored = resolve_scopes(graph, settings.ignored_scopes)
-    quantised = run_nncf(graph, model, samples, (*ignored, *table_reads(graph)), settings, progress)
-    sign_activations(quantised)
-    drop_idle(quantised)
-    layers, float_layers = verify(quantised)
-    layer_names = {node.name for node in quantised.graph.node if node.op_type in LAYERS}
+    proto = run_nncf(graph, model, samples, (*ignored, *table_reads(graph)), settings, progress)
+    quantised = graph_io.from_proto(proto, model.parent)
+    fold_weights(quantised)
+    qdq.sign_activations(quantised)
+    qdq.drop_idle(quantised)
+    layers, float_layers = qdq.verify(quantised)
+    layer_names = {node.name for node in quantised.graph if node.op_type in LAYERS}
     if turned := sorted(set(ignored) & layer_names - set(float_layers)):
         raise PassError(f"nncf quantised {turned[0]!r}, which was to stay float")
-    _save(quantised, out)
-    activations, weights = count_pairs(quantised)
+    graph_io.check(quantised, "nncf")
+    graph_io.save(quantised, out)
+    activations, weights = qdq.count_pairs(quantised)
     after, tool = graph_io.disk_bytes(out), f"nncf {version('nncf')}"
     return QuantisationReport(
         settings,
@@ -230,13 +235,3 @@ def _check_samples(model: onnx.ModelProto, samples: Sequence[Feed]) -> None:
                 raise CalibrationError(f"calibration sample {index}: {name!r} is {kinds}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise CalibrationError(f"calibration sample {index}: {name!r} has NaN or Inf values")
-
-
-def _save(proto: onnx.ModelProto, out: Path) -> None:
-    import onnx_ir as ir
-
-    from mtu_compile.graph import io as graph_io
-
-    model: ir.Model = ir.from_proto(proto)
-    graph_io.check(model, "nncf")
-    graph_io.save(model, out)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ OUTPUT_BYTES = 1 << 30
 #: Magnitudes are counted by exponent and the first 6 bits of the mantissa of their float32: 64 bins an octave.
 _SHIFT = 23 - 6
 _BINS = 1 << (31 - _SHIFT)
+
+Case = TypeVar("Case")
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,32 @@ def measure_ranges(
 ) -> dict[str, ActivationRange]:
     """Run a float graph, static but perhaps for its batch, on ``inputs`` and measure what goes into its layers.
 
+    See ``measure_cases``; all inputs are one case.
+    """
+    return measure_cases(
+        graph, {"": inputs}, ignored_scopes=ignored_scopes, output_bytes=output_bytes, progress=progress
+    )[""]
+
+
+def measure_cases(
+    graph: Path,
+    cases: Mapping[Case, Sequence[Mapping[str, NDArray[Any]]]],
+    *,
+    ignored_scopes: Sequence[str] = (),
+    output_bytes: int = OUTPUT_BYTES,
+    progress: Callable[[int], None] | None = None,
+) -> dict[Case, dict[str, ActivationRange]]:
+    """Measure what goes into a float graph's layers, for each case by itself; the graph is opened once for all.
+
     Those layers are measured that ``calibration.quantize`` quantises: convolutions and linear layers, and of attention
     the query·key product, but not the product behind a softmax. Of a product of two activations the larger is kept.
 
     Args:
-        graph: ONNX file.
-        inputs: one mapping a call, an array for each input of the graph.
+        graph: ONNX file, static but perhaps for its batch.
+        cases: by case (a task, say) one mapping a call, an array for each input of the graph.
         ignored_scopes: layers to leave out, as in ``QuantSettings``.
         output_bytes: activations of one call that are held at once. A graph with more is run several times.
-        progress: called with 1 as often as there are ``inputs``.
+        progress: called with 1 as often as there are calls.
 
     Raises:
         CalibrationError: there are no inputs, or they do not fit the graph.
@@ -100,30 +119,36 @@ def measure_ranges(
     from calibration.quantize import resolve_scopes
     from mtu_compile.graph import io as graph_io
 
-    if not inputs:
+    calls = [(case, call) for case, inputs in cases.items() for call in inputs]
+    if not calls or not all(cases.values()):
         raise CalibrationError("there are no inputs to measure activation ranges on")
     proto = graph_io.load_proto(graph)
     layers = _layer_inputs(graph, ignored=set(resolve_scopes(proto, ignored_scopes)))
-    batch = max(len(array) for call in inputs for array in call.values() if array.ndim)
+    batch = max(len(array) for _, call in calls for array in call.values() if array.ndim)
     sizes = _sizes(proto, {name for names in layers.values() for name in names}, batch)
     chunks = list(_chunks(sizes, output_bytes))
-    counters = {name: _Counter() for name in sizes}
+    counters = {case: {name: _Counter() for name in sizes} for case in cases}
     runs = 0
     for names in chunks:
         with _session(proto, graph.parent, names) as session:
-            for call in inputs:
+            for case, call in calls:
                 try:
                     arrays = session.run(names, dict(call))
                 except Exception as error:  # ONNX Runtime's own, of many kinds
                     raise CalibrationError(f"{graph.name} does not take the calibration inputs: {error}") from error
-                for name, array in zip(names, arrays, strict=True):
-                    counters[name].add(array)
+                while arrays:  # none is needed once it is counted
+                    counters[case][names[len(arrays) - 1]].add(arrays.pop())
                 runs += 1
                 if progress is not None and runs % len(chunks) == 0:
                     progress(1)
-    measured = {name: counter.range() for name, counter in counters.items()}
+    measured = {
+        case: {name: counter.range() for name, counter in counted.items()} for case, counted in counters.items()
+    }
     return {
-        layer: max((measured[n] for n in names), key=lambda measure: measure.absmax) for layer, names in layers.items()
+        case: {
+            layer: max((found[n] for n in names), key=lambda measure: measure.absmax) for layer, names in layers.items()
+        }
+        for case, found in measured.items()
     }
 
 
@@ -251,13 +276,15 @@ def _session(proto: onnx.ModelProto, folder: Path, names: Sequence[str]) -> Iter
     import onnx
     import onnxruntime
 
+    from mtu_compile.graph import io as graph_io
+    from mtu_compile.graph.sessions import lean_options
+
     wider = onnx.ModelProto()
     wider.CopyFrom(proto)
     del wider.graph.output[:]
     for name in names:
         wider.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = lean_options(in_files=bool(graph_io.weight_files(proto)))
     # Beside the weights: external data is found relative to the model's file.
     path = folder / f".ranges-{secrets.token_hex(4)}.onnx"
     try:

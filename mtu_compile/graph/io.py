@@ -34,8 +34,13 @@ def load(path: Path) -> ir.Model:
     Raises:
         ModelError: no such file, not ONNX, truncated, or external data outside the model's folder.
     """
-    model: ir.Model = ir.from_proto(load_proto(path))
-    ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    return from_proto(load_proto(path), path.parent)
+
+
+def from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
+    """``load`` of a graph that is in memory, whose external data lies in ``folder`` and was checked."""
+    model: ir.Model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, folder.resolve())
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= INLINE_BYTES:

@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import passes
 import targets
-from calibration.nncf_graph import sign_activations, verify
+from calibration.nncf_weights import quantize_linear
 from calibration.quant_settings import QuantSettings
 from calibration.quantize import quantize_onnx, resolve_scopes
 from calibration.ranges import graph_ranges
 from mtu_compile.core.errors import CalibrationError, ConfigError, ModelError, PassError
 from mtu_compile.graph import io as graph_io
+from mtu_compile.graph import qdq
 
 pytestmark = pytest.mark.int8
 
@@ -192,6 +194,39 @@ def test_no_session_of_nncf_holds_on_to_its_memory(tmp_path, monkeypatch):
     quantize_onnx(write_graph(tmp_path / "float.onnx"), make_samples(2), tmp_path / "out.onnx")
     assert opened and not any(options.enable_cpu_mem_arena for options in opened)
     assert nncf.onnx.engine.rt is onnxruntime
+
+
+def test_weights_stay_in_their_file_until_the_graph_is_written(tmp_path, monkeypatch):
+    """NNCF never has them in its protobuf or among a session's outputs, and sees each of them once."""
+    import nncf.onnx.graph.onnx_helper as helpers
+    import onnxruntime
+
+    source = write_graph(tmp_path / "float.onnx", external=True)
+    weights = {"w_q", "w_k", "w_v", "w_up", "w_down", "w_in", "w_out"}
+    opened, read = [], []
+    session, value = onnxruntime.InferenceSession, helpers.get_tensor_value
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, **more: opened.append(session(*args, **more)) or opened[-1]
+    )
+    monkeypatch.setattr(helpers, "get_tensor_value", lambda model, name: read.append(name) or value(model, name))
+    quantize_onnx(source, make_samples(3), tmp_path / "out.onnx", settings=QuantSettings(smooth_quant_alpha=None))
+    assert not weights & {output.name for one in opened for output in one.get_outputs()}
+    assert sorted(read) == sorted(set(read)) and weights - {"w_in"} <= set(read)
+
+
+def test_integers_are_those_of_the_operator():
+    from onnx.reference.ops.op_quantize_linear import QuantizeLinear_19
+
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 5, 3, 3)).astype(np.float32)
+    for axis, shape in ((0, (6,)), (1, (5,)), (-1, (3,)), (0, ())):
+        scale = rng.uniform(0.001, 0.02, shape).astype(np.float32)  # some are cut off
+        zero = np.zeros(shape, np.int8)
+        expected = QuantizeLinear_19.eval(values, scale, zero, axis=axis)
+        found = quantize_linear(values, scale, zero, axis)
+        assert found.dtype == np.int8 and np.array_equal(found, expected)
+    halves = np.array([0.5, 1.5, 2.5, -0.5, -200.0], np.float32)
+    assert list(quantize_linear(halves, np.float32(1), np.int8(0), 0)) == [0, 2, 2, 0, -128]
 
 
 def test_external_data_gives_the_same_graph(quantised, tmp_path):
@@ -419,14 +454,14 @@ class TestVerify:
         zero = self.initializer(model, self.quantiser(model, of_weight=False).input[2])
         zero.CopyFrom(numpy_helper.from_array(np.array(3, np.int8), zero.name))
         with pytest.raises(PassError, match="zero point that is not 0"):
-            verify(model)
+            qdq.verify(ir.from_proto(model))
 
     def test_an_unsigned_activation(self, quantised):
         model = onnx.load(str(quantised.path))
         zero = self.initializer(model, self.quantiser(model, of_weight=False).input[2])
         zero.CopyFrom(numpy_helper.from_array(np.array(0, np.uint8), zero.name))
         with pytest.raises(PassError, match="is uint8, not int8"):
-            verify(model)
+            qdq.verify(ir.from_proto(model))
 
     def test_an_int32_bias(self, quantised):
         model = onnx.load(str(quantised.path))
@@ -441,18 +476,18 @@ class TestVerify:
         model.graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, ["bias_float"], name="bias_dq"))
         conv.input[2] = "bias_float"
         with pytest.raises(PassError, match="'bias_dq' is int32, not int8"):
-            verify(model)
+            qdq.verify(ir.from_proto(model))
 
     def test_an_int8_bias(self, quantised):
         model = onnx.load(str(quantised.path))
         conv = next(node for node in model.graph.node if node.name == "conv_in")
         conv.input[2] = self.quantiser(model, of_weight=True).output[0]
         with pytest.raises(PassError, match="bias of 'conv_in' is quantised"):
-            verify(model)
+            qdq.verify(ir.from_proto(model))
 
     def test_nothing_quantised(self, quantised):
         with pytest.raises(PassError, match="no weight was quantised"):
-            verify(onnx.load(str(quantised.source)))
+            qdq.verify(ir.from_proto(onnx.load(str(quantised.source))))
 
 
 def unsigned_graph(zero: int = 0) -> onnx.ModelProto:
@@ -472,15 +507,16 @@ def unsigned_graph(zero: int = 0) -> onnx.ModelProto:
 def test_unsigned_activations_become_signed_of_the_same_range(tmp_path):
     import onnxruntime
 
-    model = unsigned_graph()
-    assert sign_activations(model) == 1
+    signed = ir.from_proto(unsigned_graph())
+    assert qdq.sign_activations(signed) == 1
+    model = ir.to_proto(signed)
     onnx.checker.check_model(model, full_check=True)
     feed = np.array([0, 1.0, 2.55, 9.0], np.float32)
     (values,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": feed})
     assert np.allclose(values, [0, 1.0, 2.55, 2.55], atol=0.5 * 2.55 / 127 + 1e-6)
-    assert sign_activations(model) == 0
+    assert qdq.sign_activations(signed) == 0
 
 
 def test_an_asymmetric_quantiser_is_not_turned_signed():
     with pytest.raises(PassError, match="asymmetric"):
-        sign_activations(unsigned_graph(zero=7))
+        qdq.sign_activations(ir.from_proto(unsigned_graph(zero=7)))

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.quant_settings import QuantSettings
 from calibration.quantize import quantize_onnx
-from calibration.ranges import ActivationRange, graph_ranges, measure_ranges
+from calibration.ranges import ActivationRange, graph_ranges, measure_cases, measure_ranges
 from calibration.shared_scales import LIMIT_DB, bundle_ranges, conflicts, largest, shared_scales, to_json
 from mtu_compile.bundle import Manifest, TaskProvenance
 from mtu_compile.bundle.quantisation import QuantisationRecord
@@ -145,7 +145,8 @@ def test_an_int8_graph_holds_what_was_measured(graph: Path, tmp_path: Path) -> N
 
 def test_a_task_that_loses_bits_to_a_shared_scale_is_found(graph: Path) -> None:
     """Twice the input is 6.02 dB in each linear layer; four times that, where both factors of a product grow."""
-    measured = {"small": measure_ranges(graph, calls(3)), "large": measure_ranges(graph, calls(3, 2.0))}
+    measured = measure_cases(graph, {"small": calls(3), "large": calls(3, 2.0)})
+    assert measured == {"small": measure_ranges(graph, calls(3)), "large": measure_ranges(graph, calls(3, 2.0))}
     layers = shared_scales(largest(measured))
     assert {one.layer for one in layers} == set(measured["small"])
     for one in layers:

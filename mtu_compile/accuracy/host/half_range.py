@@ -21,6 +21,7 @@ import passes
 from mtu_compile.core.errors import NotFiniteError
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph.edit import constant_tensor
+from mtu_compile.graph.sessions import lean_options
 from passes.keep_float import MOVES
 from passes.simulate_half import simulate_half
 from targets.base import Precision, TargetSpec
@@ -89,10 +90,8 @@ def half_range(graph: Path, feeds: Sequence[Feed], work: Path) -> HalfRange:
     model, probes = _probed(graph)
     path = graph_io.save(model, work / "probed.onnx")
     del model
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     # What is optimised away or fused cannot be looked at.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options = lean_options(in_files=path.with_name(f"{path.name}.data").exists(), optimise=False)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         found = HalfRange(0.0, "")
