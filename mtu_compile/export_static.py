@@ -11,8 +11,9 @@ from typing import Any
 from mtu_compile import bundle
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.families import FAMILIES
 from mtu_compile.core.progress import Progress
-from mtu_compile.stages.layout import MODEL_INDEX, pipeline_class
+from mtu_compile.stages.layout import model_index, pipeline_class
 
 __all__ = ["StaticExport", "export_static"]
 
@@ -56,7 +57,8 @@ def export_static(path: Path, task: str, out: Path, progress: Progress | None = 
             "every task of this bundle has a graph of its own already",
             hint=f"that of {task} is {entry.engine.path}; see docs/interop.md",
         )
-    name = pipeline_class(entry.task)
+    family = FAMILIES[manifest.family]
+    name = pipeline_class(entry.task, family)
     with staging(out, replace=False) as folder, progress.stage(f"export {task}"):
         _copy_parts(path, manifest, folder)
         channels = manifest.latent_channels + entry.task.condition_channels(manifest.latent_channels)
@@ -70,15 +72,16 @@ def export_static(path: Path, task: str, out: Path, progress: Progress | None = 
             known = json.loads(bundle.resolve(path, config).read_text(encoding="utf-8"))
             _write_json(folder / "unet" / "config.json", {**known, "in_channels": channels})
             if name is not None:
-                scheduler = ["diffusers", manifest.scheduler["_class_name"]]
-                _write_json(folder / INDEX, {"_class_name": name, **MODEL_INDEX, "scheduler": scheduler})
+                scheduler, zeros = str(manifest.scheduler["_class_name"]), manifest.zeros_for_empty_prompt
+                _write_json(folder / INDEX, model_index(name, family, scheduler, zeros_for_empty=zeros))
         relative = unet.relative_to(folder)
     return StaticExport(out, out / relative, name)
 
 
 def _copy_parts(path: Path, manifest: bundle.Manifest, folder: Path) -> None:
-    """Text encoder, tokenizer, autoencoder and scheduler."""
-    places = [manifest.text.engine.path, manifest.text.tokenizer, manifest.vae_decoder.path, "scheduler/"]
+    """Text encoders, tokenizers, autoencoder and scheduler."""
+    texts = (place for text in manifest.texts.values() for place in (text.engine.path, text.tokenizer))
+    places = [*texts, manifest.vae_decoder.path, "scheduler/"]
     places += [] if manifest.vae_encoder is None else [manifest.vae_encoder.path]
     folders = {PurePosixPath(place).parts[0] for place in places}
     for name in manifest.files:

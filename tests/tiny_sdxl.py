@@ -85,7 +85,7 @@ def save_sdxl_pipeline(folder: Path, **unet: Any) -> Path:
             eos_token_id=len(vocabulary) - 1,
             pad_token_id=vocabulary.index(pad),
         )
-        parts[f"text_encoder{name}"] = _lively(kinds[i](config)).eval()
+        parts[f"text_encoder{name}"] = kinds[i](config).eval()
         write_tokenizer(folder / f"tokenizer{name}", vocabulary, pad)
     for name, part in parts.items():
         part.save_pretrained(folder / name)
@@ -104,17 +104,6 @@ def save_sdxl_pipeline(folder: Path, **unet: Any) -> Path:
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
-
-
-def _lively(encoder: Any) -> Any:
-    """Weights ten times as large as transformers draws them: each layer changes its input, as trained ones do."""
-    import torch
-
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if parameter.dim() > 1 and "embedding" not in name:
-                parameter.mul_(10)
-    return encoder
 
 
 def write_tokenizer(folder: Path, vocabulary: list[str], pad: str) -> None:

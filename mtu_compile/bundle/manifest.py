@@ -31,6 +31,7 @@ from mtu_compile.bundle.provenance import BuildProvenance, TaskProvenance
 from mtu_compile.bundle.scheduler_config import SchedulerConfig
 from mtu_compile.bundle.upgrade import from_version_1
 from mtu_compile.core.errors import BundleError
+from mtu_compile.core.families import FAMILIES, FamilyName
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.precision import Precision
 from mtu_compile.core.schema import Mismatch, conform
@@ -63,12 +64,16 @@ class TextPart:
     Attributes:
         max_length: L, tokens a prompt is padded or cut to.
         pad_id: token id it is padded with.
+        states: output [b, L, D] of the engine that UNets attend to.
+        pooled: output [b, P] that UNets take as ``text_embeds``, or ``None``.
     """
 
     tokenizer: Text
     max_length: Length
     pad_id: TokenId
     engine: EngineRef
+    states: Text = "last_hidden_state"
+    pooled: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,9 @@ class Manifest:
         vae_scale: pixels per latent cell.
         scaling_factor: what a VAE latent is multiplied by to become a UNet latent.
         text: tokenizer and text encoder.
+        text_2: those of a family's second one, whose hidden states stand beside the first one's.
+        family: which text encoders there are, and what UNets are told beside the text (``mtu_compile.core.families``).
+        zeros_for_empty_prompt: an empty negative prompt is all zeros, instead of what the text encoders make of it.
         vae_encoder: picture → moments; ``None`` if no task of the bundle takes a picture.
         vae_decoder: latent → picture.
         scheduler: contents of the checkpoint's ``scheduler_config.json``.
@@ -214,6 +222,14 @@ class Manifest:
     files: Mapping[str, Sha256] = field(default_factory=dict)
     provenance: BuildProvenance = field(default_factory=BuildProvenance)
     instruction_sets: tuple[InstructionSetProof, ...] = ()
+    family: FamilyName = "sd"
+    text_2: TextPart | None = None
+    zeros_for_empty_prompt: bool = False
+
+    @property
+    def texts(self) -> Mapping[str, TextPart]:
+        """Its text encoders by the field they are in."""
+        return {"text": self.text} | ({} if self.text_2 is None else {"text_2": self.text_2})
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -222,7 +238,8 @@ class Manifest:
 
     def engines(self) -> Iterator[tuple[str, EngineRef]]:
         """(where it is said, network) of every network of the bundle; a UNet that all tasks share is ``"unet"``."""
-        yield "text.engine", self.text.engine
+        for where, text in self.texts.items():
+            yield f"{where}.engine", text.engine
         if self.vae_encoder is not None:
             yield "vae_encoder", self.vae_encoder
         yield "vae_decoder", self.vae_decoder
@@ -234,7 +251,8 @@ class Manifest:
 
     def references(self) -> Iterator[tuple[str, str]]:
         """(where it is said, path) of every file the manifest points to."""
-        yield "text.tokenizer", self.text.tokenizer
+        for where, text in self.texts.items():
+            yield f"{where}.tokenizer", text.tokenizer
         for where, engine in self.engines():
             yield where, engine.path
             if engine.prebuilt is not None:
@@ -251,6 +269,7 @@ class Manifest:
             raise BundleError(f"{MANIFEST}: no tasks")
         if self.routing == "shared":
             self._check_shared()
+        self._check_texts()
         for path in self.files:
             check_relative(path, "files")
             if PurePosixPath(path).parts[0] == BUILT:
@@ -269,6 +288,21 @@ class Manifest:
                 raise BundleError(f"{MANIFEST}: tasks.{name} needs either an accuracy or the reason why there is none")
         if any(side % self.vae_scale for side in self.image_size):
             raise BundleError(f"{MANIFEST}: image_size {self.image_size} is not a multiple of {self.vae_scale}")
+
+    def _check_texts(self) -> None:
+        """``BundleError`` unless the text encoders are those of the family."""
+        family, texts = FAMILIES[self.family], list(self.texts.values())
+        if len(texts) != len(family.texts):
+            raise BundleError(
+                f"{MANIFEST}: family {family.name!r} has {len(family.texts)} text encoders, and there are {len(texts)}"
+            )
+        for where, text in self.texts.items():
+            if text.max_length != self.text.max_length:
+                raise BundleError(
+                    f"{MANIFEST}: {where}.max_length is {text.max_length}, and text.max_length {self.text.max_length}"
+                )
+        if sum(text.pooled is not None for text in texts) != sum(branch.pooled for branch in family.texts):
+            raise BundleError(f"{MANIFEST}: family {family.name!r} wants other pooled outputs of its text encoders")
 
     def _check_shared(self) -> None:
         """``BundleError`` unless all tasks have the same UNet, in which each has a row of its own."""

@@ -95,6 +95,20 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(match[2]), int(match[1])
 
 
+class Offset(click.ParamType[tuple[int, int]]):
+    """``16,0`` → ``(top, left)``."""
+
+    name = "TOP,LEFT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,5}),(\d{1,5})", str(value))
+        if not match:
+            self.fail(f"{value!r} is not a distance from top and left such as 0,64", param, ctx)
+        return int(match[1]), int(match[2])
+
+
 class Memory(click.ParamType[int]):
     """``16GB`` → bytes; GB are 10⁹ and GiB 2³⁰, MB and MiB likewise."""
 

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from mtu_compile.cli.console import ConsoleProgress
-from mtu_compile.cli.options import json_option, quiet_option, scheduler_option, seed_option
+from mtu_compile.cli.options import Offset, Size, json_option, quiet_option, scheduler_option, seed_option
 from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.fit import FITS, Fit
 
@@ -52,6 +52,13 @@ _OF_A_BATCH = frozenset({"bundle", "batch", "most_samples", "output", "as_json",
 @click.option("--image-guidance", "image_guidance_scale", type=float, help="Scale of the picture's direction.")
 @scheduler_option
 @click.option(
+    "--original-size", type=Size(), help="SDXL: size a training picture like it had before it was scaled; small blurs."
+)
+@click.option(
+    "--crops-coords-top-left", type=Offset(), help="SDXL: where such a picture was cut; 0,0 keeps things whole."
+)
+@click.option("--target-size", type=Size(), help="SDXL: size such a picture was scaled to.")
+@click.option(
     "--batch",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -87,6 +94,9 @@ def command(
     guidance_scale: float | None,
     image_guidance_scale: float | None,
     sampler: str | None,
+    original_size: tuple[int, int] | None,
+    crops_coords_top_left: tuple[int, int] | None,
+    target_size: tuple[int, int] | None,
     batch: Path | None,
     most_samples: int | None,
     output: Path,
@@ -126,6 +136,9 @@ def command(
             guidance_scale=guidance_scale,
             image_guidance_scale=image_guidance_scale,
             scheduler=sampler,
+            original_size=original_size,
+            crops_coords_top_left=crops_coords_top_left,
+            target_size=target_size,
             progress=lambda done, total: advance(1),
             notify=lambda notice: progress.note(_in_words(notice)),
         )

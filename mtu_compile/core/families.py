@@ -22,6 +22,10 @@ TEXT_EMBEDS, TIME_IDS = "text_embeds", "time_ids"
 States = Literal["last", "penultimate"]
 
 
+#: What text encoders are called, in pipelines, exports and errors.
+TextEncoder = Literal["text_encoder", "text_encoder_2"]
+
+
 @dataclass(frozen=True)
 class TextBranch:
     """A text encoder of a family.
@@ -34,11 +38,30 @@ class TextBranch:
         pooled: its projected embedding of the whole prompt is the UNet's ``text_embeds``.
     """
 
-    encoder: str
+    encoder: TextEncoder
     tokenizer: str
     kind: str
     states: States = "last"
     pooled: bool = False
+
+    def outputs(self, layers: int) -> tuple[str, ...]:
+        """Outputs of its graph, which optimum-intel's exporter and OpenVINO GenAI know by these names and places.
+
+        Args:
+            layers: of the encoder (``num_hidden_layers``).
+        """
+        first = ("text_embeds", "last_hidden_state") if self.pooled else ("last_hidden_state", "pooler_output")
+        inner = () if self.states == "last" else tuple(f"hidden_states.{index}" for index in range(layers + 1))
+        return (*first, *inner)
+
+    def states_output(self, layers: int) -> str:
+        """The one of ``outputs`` that the UNet attends to."""
+        return "last_hidden_state" if self.states == "last" else f"hidden_states.{layers - 1}"
+
+    @property
+    def pooled_output(self) -> str | None:
+        """The one of ``outputs`` that is the UNet's ``text_embeds``."""
+        return "text_embeds" if self.pooled else None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mtu_compile.core.errors import ModelError
-from mtu_compile.core.families import TEXT_EMBEDS, TIME_IDS
+from mtu_compile.core.families import FAMILIES, TEXT_EMBEDS, TIME_IDS, TextBranch
 from mtu_compile.graph import io as graph_io
 from mtu_compile.model.unet import call_unet
 from mtu_compile.runtime.engine import OUTPUT
@@ -45,13 +45,18 @@ class _UNet(nn.Module):  # type: ignore[misc]
 
 
 class _TextEncoder(nn.Module):  # type: ignore[misc]
-    def __init__(self, text_encoder: nn.Module) -> None:
+    """A text encoder that gives the outputs of these names."""
+
+    def __init__(self, text_encoder: nn.Module, outputs: tuple[str, ...]) -> None:
         super().__init__()
         self.model = text_encoder
+        self.outputs = outputs
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model(input_ids=input_ids, return_dict=True)
-        return output.last_hidden_state, output.pooler_output
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        inner = any(name.startswith("hidden_states.") for name in self.outputs)
+        output = self.model(input_ids=input_ids, return_dict=True, output_hidden_states=inner)
+        states = {f"hidden_states.{index}": one for index, one in enumerate(output.hidden_states or ())}
+        return tuple(states[name] if name in states else getattr(output, name) for name in self.outputs)
 
 
 class _VaeEncoder(nn.Module):  # type: ignore[misc]
@@ -104,12 +109,18 @@ def export_plain_unet(unet: Any, out: Path, *, text_length: int) -> Path:
     return _export_unet(unet, _unet_inputs(unet, unet.config.in_channels, text_length), out)
 
 
-def export_text_encoder(text_encoder: Any, out: Path, length: int) -> Path:
-    """Export a ``CLIPTextModel``: ``input_ids`` i64 [batch, length] → ``last_hidden_state`` f32 [batch, length, D] and
-    ``pooler_output`` f32 [batch, D]."""
+def export_text_encoder(text_encoder: Any, out: Path, length: int, branch: TextBranch | None = None) -> Path:
+    """Export a text encoder: ``input_ids`` i64 [batch, length] → f32 ``branch.outputs``: ``last_hidden_state`` and each
+    ``hidden_states.N`` [batch, length, D], ``pooler_output`` [batch, D], ``text_embeds`` [batch, P].
+
+    Args:
+        branch: says which outputs there are; the first two of a ``CLIPTextModel`` otherwise.
+    """
+    branch = branch or FAMILIES["sd"].texts[0]
     inputs = {"input_ids": torch.zeros(2, length, dtype=torch.int64)}
     free = {"input_ids": {0: "batch"}}
-    return _export(_TextEncoder(text_encoder), inputs, free, ("last_hidden_state", "pooler_output"), out)
+    outputs = branch.outputs(int(text_encoder.config.num_hidden_layers))
+    return _export(_TextEncoder(text_encoder, outputs), inputs, free, outputs, out)
 
 
 def export_vae_encoder(vae: Any, out: Path, height: int, width: int) -> Path:

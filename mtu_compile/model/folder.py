@@ -42,7 +42,7 @@ CLASSES: dict[str, tuple[str, ...] | None] = {
 }
 
 #: Components that hold weights, and the stem of their files' names.
-MODELS = {
+MODELS: dict[str, str] = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     **{branch.encoder: "model" for family in FAMILIES.values() for branch in family.texts},

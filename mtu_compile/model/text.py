@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtu_compile.core.families import Family
+from mtu_compile.core.families import Family, TextBranch
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class TextEncoders:
     encoders: Sequence[Any]
     zeros_for_empty: bool = False
 
+    def branches(self) -> Iterator[tuple[TextBranch, Any]]:
+        """Each branch of the family with its text encoder."""
+        return zip(self.family.texts, self.encoders, strict=True)
+
     @property
     def width(self) -> int:
         """D: all hidden states side by side."""
@@ -51,8 +55,7 @@ class TextEncoders:
     @property
     def pooled_width(self) -> int:
         """P; 0 in families without."""
-        pairs = zip(self.family.texts, self.encoders, strict=True)
-        return sum(int(encoder.config.projection_dim) for branch, encoder in pairs if branch.pooled)
+        return sum(int(encoder.config.projection_dim) for branch, encoder in self.branches() if branch.pooled)
 
     @property
     def length(self) -> int:
@@ -73,18 +76,24 @@ class TextEncoders:
         pooled = None if encoded.pooled is None else torch.zeros_like(encoded.pooled)
         return Encoded(torch.zeros_like(encoded.states), pooled)
 
-    def _encode(self, prompts: Sequence[str]) -> Encoded:
-        states, pooled = [], None
-        for branch, tokenizer, encoder in zip(self.family.texts, self.tokenizers, self.encoders, strict=True):
-            tokens = tokenizer(
+    def tokens(self, prompts: Sequence[str]) -> list[Tensor]:
+        """For each text encoder the ids [B, L] that it reads."""
+        return [
+            tokenizer(
                 list(prompts),
                 padding="max_length",
                 max_length=tokenizer.model_max_length,
                 truncation=True,
                 return_tensors="pt",
-            )
+            ).input_ids
+            for tokenizer in self.tokenizers
+        ]
+
+    def _encode(self, prompts: Sequence[str]) -> Encoded:
+        states, pooled = [], None
+        for (branch, encoder), ids in zip(self.branches(), self.tokens(prompts), strict=True):
             last = branch.states == "last"
-            output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=not last)
+            output = encoder(ids.to(encoder.device), output_hidden_states=not last)
             states.append(output.last_hidden_state if last else output.hidden_states[-2])
             if branch.pooled:
                 pooled = output.text_embeds

@@ -138,7 +138,7 @@ def _other_files(path: Path, manifest: bundle.Manifest, networks: tuple[Network,
         if file in counted:
             continue
         folder = file.split("/")[0]
-        kind = folder if folder in ("reference", "tokenizer", "wheels") else "configuration"
+        kind = folder if folder in ("reference", "tokenizer", "tokenizer_2", "wheels") else "configuration"
         kind = "shared weights" if file in shared else kind
         sizes[kind] = sizes.get(kind, 0) + (path / file).stat().st_size
     return sizes
@@ -218,7 +218,8 @@ def _network_name(where: str) -> str:
     """``Manifest.engines``' place of a network → what it is called: its task, or its part of the pipeline."""
     if where.startswith("tasks."):
         return where.removeprefix("tasks.").removesuffix(".engine")
-    return {"text.engine": "text encoder", "unet": "UNet of all tasks"}.get(where, where.replace("_", " "))
+    names = {"text.engine": "text encoder", "text_2.engine": "second text encoder", "unet": "UNet of all tasks"}
+    return names.get(where, where.replace("_", " "))
 
 
 def _commands(path: Path, manifest: bundle.Manifest) -> Iterator[tuple[str, str]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Start:
         condition: [1, c, h, w], or ``None`` for a task without.
         embeddings: [b, L, D], one for each sample of the guidance.
         place: which of several requests it is, for messages; empty for the only one.
+        added: what its UNet takes beside that, by input name, a row for each sample of the guidance.
     """
 
     entry: TaskEntry
@@ -48,6 +49,7 @@ class Start:
     condition: Array | None
     embeddings: Array
     place: str = ""
+    added: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -76,6 +78,7 @@ def denoise(unet: Engine, manifest: Manifest, starts: Sequence[Start], progress:
     timestep = np.zeros(1, np.float32)
     embeddings = np.concatenate([start.embeddings for start in starts])
     inputs = {"sample": sample, "timestep": timestep, "encoder_hidden_states": embeddings}
+    inputs |= {name: np.concatenate([start.added[name] for start in starts]) for name in starts[0].added}
     if (taken := unet.inputs.get(guidance.SCALE_INPUT)) is not None:
         width = int(taken.shape[1] or 0)
         scales = [guidance.embed_scale(start.task.guidance_scale, width, start.samples) for start in starts]

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from mtu_compile.bundle import EngineRef, Manifest
 from mtu_compile.core.errors import NotFiniteError
 
-Network = Literal["unet", "text_encoder", "vae_encoder", "vae_decoder"]
+Network = Literal["unet", "text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder"]
 
 #: What the networks are called in a message.
 _CALLED = {
     "unet": "UNet",
     "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
     "vae_encoder": "VAE encoder",
     "vae_decoder": "VAE decoder",
 }

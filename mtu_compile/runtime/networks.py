@@ -11,20 +11,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtu_compile import bundle
-from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
+from mtu_compile.bundle import EngineRef, Manifest, TaskEntry, TextPart
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import BundleError
+from mtu_compile.core.families import FAMILIES, TEXT_EMBEDS, TIME_IDS
 from mtu_compile.runtime import built, guidance, images
 from mtu_compile.runtime.batches import batch_of
 from mtu_compile.runtime.engine import Engine, TensorSpec, open_engine
-from mtu_compile.runtime.finite import advice, require_finite
+from mtu_compile.runtime.finite import Network, advice, require_finite
 from mtu_compile.runtime.task_engine import TASK_INPUT, TaskEngine
-from mtu_compile.runtime.text import Tokenizer
+from mtu_compile.runtime.text import Embedding, Tokenizer
 
 Array = NDArray[Any]
 
 #: Opens a network of the bundle in another way than the bundle says.
 Opener = Callable[[EngineRef], Engine]
+
+
+#: Of the inputs that families add; ``None`` for any.
+_WIDTHS = {TEXT_EMBEDS: None, TIME_IDS: 6}
 
 
 class Networks:
@@ -38,7 +43,7 @@ class Networks:
         self._root, self._manifest = root, manifest
         self._opener = opener or self._open_here
         self.engines: dict[str, Engine] = {}
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizers: dict[str, Tokenizer] = {}
 
     def open(self, ref: EngineRef) -> Engine:
         """A network; opened and kept."""
@@ -80,6 +85,8 @@ class Networks:
             _expect(engine, ref, "sample", (batch, self._channels(entry), *self._manifest.latent_size))
         if entry.task.guidance == "embedded":
             _expect(engine, ref, guidance.SCALE_INPUT, (batch, None))
+        for name in FAMILIES[self._manifest.family].conditions:
+            _expect(engine, ref, name, (batch, _WIDTHS[name]))
         return engine
 
     def _channels(self, entry: TaskEntry) -> int:
@@ -108,29 +115,52 @@ class Networks:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer; opened and kept."""
-        if self._tokenizer is None:
-            text = self._manifest.text
-            path = bundle.resolve(self._root, text.tokenizer)
-            self._tokenizer = Tokenizer(path, text.max_length, text.pad_id)
-        return self._tokenizer
+        """The bundle's tokenizer, the first if there are two; opened and kept."""
+        return self._tokenizer_of(self._manifest.text)
 
-    def encode_text(self, prompts: Sequence[str]) -> list[Array]:
-        """One [L, D] for each prompt, in as few runs of the text encoder as its batch allows."""
-        text = self._manifest.text
+    def _tokenizer_of(self, text: TextPart) -> Tokenizer:
+        if text.tokenizer not in self._tokenizers:
+            path = bundle.resolve(self._root, text.tokenizer)
+            self._tokenizers[text.tokenizer] = Tokenizer(path, text.max_length, text.pad_id)
+        return self._tokenizers[text.tokenizer]
+
+    def encode_text(self, prompts: Sequence[str]) -> list[Embedding]:
+        """One for each prompt, in as few runs of the text encoders as their batch allows."""
+        branches = FAMILIES[self._manifest.family].texts
+        encoded = [
+            self._encode(text, branch.encoder, prompts)
+            for text, branch in zip(self._manifest.texts.values(), branches, strict=True)
+        ]
+        return [
+            Embedding(
+                np.concatenate([one.states for one in parts], axis=-1),
+                next((one.pooled for one in parts if one.pooled is not None), None),
+            )
+            for parts in zip(*encoded, strict=True)
+        ]
+
+    def _encode(self, text: TextPart, network: Network, prompts: Sequence[str]) -> list[Embedding]:
+        """What one text encoder makes of each prompt."""
         engine = self.open(text.engine)
         _expect(engine, text.engine, "input_ids", (None, text.max_length))
-        spec = engine.inputs["input_ids"]
+        for name in (text.states, text.pooled):
+            if name is not None and name not in engine.outputs:
+                raise BundleError(f"{text.engine.path} has no output {name!r}; it gives {', '.join(engine.outputs)}")
+        spec, hint = engine.inputs["input_ids"], advice(self._manifest, text.engine)
         batch = spec.shape[0] or len(prompts)
-        tokens = self.tokenizer(prompts).astype(spec.dtype, copy=False)
-        encoded: list[Array] = []
+        tokens = self._tokenizer_of(text)(prompts).astype(spec.dtype, copy=False)
+        encoded: list[Embedding] = []
         for start in range(0, len(prompts), batch):
             part = tokens[start : start + batch]
             used = len(part)
             if used < batch:
                 part = np.concatenate([part, np.repeat(part[-1:], batch - used, axis=0)])
-            states = engine({"input_ids": part})["last_hidden_state"][:used]
-            encoded.extend(require_finite(states, "text_encoder", hint=advice(self._manifest, text.engine)))
+            answers = engine({"input_ids": part})
+            states = require_finite(answers[text.states][:used], network, hint=hint)
+            pooled = None
+            if text.pooled is not None:
+                pooled = require_finite(answers[text.pooled][:used], network, hint=hint)
+            encoded.extend(Embedding(states[i], None if pooled is None else pooled[i]) for i in range(used))
         return encoded
 
     def _open_here(self, ref: EngineRef) -> Engine:

@@ -17,6 +17,7 @@ from mtu_compile import bundle
 from mtu_compile.bundle import Manifest, TaskEntry
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.notices import Notice
+from mtu_compile.core.sizes import Offset, Size
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.runtime import guidance, images, proven, schedulers
 from mtu_compile.runtime.batches import batch_of
@@ -112,6 +113,9 @@ class Runtime:
         fit: Fit | None = None,
         mask_mode: MaskMode = "auto",
         paste_unmasked: bool = True,
+        original_size: Size | None = None,
+        crops_coords_top_left: Offset | None = None,
+        target_size: Size | None = None,
         progress: Progress | None = None,
         notify: Callable[[Notice], None] | None = None,
     ) -> Result:
@@ -132,6 +136,7 @@ class Runtime:
                 default. The result always has the bundle's size; ``Result.frame`` says where in it the source is.
             mask_mode: what of ``mask`` selects (``masks``).
             paste_unmasked: for tasks with a mask, take what lies outside it from ``image``.
+            original_size, crops_coords_top_left, target_size: what a UNet of SDXL is told (``mtu_compile.core.sizes``).
             progress: told of every step.
             notify: told of each of ``Result.notices``, before the first step.
 
@@ -157,6 +162,9 @@ class Runtime:
             fit,
             mask_mode,
             paste_unmasked,
+            original_size,
+            crops_coords_top_left,
+            target_size,
         )
         asked = [ask(self.manifest, request)]
         tell = notify or _unheard

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mtu_compile.bundle import Manifest, TaskEntry
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.families import FAMILIES, TEXT_EMBEDS, TIME_IDS
 from mtu_compile.core.guidance import ROWS
 from mtu_compile.core.noise import initial_noise, step_noise
 from mtu_compile.core.notices import Notice
@@ -24,6 +25,7 @@ from mtu_compile.runtime.fitting import Frame
 from mtu_compile.runtime.masks import check_selection, read_mask
 from mtu_compile.runtime.networks import Networks
 from mtu_compile.runtime.request import Request, called, check_request
+from mtu_compile.runtime.text import Embedding
 
 Array = NDArray[Any]
 
@@ -98,7 +100,7 @@ def ask(manifest: Manifest, request: Request, place: str = "") -> Asked:
     with called(place):
         find_task((entry.task for entry in manifest.tasks.values()), request.task)  # says which there are
         entry = manifest.tasks[request.task]
-        check_request(entry.task, request)
+        check_request(entry.task, request, FAMILIES[manifest.family])
         steps = entry.default_steps if request.steps is None else request.steps
         noise = _noise(manifest, check_seed(request.seed), request.latents)
         sampler = schedulers.from_config(manifest.scheduler, steps, request.scheduler)
@@ -112,9 +114,11 @@ def prepare(networks: Networks, manifest: Manifest, asked: Asked) -> Prepared:
     with called(asked.place):
         condition = _condition(networks, manifest, task, request)
         notices = (*_cut_prompts(networks, task, request), *condition.notices)
-        embeddings = _embed(networks, task, request)
+        embeddings = _embed(networks, manifest, task, request)
+        added = _added(manifest, request, embeddings)
     draw = partial(step_noise, request.seed) if sampler.draws_noise else None
-    start = Start(asked.entry, task, sampler, asked.noise, draw, condition.channels, embeddings, asked.place)
+    states = np.stack([one.states for one in embeddings])
+    start = Start(asked.entry, task, sampler, asked.noise, draw, condition.channels, states, asked.place, added)
     return Prepared(start, condition, notices)
 
 
@@ -154,12 +158,27 @@ def _condition(networks: Networks, manifest: Manifest, task: Task, request: Requ
     return Condition(channels, picture, selected, frame, notices)
 
 
-def _embed(networks: Networks, task: Task, request: Request) -> Array:
-    """Text embeddings [b, L, D] in the order of the guidance batch."""
-    wanted = [request.prompt if row.prompt else request.negative_prompt for row in ROWS[task.guidance]]
+def _embed(networks: Networks, manifest: Manifest, task: Task, request: Request) -> list[Embedding]:
+    """What each sample of the guidance batch is told of a prompt."""
+    rows = ROWS[task.guidance]
+    wanted = [request.prompt if row.prompt else request.negative_prompt for row in rows]
     distinct: Sequence[str] = list(dict.fromkeys(wanted))
     embeddings = dict(zip(distinct, networks.encode_text(distinct), strict=True))
-    return np.stack([embeddings[text] for text in wanted])
+    zeros = manifest.zeros_for_empty_prompt and not request.negative_prompt
+    return [
+        embeddings[text].zeros if zeros and not row.prompt else embeddings[text]
+        for row, text in zip(rows, wanted, strict=True)
+    ]
+
+
+def _added(manifest: Manifest, request: Request, embeddings: Sequence[Embedding]) -> dict[str, Array]:
+    """What UNets of the bundle's family are told beside the text, a row for each sample."""
+    conditions, added = FAMILIES[manifest.family].conditions, dict[str, Array]()
+    if TEXT_EMBEDS in conditions:
+        added[TEXT_EMBEDS] = np.stack([one.pooled for one in embeddings if one.pooled is not None])
+    if TIME_IDS in conditions:
+        added[TIME_IDS] = np.tile(request.sizes.time_ids(manifest.image_size), (len(embeddings), 1))
+    return added
 
 
 def _cut_prompts(networks: Networks, task: Task, request: Request) -> tuple[Notice, ...]:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtu_compile.core.errors import ConfigError, MtuError
+from mtu_compile.core.families import Family
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.guidance import ROWS
+from mtu_compile.core.sizes import Offset, Size, Sizes
 from mtu_compile.core.tasks import MAX_SCALE, Task
 from mtu_compile.runtime.masks import MaskMode
 
@@ -38,6 +40,7 @@ class Request:
             default. The result always has the bundle's size; ``Result.frame`` says where in it the source is.
         mask_mode: what of ``mask`` selects (``masks``).
         paste_unmasked: for tasks with a mask, take what lies outside it from ``image``.
+        original_size, crops_coords_top_left, target_size: what a UNet of SDXL is told, see ``mtu_compile.core.sizes``.
     """
 
     task: str
@@ -54,10 +57,20 @@ class Request:
     fit: Fit | None = None
     mask_mode: MaskMode = "auto"
     paste_unmasked: bool = True
+    original_size: Size | None = None
+    crops_coords_top_left: Offset | None = None
+    target_size: Size | None = None
+
+    @property
+    def sizes(self) -> Sizes:
+        """What a UNet that is told sizes is told."""
+        return Sizes(self.original_size, self.crops_coords_top_left, self.target_size)
 
 
-def check_request(task: Task, request: Request) -> None:
-    """``ConfigError`` unless what is asked of ``task`` is what it takes."""
+def check_request(task: Task, request: Request, family: Family) -> None:
+    """``ConfigError`` unless what is asked of ``task`` is what it takes, in a pipeline of ``family``."""
+    request.sizes.check()
+    request.sizes.require_taken(family)
     _check_condition(task, "picture", "image", request.image, bool({"image", "masked_image"} & set(task.condition)))
     _check_condition(task, "mask", "mask", request.mask, bool({"mask", "masked_image"} & set(task.condition)))
     if task.guidance != "none" and not request.prompt.strip():

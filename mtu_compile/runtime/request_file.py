@@ -11,6 +11,7 @@ from mtu_compile.core.errors import InputError
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.schema import Length, Mismatch, Range, Rule, conform, read_json
 from mtu_compile.core.seeds import MAX_SEED
+from mtu_compile.core.sizes import Offset, Size
 from mtu_compile.core.tasks import Scale, TaskName
 from mtu_compile.runtime.images import SUFFIXES
 from mtu_compile.runtime.masks import MaskMode
@@ -50,6 +51,9 @@ class RequestRow:
     fit: Fit | None = None
     mask_mode: MaskMode = "auto"
     paste_unmasked: bool = True
+    original_size: Size | None = None
+    crops_coords_top_left: Offset | None = None
+    target_size: Size | None = None
     output: PictureName | None = None
 
     def request(self, folder: Path) -> Request:

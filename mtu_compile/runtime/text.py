@@ -67,6 +67,24 @@ def _words(encoding: Any) -> list[tuple[int, int]]:
     return [(word, span[0]) for word, span, special in zip(*columns, strict=True) if not special and word is not None]
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """A prompt as the UNet takes it.
+
+    Attributes:
+        states: [L, D], what it attends to: the hidden states of all text encoders side by side.
+        pooled: [P], its ``text_embeds``, or ``None``.
+    """
+
+    states: NDArray[Any]
+    pooled: NDArray[Any] | None = None
+
+    @property
+    def zeros(self) -> Embedding:
+        """No prompt at all, to UNets that were trained so."""
+        return Embedding(np.zeros_like(self.states), None if self.pooled is None else np.zeros_like(self.pooled))
+
+
 class Tokenizer:
     """A ``tokenizer.json`` with a fixed length: what ``CLIPTokenizer(padding="max_length", truncation=True)`` gives.
 

@@ -16,12 +16,15 @@ def export_unet(model: Model, work: Path) -> Path:
 
 
 def export_parts(model: Model, work: Path) -> dict[str, Path]:
-    """``text_encoder``, ``vae_encoder`` and ``vae_decoder``, each in a folder of ``work``, of static shapes."""
+    """The text encoders, ``vae_encoder`` and ``vae_decoder``, each in a folder of ``work``, of static shapes."""
     from mtu_compile.model import export
 
     pipeline = model.pipeline
-    graphs = {
-        "text_encoder": export.export_text_encoder(pipeline.text_encoder, work / "text_encoder", model.text_length),
+    graphs: dict[str, Path] = {
+        branch.encoder: export.export_text_encoder(encoder, work / branch.encoder, model.text_length, branch)
+        for branch, encoder in pipeline.texts.branches()
+    }
+    graphs |= {
         "vae_encoder": export.export_vae_encoder(pipeline.vae, work / "vae_encoder", *model.size),
         "vae_decoder": export.export_vae_decoder(pipeline.vae, work / "vae_decoder", *model.size),
     }

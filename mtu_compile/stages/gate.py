@@ -41,12 +41,13 @@ def _as_run(manifest: bundle.Manifest) -> bundle.Manifest:
     def ran(engine: bundle.EngineRef) -> bundle.EngineRef:
         return replace(engine, state=bundle.EngineState.MEASURED, reason=None)
 
-    encoder, tasks = manifest.vae_encoder, manifest.tasks
+    encoder, tasks, second = manifest.vae_encoder, manifest.tasks, manifest.text_2
     if encoder is not None and any(kind != "mask" for entry in tasks.values() for kind in entry.task.condition):
         encoder = ran(encoder)
     return replace(
         manifest,
         text=replace(manifest.text, engine=ran(manifest.text.engine)),
+        text_2=None if second is None else replace(second, engine=ran(second.engine)),
         vae_encoder=encoder,
         vae_decoder=ran(manifest.vae_decoder),
         tasks={name: replace(entry, engine=ran(entry.engine)) for name, entry in tasks.items()},

@@ -109,16 +109,14 @@ def _feeds(pipeline: MTUPipeline, references: Sequence[Reference], size: tuple[i
     made = [one for group in zip(*(reference.trajectories for reference in references), strict=False) for one in group]
     made = made[:FEEDS]
     scale = np.float32(pipeline.vae.config.scaling_factor)
-    tokens = pipeline.tokenizer(
-        ["", *(one.prompt for one in made)],
-        padding="max_length",
-        max_length=pipeline.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="np",
-    ).input_ids.astype(np.int64)
+    texts = pipeline.texts
+    tokens = texts.tokens(["", *(one.prompt for one in made)])
     pictures = [images.to_array(fit_picture(one.image, size)) for one in made if one.image is not None]
     return {
-        "text_encoder": [{"input_ids": row[None]} for row in tokens],
+        **{
+            branch.encoder: [{"input_ids": row[None]} for row in ids.numpy().astype(np.int64)]
+            for (branch, _), ids in zip(texts.branches(), tokens, strict=True)
+        },
         "vae_encoder": [{"sample": pixels} for pixels in pictures],
         "vae_decoder": [{"latent_sample": one.latents / scale} for one in made],
     }

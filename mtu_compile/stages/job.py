@@ -286,7 +286,7 @@ class Parts:
     """Text encoder and autoencoder as engines.
 
     Attributes:
-        engines: of ``text_encoder``, ``vae_encoder`` and ``vae_decoder``.
+        engines: of the family's text encoders, ``vae_encoder`` and ``vae_decoder``.
         ranges: by name, the float type of a part and how far its numbers go, where that type could be too small.
     """
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mtu_compile.core.families import Family
 from mtu_compile.core.routing import Routing
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.unet_config import MTU_KEYS
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 MODEL_INDEX = {
     "feature_extractor": [None, None],
     "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
@@ -43,13 +40,33 @@ def unet_folders(tasks: Sequence[Task], routing: Routing = "static") -> Mapping[
     return {task.name: "unet" if task is chosen else f"unet_{task.name}" for task in tasks}
 
 
-def pipeline_class(task: Task) -> str | None:
+def pipeline_class(task: Task, family: Family) -> str | None:
     """The pipeline of diffusers whose UNet has the anatomy of ``task``'s; ``None`` if there is none in both tools."""
     if task.condition == INPAINTING:
-        return "StableDiffusionInpaintPipeline"
+        return family.pipelines["inpaint"]
     if task.condition or task.guidance not in ("text", "embedded"):
         return None
-    return "LatentConsistencyModelPipeline" if task.guidance == "embedded" else "StableDiffusionPipeline"
+    return family.pipelines[task.guidance]
+
+
+def model_index(name: str, family: Family, scheduler: str, *, zeros_for_empty: bool) -> dict[str, Any]:
+    """``model_index.json``.
+
+    Args:
+        name: class of the pipeline.
+        family: of the pipeline.
+        scheduler: its class.
+        zeros_for_empty: an empty negative prompt is all zeros, in families that have that.
+    """
+    index: dict[str, Any] = {"_class_name": name, **MODEL_INDEX, "scheduler": ["diffusers", scheduler]}
+    for branch in family.texts:
+        index |= {
+            branch.encoder: ["transformers", branch.kind],
+            branch.tokenizer: ["transformers", "CLIPTokenizer"],
+        }
+    if family.conditions:
+        return {**index, "force_zeros_for_empty_prompt": zeros_for_empty}
+    return {**index, "requires_safety_checker": False, "safety_checker": [None, None]}
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,7 @@ class Layout:
         latent = int(pipeline.unet.latent_channels)
         unet = {key: value for key, value in pipeline.unet.config.items() if key not in MTU_KEYS}
         configs: dict[str, dict[str, Any]] = {
-            "text_encoder": pipeline.text_encoder.config.to_dict(),
+            **{branch.encoder: encoder.config.to_dict() for branch, encoder in pipeline.texts.branches()},
             "vae_encoder": dict(pipeline.vae.config),
             "vae_decoder": dict(pipeline.vae.config),
         }
@@ -86,6 +103,6 @@ class Layout:
         if routing == "shared":
             return cls(None, tidy)
         opened = next((task for task in built if folders[task.name] == "unet"), None)
-        name = (None if opened is None else pipeline_class(opened)) or "StableDiffusionPipeline"
-        scheduler = ["diffusers", type(pipeline.scheduler).__name__]
-        return cls({"_class_name": name, **MODEL_INDEX, "scheduler": scheduler}, tidy)
+        family, zeros = pipeline.family, pipeline.texts.zeros_for_empty
+        name = (None if opened is None else pipeline_class(opened, family)) or family.pipelines["text"]
+        return cls(model_index(name, family, type(pipeline.scheduler).__name__, zeros_for_empty=zeros), tidy)

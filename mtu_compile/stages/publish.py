@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from calibration.notices import RowNotice
 from mtu_compile import bundle
@@ -23,6 +24,9 @@ from mtu_compile.stages import wheels
 from mtu_compile.stages.job import CAPTURED, BuiltUnet, Lowered, Model, Observed, Parts, Specialised
 from targets.base import Artifact, Precision, Target
 
+if TYPE_CHECKING:
+    from mtu_compile.model.pipeline import MTUPipeline
+
 #: Tools whose version a bundle records, beside the vendors' own.
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "nncf", "polygraphy", "numpy")
 
@@ -30,20 +34,19 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "nncf", "p
 def describe_model(
     model: Model, source: bundle.Source, target: str, precision: Precision, parts: Parts, fit: Fit, folder: Path
 ) -> bundle.Manifest:
-    """A manifest that has no tasks yet, and tokenizer and scheduler in ``folder``.
+    """A manifest that has no tasks yet, and tokenizers and scheduler in ``folder``.
 
     Args:
         source: the checkpoint.
         target: name of the target.
         precision: of the UNets.
-        parts: text encoder and autoencoder, built into ``folder``.
+        parts: text encoders and autoencoder, built into ``folder``.
         fit: what becomes of pictures of other proportions unless the bundle's user says otherwise.
     """
     pipeline = model.pipeline
-    pipeline.tokenizer.save_pretrained(folder / "tokenizer")
     save_scheduler(pipeline.scheduler, folder / SCHEDULER)
     engines = {name: engine_ref(artifact, folder) for name, artifact in parts.engines.items()}
-    pad = int(pipeline.tokenizer.pad_token_id)
+    text, *more = _text_parts(pipeline, engines, folder)
     return bundle.Manifest(
         tools={"mtu-compile": __version__, **_versions()},
         source=source,
@@ -53,13 +56,34 @@ def describe_model(
         latent_channels=pipeline.unet.latent_channels,
         vae_scale=pipeline.vae_scale,
         scaling_factor=float(pipeline.vae.config.scaling_factor),
-        text=bundle.TextPart("tokenizer/tokenizer.json", model.text_length, pad, engines["text_encoder"]),
+        text=text,
+        text_2=more[0] if more else None,
+        family=pipeline.family.name,
+        zeros_for_empty_prompt=pipeline.texts.zeros_for_empty,
         vae_encoder=engines["vae_encoder"],
         vae_decoder=engines["vae_decoder"],
         scheduler=published_config(pipeline.scheduler),
         tasks={},
         fit=fit,
     )
+
+
+def _text_parts(pipeline: MTUPipeline, engines: Mapping[str, bundle.EngineRef], folder: Path) -> list[bundle.TextPart]:
+    """The text encoders as the manifest has them, and their tokenizers in ``folder``."""
+    texts, parts = pipeline.texts, []
+    for (branch, encoder), tokenizer in zip(texts.branches(), texts.tokenizers, strict=True):
+        tokenizer.save_pretrained(folder / branch.tokenizer)
+        parts.append(
+            bundle.TextPart(
+                f"{branch.tokenizer}/tokenizer.json",
+                texts.length,
+                int(tokenizer.pad_token_id),
+                engines[branch.encoder],
+                branch.states_output(int(encoder.config.num_hidden_layers)),
+                branch.pooled_output,
+            )
+        )
+    return parts
 
 
 def describe_task(

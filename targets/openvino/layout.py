@@ -14,7 +14,7 @@ def write_layout(folder: Path, index: Mapping[str, Any] | None, configs: Mapping
     """Write the files beside the engines in ``folder``; a part whose folder is not there is left out.
 
     Args:
-        folder: a bundle, with its ``tokenizer/``.
+        folder: a bundle, with its ``tokenizer/``, and ``tokenizer_2/`` if it has a second.
         index: ``model_index.json``, if there is to be one.
         configs: ``config.json`` by folder.
     """
@@ -23,7 +23,8 @@ def write_layout(folder: Path, index: Mapping[str, Any] | None, configs: Mapping
     for name, config in configs.items():
         if (folder / name).is_dir():
             _dump(folder / name / "config.json", config)
-    convert_tokenizer(folder / "tokenizer")
+    for tokenizer in sorted(folder.glob("tokenizer*")):
+        convert_tokenizer(tokenizer)
 
 
 def _dump(path: Path, data: Mapping[str, Any]) -> None:

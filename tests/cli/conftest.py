@@ -67,13 +67,27 @@ def write_samples(folder: Path, tasks: Sequence[dict[str, Any]], rows: int = 6) 
         (place / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def tell_tasks_apart(unet: Any) -> None:
+    """Change an upcycled UNet as training does: its tasks differ, and text and conditions matter to it.
+
+    Without that, guidance has no direction that an accuracy gate could judge.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    scale = {"task_conv_in": 0.5, ".ff.": 0.1, "task_embedding": 0.1, "attn2.to_v": 0.5, "attn2.to_out": 0.5}
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            for part, size in scale.items():
+                if part in name:
+                    parameter += size * torch.randn(parameter.shape, generator=generator)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(base_pipeline_dir: Path, made_once: Any, mtu: Callable[..., Outcome]) -> Path:
     """An MTU pipeline folder whose tasks differ, with samples."""
 
     def make(place: Path) -> None:
-        import torch
-
         from mtu_compile.model.pipeline import MTUPipeline
 
         tasks = place / "tasks.json"
@@ -82,20 +96,7 @@ def tiny_model(base_pipeline_dir: Path, made_once: Any, mtu: Callable[..., Outco
         done = mtu("upcycle", base_pipeline_dir, "-o", fresh, "--tasks", tasks, "--d-task", 16, "--router-width", 16)
         assert done.code == 0, done.err
         pipeline = MTUPipeline.from_pretrained(fresh)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for name, parameter in pipeline.unet.named_parameters():
-                # Text and conditions have to matter, or guidance has no direction that an accuracy gate could judge.
-                scale = {
-                    "task_conv_in": 0.5,
-                    ".ff.": 0.1,
-                    "task_embedding": 0.1,
-                    "attn2.to_v": 0.5,
-                    "attn2.to_out": 0.5,
-                }
-                for part, size in scale.items():
-                    if part in name:
-                        parameter += size * torch.randn(parameter.shape, generator=generator)
+        tell_tasks_apart(pipeline.unet)
         pipeline.save_pretrained(model)
         write_samples(model / "samples", TASKS)
 
