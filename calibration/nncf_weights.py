@@ -119,8 +119,8 @@ def fold_weights(model: ir.Model) -> int:
         if scale is None or zero is None:
             raise PassError(f"quantiser {node.name!r} of a weight has no constant scale and zero point")
         axis = int(node.attributes["axis"].value) if "axis" in node.attributes else 1
-        old = node.outputs[0]
-        tensor = ir.LazyTensor(_maker(weight, scale, zero, axis), dtype=zero.dtype, shape=ir.Shape(tuple(weight.shape)))
+        old, weight_shape = node.outputs[0], ir.Shape(weight.shape.numpy())
+        tensor = ir.LazyTensor(_maker(weight, scale, zero, axis), dtype=zero.dtype, shape=weight_shape)
         tensor.name = old.name
         ir.convenience.replace_all_uses_with(old, made := ir.Value(type=ir.TensorType(zero.dtype), const_value=tensor))
         model.graph.remove(node, safe=True)
