@@ -17,9 +17,6 @@ from mtu_compile.core.errors import CalibrationError, ConfigError
 
 Feed = Mapping[str, NDArray[Any]]
 
-#: A task, and the number of the timesteps' bin.
-Case = tuple[str, int]
-
 
 @dataclass(frozen=True)
 class AlignSettings:
@@ -28,37 +25,28 @@ class AlignSettings:
     Attributes:
         limit_bits: a layer gets factors where the shared scale would cost some task more than this, of its 8 bits.
         powers_of_two: round the factors, so that the float graph's results stay the same to the bit.
-        edges: timesteps, rising, at which a new bin begins: each task then has factors for each bin. It pays where
-            activations grow along the denoising (docs/accuracy.md).
     """
 
     limit_bits: float = 0.5
     powers_of_two: bool = True
-    edges: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.limit_bits) and self.limit_bits >= 0):
             raise ConfigError(f"a limit of bits is a number from 0 up, not {self.limit_bits}")
-        if list(self.edges) != sorted(set(self.edges)):
-            raise ConfigError(f"the edges of the timesteps' bins do not rise: {list(self.edges)}")
-
-    def bin(self, feed: Feed) -> int:
-        """Of the timestep of a UNet call."""
-        return sum(float(np.ravel(feed["timestep"])[0]) >= edge for edge in self.edges) if self.edges else 0
 
 
 @dataclass(frozen=True)
 class AlignedLayer:
-    """What a layer's scale costs each task, by task a number for each bin of timesteps (one without ``edges``).
+    """What a layer's scale costs each task.
 
     Attributes:
         factors: what the layer's input is multiplied by, and its output divided by.
         before, after: bits that the task would lose to the scale of the largest without factors, and with them.
     """
 
-    factors: Mapping[str, tuple[float, ...]]
-    before: Mapping[str, tuple[float, ...]]
-    after: Mapping[str, tuple[float, ...]]
+    factors: Mapping[str, float]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -118,64 +106,49 @@ def align(
     rows = {task: _row(task, inputs) for task, inputs in inputs_by_task.items()}
     if not rows:
         raise CalibrationError("there are no tasks to align")
-    cases = _cases(inputs_by_task, settings)
-    measured = measure_cases(graph, cases, ignored_scopes=quantisation.ignored_scopes, progress=progress)
-    ranges = {case: _ranges(found, quantisation) for case, found in measured.items()}
+    measured = measure_cases(graph, inputs_by_task, ignored_scopes=quantisation.ignored_scopes, progress=progress)
+    ranges = {task: _ranges(found, quantisation) for task, found in measured.items()}
     lost = lost_bits(ranges)
     costly = {name: factors_of(bits, settings) for name, bits in lost.items()}
     costly = {name: factors for name, factors in costly.items() if any(one != 1 for one in factors.values())}
     total = _count_tasks(graph, rows)
-    factors = {name: _by_row(found, rows, total, settings) for name, found in costly.items()}
-    context = PassContext(alignment=Alignment(factors, settings.edges))
+    factors = {name: _by_row(found, rows, total) for name, found in costly.items()}
+    context = PassContext(alignment=Alignment(factors))
     (done,) = run_pipeline(graph, out, [AlignRanges.id], context)
     left = {one.node: one.reason for one in done.skipped}
     after = {name: _after(bits, costly[name]) if name in costly.keys() - left else bits for name, bits in lost.items()}
-    aligned = {
-        name: AlignedLayer(*(_by_task(one) for one in (found, lost[name], after[name])))
-        for name, found in costly.items()
-        if name not in left
-    }
+    aligned = {name: AlignedLayer(found, lost[name], after[name]) for name, found in costly.items() if name not in left}
     return AlignReport(settings, aligned, left, len(lost), _worst(lost, rows), _worst(after, rows))
 
 
-def lost_bits(ranges: Mapping[Case, Mapping[str, float]]) -> dict[str, dict[Case, float]]:
-    """By layer and case, bits lost to the scale of the case with the largest range: log2(largest / own).
+def lost_bits(ranges: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """By layer and task, bits lost to the scale of the task with the largest range: log2(largest / own).
 
-    A case in which a layer sees nothing but zeros loses nothing there.
+    A task in which a layer sees nothing but zeros loses nothing there.
 
     Args:
-        ranges: by case and layer.
+        ranges: by task and layer.
     """
     lost = {}
     for layer in dict.fromkeys(layer for sizes in ranges.values() for layer in sizes):
-        own = {case: sizes.get(layer, 0.0) for case, sizes in ranges.items()}
+        own = {task: sizes.get(layer, 0.0) for task, sizes in ranges.items()}
         largest = max(own.values())
-        lost[layer] = {case: math.log2(largest / size) if size > 0 else 0.0 for case, size in own.items()}
+        lost[layer] = {task: math.log2(largest / size) if size > 0 else 0.0 for task, size in own.items()}
     return lost
 
 
-def factors_of(lost: Mapping[Case, float], settings: AlignSettings) -> dict[Case, float]:
-    """By case, what brings its range to that of the largest; 1 for all where nobody loses more than the limit."""
+def factors_of(lost: Mapping[str, float], settings: AlignSettings) -> dict[str, float]:
+    """By task, what brings its range to that of the largest; 1 for all where nobody loses more than the limit."""
     if max(lost.values()) <= settings.limit_bits:
         return dict.fromkeys(lost, 1.0)
-    return {case: 2.0 ** (round(bits) if settings.powers_of_two else bits) for case, bits in lost.items()}
-
-
-def _cases(inputs_by_task: Mapping[str, Sequence[Feed]], settings: AlignSettings) -> dict[Case, list[Feed]]:
-    cases: dict[Case, list[Feed]] = {}
-    for task, inputs in inputs_by_task.items():
-        for number in range(len(settings.edges) + 1):
-            cases[task, number] = [feed for feed in inputs if settings.bin(feed) == number]
-            if not cases[task, number]:
-                raise CalibrationError(f"task {task!r} has no inputs in bin {number} of the timesteps {settings.edges}")
-    return cases
+    return {task: 2.0 ** (round(bits) if settings.powers_of_two else bits) for task, bits in lost.items()}
 
 
 def _row(task: str, inputs: Sequence[Feed]) -> int:
-    """The row of the graph's tables that all inputs of a task select; 0 in a graph of one task."""
+    """The row of the graph's tables that all inputs of a task select."""
     if not inputs:
         raise CalibrationError(f"there are no inputs of task {task!r} to align the layers' ranges with")
-    rows = {int(row) for feed in inputs for row in (np.ravel(feed["task"]) if "task" in feed else (0,))}
+    rows = {int(row) for feed in inputs for row in np.ravel(feed["task"])}
     if len(rows) != 1:
         raise CalibrationError(f"the inputs of task {task!r} are not of one task: rows {sorted(rows)}")
     return rows.pop()
@@ -193,29 +166,18 @@ def _count_tasks(graph: Path, rows: Mapping[str, int]) -> int:
     return max(count_rows(graph_io.load(graph)), max(rows.values()) + 1)
 
 
-def _by_row(
-    factors: Mapping[Case, float], rows: Mapping[str, int], total: int, settings: AlignSettings
-) -> tuple[float, ...]:
-    """As a table, bin after bin of each task; tasks nobody gave inputs of keep what they have."""
-    by_row = {(rows[task], number): factor for (task, number), factor in factors.items()}
-    bins = range(len(settings.edges) + 1)
-    return tuple(by_row.get((row, number), 1.0) for row in range(total) for number in bins)
+def _by_row(factors: Mapping[str, float], rows: Mapping[str, int], total: int) -> tuple[float, ...]:
+    """As a table; tasks nobody gave inputs of keep what they have."""
+    by_row = {rows[task]: factor for task, factor in factors.items()}
+    return tuple(by_row.get(row, 1.0) for row in range(total))
 
 
-def _by_task(numbers: Mapping[Case, float]) -> dict[str, tuple[float, ...]]:
-    by_task: dict[str, tuple[float, ...]] = {}
-    for task, number in sorted(numbers, key=lambda case: case[1]):
-        by_task[task] = (*by_task.get(task, ()), numbers[task, number])
-    return by_task
-
-
-def _after(lost: Mapping[Case, float], factors: Mapping[Case, float]) -> dict[Case, float]:
+def _after(lost: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
     """Bits lost with factors: ranges are then largest · 2^-lost · factor."""
-    left = {case: bits - math.log2(factors[case]) for case, bits in lost.items()}
+    left = {task: bits - math.log2(factors[task]) for task, bits in lost.items()}
     least = min(left.values())
-    return {case: bits - least for case, bits in left.items()}
+    return {task: bits - least for task, bits in left.items()}
 
 
-def _worst(layers: Mapping[str, Mapping[Case, float]], tasks: Mapping[str, int]) -> dict[str, float]:
-    found = [(task, bits) for lost in layers.values() for (task, _), bits in lost.items()]
-    return {task: max((bits for of, bits in found if of == task), default=0.0) for task in tasks}
+def _worst(layers: Mapping[str, Mapping[str, float]], tasks: Mapping[str, int]) -> dict[str, float]:
+    return {task: max((lost[task] for lost in layers.values()), default=0.0) for task in tasks}

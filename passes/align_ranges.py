@@ -36,11 +36,11 @@ class AlignRanges:
     Where a table or a constant is multiplied anyway the factor goes into it and costs nothing: γ and β of a norm, the
     gates of experts, the constant that scales queries and keys. Else the Mul comes where the tensor is smallest: in
     front of the layer, or on the values of the attention before it. Layers that read one value with the same factors
-    share one multiplication. With ``edges`` a row is that of the sample's task and of the timestep's bin.
+    share one multiplication.
 
     Fires on Conv, MatMul and Gemm of constant weights. Does not fire on a layer whose factors are all 1, that has been
     aligned, that multiplies two activations, or whose input is not of each sample. Refuses (``PassError``) a layer the
-    graph does not have, factors that are not positive or not as many as the rows, and a graph without ``task``.
+    graph does not have, factors that are not positive or not as many as the tasks, and a graph without ``task``.
     """
 
     id = "mtu::align-ranges"
@@ -50,13 +50,9 @@ class AlignRanges:
         alignment = context.alignment
         if alignment is None or not alignment.factors:
             return
-        task = find_input(graph, TASK)
-        if task is None and alignment.bins == 1:
+        if find_input(graph, TASK) is None:
             raise PassError(f"the graph has no input {TASK!r}", hint="run mtu::tabulate-tasks first")
-        if list(alignment.edges) != sorted(set(alignment.edges)):
-            raise PassError(f"the edges of the timesteps' bins do not rise: {list(alignment.edges)}")
-        layers = _layers(graph)
-        rows = count_rows(graph) * alignment.bins
+        layers, rows = _layers(graph), count_rows(graph)
         for name, factors in alignment.factors.items():
             if name not in layers:
                 raise PassError(f"the graph has no layer {name!r} to align")
@@ -69,7 +65,7 @@ class AlignRanges:
         alignment = context.alignment or Alignment({})
         layers, skipped = _layers(graph), []
         together: dict[tuple[ir.Value, Factors], list[ir.Node]] = {}
-        tables = SampleFactors(graph, alignment.edges)
+        tables = SampleFactors(graph)
         for name, factors in alignment.factors.items():
             layer = layers[name]
             reason = self._refusal(layer, factors) or tables.refusal(layer)
@@ -89,7 +85,7 @@ class AlignRanges:
 
     def ensures(self, graph: ir.Model, context: PassContext) -> None:
         alignment, layers = context.alignment or Alignment({}), _layers(graph)
-        tables = SampleFactors(graph, alignment.edges)
+        tables = SampleFactors(graph)
         for name, factors in alignment.factors.items():
             layer = layers.get(name)
             if layer is None or (self._refusal(layer, factors) is None and tables.refusal(layer) is None):
@@ -115,9 +111,8 @@ def _layers(graph: ir.Model) -> Mapping[str, ir.Node]:
 
 
 def count_rows(graph: ir.Model) -> int:
-    """Rows of the tables that the graph's ``task`` selects; 1 without that input, 0 where no table says it."""
+    """Rows of the tables that the graph's ``task`` selects; 0 where no table says it."""
     task = find_input(graph, TASK)
-    if task is None:
-        return 1
-    tables = (constant(node.inputs[0]) for node in users(task) if read_table(node.outputs[0]) is not None)
+    nodes = () if task is None else users(task)
+    tables = (constant(node.inputs[0]) for node in nodes if read_table(node.outputs[0]) is not None)
     return max((len(rows) for rows in tables if rows is not None), default=0)

@@ -25,17 +25,10 @@ class Alignment:
     """What the inputs of layers are multiplied by, so that every task fills the range of one scale.
 
     Attributes:
-        factors: by name of the layer a positive number for each row: task after task, and bin after bin of each.
-        edges: timesteps, rising, at which a new bin begins; without any there is one bin, and a row is a task.
+        factors: by name of the layer a positive number for each task.
     """
 
     factors: Mapping[str, tuple[float, ...]]
-    edges: tuple[float, ...] = ()
-
-    @property
-    def bins(self) -> int:
-        """Bins of timesteps."""
-        return len(self.edges) + 1
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,10 @@ def merge_gated(graph: ir.Model, mixture: Mixture, tables: Sequence[TaskTable]) 
 
     *Result*::
 
-        hidden = GEGLU(Add(MatMul(x, up), up_bias))          # one for each x_i, side by side, if they differ
-        y = Add(MatMul(Mul(hidden, gates[task]), down), bias[task])
+        value, gate = Split(Add(MatMul(x, up), up_bias))
+        y = Add(MatMul(Mul(Mul(value, gates[task]), Gelu(gate)), down), bias[task])
+
+    If the x_i differ there is a GEGLU for each, and the gates multiply all of them, side by side.
 
         up, down = the experts' weights side by side
         gates[t] = table_i[t] for each hidden channel of expert i, for all i
@@ -53,20 +55,20 @@ def merge_gated(graph: ir.Model, mixture: Mixture, tables: Sequence[TaskTable]) 
     parts = [part_of(expert, 1.0, expert.x) for expert in experts]
     approximate, dtype = experts[0].approximate, parts[0].up.dtype.numpy()
     merged = FeedForward(graph, experts[0].scope)
+    gates = [
+        repeated(in_float64(table.rows), int(part.down.shape.numpy()[0]))
+        for table, part in zip(tables, parts, strict=True)
+    ]
+    gate = add_table(graph, f"{experts[0].scope}.gates", np.concatenate(gates, axis=-1).astype(dtype), task)
     if len({part.source for part in parts}) == 1:
-        hidden = merged.geglu(merged.up(parts, parts[0].source), approximate)
+        hidden = merged.geglu(merged.up(parts, parts[0].source), approximate, gate)
     else:
         hiddens = [
             merged.geglu(merged.up([part], part.source, f"experts.{i}.net.0.proj"), approximate)
             for i, part in enumerate(parts)
         ]
         (hidden,) = merged.add("Concat", "net.0", *hiddens, axis=-1)
-    gates = [
-        repeated(in_float64(table.rows), int(part.down.shape.numpy()[0]))
-        for table, part in zip(tables, parts, strict=True)
-    ]
-    gate = add_table(graph, f"{experts[0].scope}.gates", np.concatenate(gates, axis=-1).astype(dtype), task)
-    (hidden,) = merged.add("Mul", "net.1", hidden, gate)
+        (hidden,) = merged.add("Mul", "net.1", hidden, gate)
     output = merged.down(parts, hidden)
     bias = add_table(graph, f"{experts[0].scope}.net.2.bias", _biases(mixture, tables).astype(dtype), task)
     (output,) = merged.add("Add", "net.2", output, bias)

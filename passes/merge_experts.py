@@ -34,7 +34,7 @@ class MergeExperts:
         down     = rows w_i · down_i, for all i
         down_bias = sum of w_i · down_bias_i
 
-    Where the task is an input (after ``mtu::tabulate-tasks``) gates are rows of tables, and the hidden vector is
+    Where the task is an input (after ``mtu::tabulate-tasks``) gates are rows of tables, and the value half is
     multiplied by them (see ``passes.gated_experts``). The arithmetic on weights is done in float64, when they are
     written.
 

@@ -87,9 +87,15 @@ class FeedForward:
         (projected,) = self.add("MatMul", module, source, up)
         return self.add("Add", module, projected, up_bias)[0]
 
-    def geglu(self, projected: ir.Value, approximate: str) -> ir.Value:
-        """``value · Gelu(gate)`` of the two halves of ``projected``."""
+    def geglu(self, projected: ir.Value, approximate: str, factor: ir.Value | None = None) -> ir.Value:
+        """``value · Gelu(gate)`` of the two halves of ``projected``, times ``factor`` if there is one.
+
+        It multiplies the value half, not the product: that takes 1.2 % of a step less by the estimate of Intel's NPU
+        compiler (two levels of SD 1.5, OpenVINO 2026.4.1).
+        """
         value, gate = self.add("Split", "net.0", projected, count=2, axis=-1, num_outputs=2)
+        if factor is not None:
+            (value,) = self.add("Mul", "net.1", value, factor)
         (gate,) = self.add("Gelu", "net.0", gate, approximate=approximate)
         return self.add("Mul", "net.0", value, gate)[0]
 

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mtu_compile.graph.edit import (
-    SAMPLE,
     TASK,
     add_constant,
     attribute,
@@ -33,15 +32,11 @@ _MOVES = ("Reshape", "Transpose")
 class SampleFactors:
     """Multiplies values of a graph, [batch, …], by rows of tables."""
 
-    def __init__(self, graph: ir.Model, edges: Sequence[float] = ()) -> None:
-        """Let a row be that of the sample's task, and of the bin of ``edges`` its timestep is in."""
-        self._graph, self._edges = graph, tuple(edges)
-        self._task = find_input(graph, TASK)
-        self._row: ir.Value | None = None
+    def __init__(self, graph: ir.Model) -> None:
+        self._graph, self._task = graph, find_input(graph, TASK)
         self._tables: dict[tuple[bytes, tuple[int, ...]], ir.Value] = {}
-        sample = find_input(graph, SAMPLE)
-        known = self._task if self._task is not None else sample
-        self._batch = known.shape[0] if known is not None and known.shape is not None else None
+        known = None if self._task is None else self._task.shape
+        self._batch = None if known is None else known[0]
 
     def refusal(self, layer: ir.Node) -> str | None:
         """Why what goes into and out of ``layer`` cannot be multiplied sample by sample."""
@@ -126,7 +121,11 @@ class SampleFactors:
         if node is None or not self._is_of_samples(value):
             return False
         if node.op_type == "Mul":
-            return self._into_operand(node, factors, name)
+            return self._into_operand(node, factors, name) or any(
+                len(operand.uses()) == 1 and self._into_operands(operand, factors, name)
+                for operand in node.inputs
+                if operand is not None
+            )
         if node.op_type != "Add":
             return False
         for index in (0, 1):
@@ -164,7 +163,7 @@ class SampleFactors:
         node.replace_input_with(index, self._table(scaled.astype(rows.dtype), name))
 
     def _rows(self, node: ir.Node, index: int) -> NDArray[np.generic] | None:
-        """An operand of a binary node as rows of the result's rank, one of each task and bin; or one for all."""
+        """An operand of a binary node as rows of the result's rank, one of each task; or one for all."""
         operand, result = node.inputs[index], node.outputs[0]
         assert result.shape is not None
         rank = len(result.shape)
@@ -178,10 +177,7 @@ class SampleFactors:
         if gather is None or attribute(gather, "axis", 0) != 0:
             return None
         rows, row = constant(gather.inputs[0]), gather.inputs[1]
-        if rows is None or rows.ndim != rank or row not in (self._task, self._row) or row is None:
-            return None
-        # A table by task has a row for each of its bins from now on.
-        return rows if row is self._row or not self._edges else rows.repeat(len(self._edges) + 1, axis=0)
+        return rows if rows is not None and rows.ndim == rank and row is not None and row is self._task else None
 
     def _product(self, value: ir.Value, factors: Array, name: str) -> ir.Value:
         factor = self._factor(value, factors, name)
@@ -204,17 +200,9 @@ class SampleFactors:
         """Equal tables are one."""
         key = (rows.tobytes(), rows.shape)
         if key not in self._tables:
-            self._tables[key] = add_table(self._graph, name, rows, self._row_number())
+            assert self._task is not None
+            self._tables[key] = add_table(self._graph, name, rows, self._task)
         return self._tables[key]
-
-    def _row_number(self) -> ir.Value:
-        """[batch] int64, or [1] in a graph of one task: task · bins + bin of the timestep."""
-        if self._row is None:
-            self._row = self._task
-            if self._edges:
-                self._row = _binned(self._graph, self._task, self._edges)
-            assert self._row is not None
-        return self._row
 
     def _bias(self, layer: ir.Node, bias: ir.Value) -> ir.Value:
         """The bias of a convolution as an operand of Add; that of a Gemm is one."""
@@ -232,24 +220,3 @@ def _elements(value: ir.Value) -> int:
     sizes = () if value.shape is None else tuple(value.shape)[1:]
     known = [size for size in sizes if isinstance(size, int)]
     return math.prod(known) if value.shape is not None and len(known) == len(sizes) else 1 << 62
-
-
-def _binned(graph: ir.Model, task: ir.Value | None, edges: Sequence[float]) -> ir.Value:
-    timestep = find_input(graph, "timestep")
-    assert timestep is not None
-    limits = add_constant(graph, "timestep_bins.edges", np.array(edges, np.float32))
-    axes = add_constant(graph, "timestep_bins.axes", np.array([0], np.int64))
-    reached = ir.node("GreaterOrEqual", [timestep, limits], name="timestep_bins/GreaterOrEqual")
-    counted = ir.node("Cast", reached.outputs, attributes={"to": ir.DataType.INT64}, name="timestep_bins/Cast")
-    bins = ir.node("ReduceSum", [counted.outputs[0], axes], attributes={"keepdims": 1}, name="timestep_bins/ReduceSum")
-    nodes = [reached, counted, bins]
-    if task is not None:
-        count = add_constant(graph, "timestep_bins.count", np.array([len(edges) + 1], np.int64))
-        first = ir.node("Mul", [task, count], name="timestep_bins/Mul")
-        nodes += [first, ir.node("Add", [first.outputs[0], bins.outputs[0]], name="timestep_bins/Add")]
-    for node in nodes:
-        node.outputs[0].name = f"{node.name}.0"
-    row = nodes[-1].outputs[0]
-    row.type, row.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([1 if task is None else task.shape[0]])  # type: ignore[index]
-    graph.graph.insert_before(graph.graph[0], nodes)
-    return row

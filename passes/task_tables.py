@@ -38,10 +38,10 @@ def add_table(graph: ir.Model, name: str, rows: Array, task: ir.Value) -> ir.Val
     """Rows of a table, one for each sample; the same constant for every sample where the tasks do not differ.
 
     Args:
-        graph: gets the table and the node that reads it, in front of all others that do not compute ``task``.
+        graph: gets the table and the node that reads it, in front of all others.
         name: of the table; the node is called ``<name>/Gather``.
         rows: [T, …].
-        task: the graph's input, [batch], or a row's number that is computed from it.
+        task: the graph's input, [batch].
 
     Returns:
         [batch, …], or [1, …] where all rows are equal.
@@ -55,11 +55,7 @@ def add_table(graph: ir.Model, name: str, rows: Array, task: ir.Value) -> ir.Val
     gathered.type = table.type
     assert task.shape is not None
     gathered.shape = ir.Shape([task.shape[0], *rows.shape[1:]])
-    producer = task.producer()
-    if producer is None:
-        graph.graph.insert_before(graph.graph[0], node)
-    else:
-        graph.graph.insert_after(producer, node)
+    graph.graph.insert_before(graph.graph[0], node)
     return gathered
 
 

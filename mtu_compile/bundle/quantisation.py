@@ -175,16 +175,15 @@ class AlignSettingsRecord:
 
     limit_bits: Ratio
     powers_of_two: bool
-    edges: tuple[Timestep, ...] = ()
 
 
 @dataclass(frozen=True)
 class AlignedLayerRecord:
-    """``calibration.aligning.AlignedLayer``: by task, a number for each bin of timesteps."""
+    """``calibration.aligning.AlignedLayer``, by task."""
 
-    factors: Mapping[str, tuple[Ratio, ...]]
-    before: Mapping[str, tuple[Ratio, ...]]
-    after: Mapping[str, tuple[Ratio, ...]]
+    factors: Mapping[str, Ratio]
+    before: Mapping[str, Ratio]
+    after: Mapping[str, Ratio]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mtu_compile.accuracy.calls import StepMetrics
 from mtu_compile.accuracy.thresholds import Thresholds
 from mtu_compile.bundle import EngineRef, Manifest, TaskEntry
 from mtu_compile.bundle.provenance import NoticeRecord, ParityRecord
-from mtu_compile.bundle.quantisation import CompressionRecord, MixedRecord, QuantisationRecord
+from mtu_compile.bundle.quantisation import AlignmentRecord, CompressionRecord, MixedRecord, QuantisationRecord
 from mtu_compile.core.routing import Routing
 
 #: A threshold: least and largest value that pass, ``None`` where there is no such end.
@@ -242,6 +242,12 @@ class Report:
     def passed(self) -> bool:
         """Whether every task meets its thresholds."""
         return not any(task.failures for task in self.tasks)
+
+    @property
+    def alignment(self) -> AlignmentRecord | None:
+        """How the ranges of tasks that share an engine were aligned; ``None`` where they were not."""
+        found = (task.quantisation.alignment for task in self.tasks if task.quantisation is not None)
+        return next((one for one in found if one is not None), None)
 
     @property
     def bytes(self) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from calibration.shared_scales import LIMIT_DB
 from mtu_compile.bundle import PassRecord, UserPassRecord, encode
-from mtu_compile.bundle.quantisation import MixedRecord, SettingsRecord
+from mtu_compile.bundle.quantisation import AlignedLayerRecord, MixedRecord, SettingsRecord
 from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import ToolchainMissing
 from mtu_compile.report import plots
@@ -108,6 +108,7 @@ def render(report: Report) -> str:
         headlines={task.name: _headlines(task) for task in report.tasks},
         conflicts=[row for row in report.ranges if row.worst[1] > LIMIT_DB],
         limit_db=LIMIT_DB,
+        aligned=_aligned(report),
         rows=ROWS,
         searches={t.name: list(_search_rows(t.mixed)) for t in report.tasks if t.mixed is not None},
         pass_table=_pass_table(report),
@@ -115,6 +116,12 @@ def render(report: Report) -> str:
         largest=max((*(one.bytes for one in report.networks), *report.other_files.values(), 1)),
         estimate=_estimate,
     )
+
+
+def _aligned(report: Report) -> list[tuple[str, AlignedLayerRecord]]:
+    """Layers with factors of the tasks, those first that cost a task most without."""
+    layers = {} if report.alignment is None else report.alignment.layers
+    return sorted(layers.items(), key=lambda item: -max(item[1].before.values()))
 
 
 def _routing(report: Report) -> Markup | None:

@@ -42,16 +42,16 @@ def layers(graph: ir.Model) -> list[ir.Node]:
     return [node for node in graph.graph if node.op_type in LAYERS and constant_tensor(node.inputs[1]) is not None]
 
 
-def random_alignment(graph: ir.Model, *, edges: tuple[float, ...] = (), only: str = "") -> passes.Alignment:
+def random_alignment(graph: ir.Model, *, only: str = "") -> passes.Alignment:
     """Powers of two from 1/8 to 8; layers that read one value have the same."""
     random, factors, of_input = np.random.default_rng(7), {}, {}
     for node in layers(graph):
         if (
             only in str(node.name) and node.inputs[0].shape[0] != 1
         ):  # the timestep's layers are the same for all samples
-            drawn = tuple(2.0 ** random.integers(-3, 4, TASKS * (len(edges) + 1)))
+            drawn = tuple(2.0 ** random.integers(-3, 4, TASKS))
             factors[str(node.name)] = of_input.setdefault(node.inputs[0], drawn)
-    return passes.Alignment(factors, edges)
+    return passes.Alignment(factors)
 
 
 def align(graph: ir.Model, alignment: passes.Alignment) -> passes.PassResult:

@@ -317,6 +317,41 @@ def test_ranges_are_compared_between_the_tasks(full: str) -> None:
     assert re.search(r"conv1/Conv ?4 ?−12\.0 dB ?16 ?largest", text)
 
 
+ALIGNMENT = {
+    "settings": {"limit_bits": 0.5, "powers_of_two": True},
+    "layers": {
+        "quiet/Conv": {"factors": {"t2i": 1, "sr": 2}, "before": {"t2i": 0, "sr": 0.9}, "after": {"t2i": 0.1, "sr": 0}},
+        "loud/Conv": {"factors": {"t2i": 1, "sr": 4}, "before": {"t2i": 0, "sr": 2.4}, "after": {"t2i": 0, "sr": 0.4}},
+    },
+    "left": {"out/Conv": "its bias is no constant"},
+    "measured": 12,
+    "worst_before": {"t2i": 0.3, "sr": 2.4},
+    "worst_after": {"t2i": 0.3, "sr": 0.4},
+}
+
+
+def test_one_engine_shows_what_its_tasks_lose_to_one_scale_and_names_the_pass_where_it_ran() -> None:
+    """Its layers have one range each, so there is nothing to compare between tasks but what was measured of each."""
+
+    def shown(**quantisation: Any) -> str:
+        record = conform(QuantisationRecord, {"ranges": {"loud/Conv": 4.0}, **quantisation})
+        tasks = [make_task(name) for name in ("t2i", "sr")]
+        for index, task in enumerate(tasks):
+            entry = replace(task.entry, provenance=bundle.TaskProvenance(quantisation=record))
+            tasks[index] = replace(task, entry=entry)
+        report = make_report(*tasks, ranges={task: {"loud/Conv": 4.0} for task in ("t2i", "sr")})
+        page = render(with_forms(report, "shared"))
+        assert not markup_problems(page)
+        return " ".join(Page(page).text.split())
+
+    text = shown(alignment=ALIGNMENT)
+    assert "Of 12 layers, 2 would have cost some task more than 0.5 of its 8 bits" in text and "mtu::align" in text
+    assert re.search(r"loud/Conv ?0\.0 → 0\.0 ?× 1 ?2\.4 → 0\.4 ?× 4 ?quiet/Conv", text)
+    assert "Left as they are: out/Conv, as its bias is no constant." in text and "dB, one of its 8 bits" not in text
+    text = shown()
+    assert "Not measured: the ranges of its tasks were not aligned." in text and "mtu::align" not in text
+
+
 def test_numbers_nobody_has_named_yet_are_shown() -> None:
     rows = {row.key: row for row in metric_lines(SUMMARY, {"image_psnr_db": 30.0}, Thresholds.default("int8"))}
     assert rows["a_new_metric"].label == "a new metric" and rows["a_new_metric"].passed is None
