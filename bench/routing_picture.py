@@ -88,12 +88,9 @@ def measured_rows(data: Mapping[str, Any]) -> list[Row]:
 
 def planned_rows(plan: Mapping[str, Any]) -> list[Row]:
     """From what ``mtu-compile plan --json`` says."""
-    weights = {
-        "static": sum(one["weights_bytes"] for one in plan["networks"] if one["kind"] == "task"),
-        "shared": plan["shared"]["weights_bytes"],
-    }
     memory = {"static": plan["static_bytes"], "shared": plan["shared_bytes"]}
-    return [_bytes("memory, all tasks resident (estimate)", memory), _bytes("weights of the UNets (estimate)", weights)]
+    disk = plan["disk_bytes"]
+    return [_bytes("memory, all tasks resident (estimate)", memory), _bytes("graphs of the UNets (estimate)", disk)]
 
 
 def _bytes(what: str, amounts: Mapping[str, float]) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mtu_compile.bundle.kinds import Bytes, Count, Name, Seconds, Text
@@ -74,6 +74,7 @@ class PlanRecord:
         static_bytes, shared_bytes: all resident, with an engine for each task and with one for all.
         routing: the form that was planned; ``None`` in manifests of version 1, which knew one form only.
         recommendation: the form that suits the device.
+        disk_bytes: by form of routing, the UNets' graphs, weights that several have in common counted once.
     """
 
     method: Text
@@ -95,3 +96,4 @@ class PlanRecord:
     least_bytes: Bytes | None = None
     build: HostRecord | None = None
     suggestions: tuple[SuggestionRecord, ...] = ()
+    disk_bytes: Mapping[Routing, Bytes] = field(default_factory=dict)

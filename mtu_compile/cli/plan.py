@@ -66,6 +66,8 @@ def command(
             known.append(f"workspace {readable(planned.workspace_bytes)}")
         table(f"{folder} on {target} ({', '.join(known)})", COLUMNS, planned.rows(), quiet=quiet)
         click.echo(planned.routing_in_words())
+        if disk := planned.disk_in_words():
+            click.echo(disk)
         if not quiet:
             click.echo(METHOD, err=True)
             if planned.host is not None:

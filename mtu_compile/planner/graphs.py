@@ -17,7 +17,7 @@ from mtu_compile.planner.plan import ALL_TASKS, BuildPlan, NetworkPlan, Suggesti
 from mtu_compile.planner.routing import Recommendation, recommend
 from mtu_compile.planner.unet import Unet
 from targets.base import Precision, Target
-from targets.costs.estimate import Footprint, footprint
+from targets.costs.estimate import Footprint, footprint, stored_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -100,10 +100,19 @@ class Survey:
             recommended.routing if asked.routing == "auto" else asked.routing,
             recommended,
             least_bytes=self._least,
+            disk=self._disk(asked),
         )
         if plan.available_bytes is None or plan.fits:
             return plan
         return replace(plan, suggestions=tuple(self._suggest(plan.available_bytes)))
+
+    def _disk(self, options: _Options) -> dict[Routing, int]:
+        """By form of routing, bytes of the UNets' graphs: weights that tasks have in common are stored once."""
+        forms: dict[Routing, list[ir.Model]] = {"static": [self._unet.static(task) for task in options.tasks]}
+        if self._unet.routed:
+            forms["shared"] = [self._unet.shared(self._target.spec.shared_batch or self._unet.batch(options.tasks))]
+        precision, rest = options.precision, self._rest
+        return {form: stored_bytes(graphs, precision=precision, rest=rest) for form, graphs in forms.items()}
 
     def _device(self, memory: int | None) -> tuple[int, int | None]:
         """What is reserved of the device's memory, and that memory, which may have been given."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from mtu_compile.core.amounts import readable
@@ -87,6 +88,8 @@ class BuildPlan:
         suggestions: what would make it fit, or if nothing does, what comes closest; empty where it fits.
         least_bytes: what the device has at least, where it shares the memory of a machine that is not known.
         host: what the build itself needs of the machine it runs on; ``None`` if nobody asked.
+        disk: by form of routing, bytes of the UNets' graphs, weights that several have in common counted once; what is
+            built from them in advance (blobs, engines) comes on top, with weights of its own.
     """
 
     target: str
@@ -101,6 +104,7 @@ class BuildPlan:
     suggestions: tuple[Suggestion, ...] = ()
     least_bytes: int | None = None
     host: HostPlan | None = None
+    disk: Mapping[Routing, int] = field(default_factory=dict)
 
     @property
     def available_bytes(self) -> int | None:
@@ -230,6 +234,13 @@ class BuildPlan:
         asked = f"--routing {self.routing}, as asked for"
         return f"{asked}; recommended is {self.recommendation.routing}: {self.recommendation.reason}"
 
+    def disk_in_words(self) -> str:
+        """What the UNets' graphs take on disk in both forms; empty where there is one task, or one form alone."""
+        if len(self.tasks) < 2 or "shared" not in self.disk:
+            return ""
+        static, shared = readable(self.disk["static"]), readable(self.disk["shared"])
+        return f"graphs on disk: {static} static, what tasks have in common stored once; {shared} shared"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "target": self.target,
@@ -246,6 +257,7 @@ class BuildPlan:
             "shared": None if self.shared is None else self.shared.to_json(),
             "static_bytes": self.static_bytes,
             "shared_bytes": self.shared_bytes,
+            "disk_bytes": dict(self.disk),
             "routing": self.routing,
             "recommendation": None if self.recommendation is None else asdict(self.recommendation),
             "fits": self.fits,

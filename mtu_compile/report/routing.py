@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtu_compile.bundle import Manifest
-from mtu_compile.core.routing import Routing
 from mtu_compile.report.data import Amount, Network, RoutingForms
 
 
@@ -17,18 +16,14 @@ def compare_forms(folder: Path, manifest: Manifest, networks: Sequence[Network])
         networks: those of the bundle, UNets and others.
     """
     plan = manifest.provenance.plan
-    if plan is None or plan.shared is None or plan.static_bytes is None or plan.shared_bytes is None:
+    if plan is None or plan.static_bytes is None or plan.shared_bytes is None or len(plan.disk_bytes) < 2:
         return None
     if len(manifest.tasks) == 1:
         return None
     unets = {entry.engine.path for entry in manifest.tasks.values()}
     files = {file for one in networks if one.engine.path in unets for file in one.files}
     files |= {entry.engine.weights for entry in manifest.tasks.values() if entry.engine.weights is not None}
-    of_tasks = [one for one in plan.networks if one.kind == "task"]
-    disk: dict[Routing, Amount] = {
-        "static": Amount(sum(one.weights_bytes for one in of_tasks), "estimate"),
-        "shared": Amount(plan.shared.weights_bytes, "estimate"),
-    }
+    disk = {form: Amount(size, "estimate") for form, size in plan.disk_bytes.items()}
     disk[manifest.routing] = Amount(sum((folder / file).stat().st_size for file in files), "measured")
     advice = plan.recommendation
     return RoutingForms(

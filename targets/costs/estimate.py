@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -85,13 +85,15 @@ def footprint(model: ir.Model, *, precision: Precision, rest: Precision = "fp16"
         ModelError: the shapes contradict each other.
     """
     infer_missing_shapes(model)
-    width = FLOAT_BYTES[rest if precision in (*QUANTISED, *WEIGHTS_ONLY) else precision]
+    width = _float_bytes(precision, rest)
     quantised = any(node.op_type == "DequantizeLinear" for node in model.graph)
     planned = None if quantised or precision in FLOAT_BYTES else precision
     sizes = _Sizes(width, _one_byte_tensors(model, planned in QUANTISED))
     fused = _Buffers(model, sizes, _scores(model)).peak()
     unfused = _Buffers(model, sizes, frozenset()).peak()
-    return Footprint(_weight_bytes(model, width, planned), fused, max(0, unfused - fused), sizes.unknown(model))
+    return Footprint(
+        sum(_weights(model, width, planned).values()), fused, max(0, unfused - fused), sizes.unknown(model)
+    )
 
 
 def infer_missing_shapes(model: ir.Model) -> None:
@@ -110,27 +112,40 @@ def infer_missing_shapes(model: ir.Model) -> None:
         ) from error
 
 
-def _weight_bytes(model: ir.Model, width: int, planned: Precision | None) -> int:
-    total, seen = 0, set()
+def stored_bytes(models: Iterable[ir.Model], *, precision: Precision, rest: Precision = "fp16") -> int:
+    """Estimate the weights of graphs that were made from one, where those they have in common are stored once.
+
+    Args:
+        models: the graphs, float; their weights are not read.
+        precision, rest: see ``footprint``.
+    """
+    width, planned = _float_bytes(precision, rest), None if precision in FLOAT_BYTES else precision
+    return sum({place: size for model in models for place, size in _weights(model, width, planned).items()}.values())
+
+
+def _float_bytes(precision: Precision, rest: Precision) -> int:
+    return FLOAT_BYTES[rest if precision in (*QUANTISED, *WEIGHTS_ONLY) else precision]
+
+
+def _weights(model: ir.Model, width: int, planned: Precision | None) -> dict[tuple[object, ...], int]:
+    """Bytes of each weight by what tells it from others: two names of one place in a weight file are one weight."""
+    found: dict[tuple[object, ...], int] = {}
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None:
             continue
-        # Two names of one place in a weight file are one weight.
         place = getattr(tensor, "location", None), getattr(tensor, "offset", None)
         key = place if None not in place else (id(tensor),)
-        if key in seen:
-            continue
-        seen.add(key)
         elements = int(tensor.size)
         channels = None if planned is None else _quantised_channels(value)
         if channels is None:
-            total += math.ceil(elements * _element_bytes(tensor.dtype, width))
+            size = math.ceil(elements * _element_bytes(tensor.dtype, width))
         elif planned == "int4-weights" and (group := _int4_group(value, channels)):
-            total += math.ceil(elements / 2) + elements // group * width
+            size = math.ceil(elements / 2) + elements // group * width
         else:
-            total += elements + channels * width
-    return total
+            size = elements + channels * width
+        found.setdefault(key, size)
+    return found
 
 
 def _int4_group(value: ir.Value, channels: int) -> int:

@@ -31,8 +31,8 @@ def test_figures_of_a_benchmark_become_bars() -> None:
 
 
 def test_without_a_benchmark_it_is_an_estimate_and_says_so() -> None:
-    task = {"kind": "task", "weights_bytes": 9_000_000}
-    plan = {"networks": [task, task], "shared": {"weights_bytes": 9_500_000}, "static_bytes": 3e7, "shared_bytes": 2e7}
+    disk = {"static": 18_000_000, "shared": 9_500_000}
+    plan = {"static_bytes": 3e7, "shared_bytes": 2e7, "disk_bytes": disk}
     rows = planned_rows(plan)
     assert [row.said["static"] for row in rows] == ["30.0 MB", "18.0 MB"]
     assert all("estimate" in row.what for row in rows)

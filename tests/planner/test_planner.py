@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -158,6 +159,22 @@ def test_one_engine_for_all_tasks_takes_the_weights_of_one(graphs: Graphs, tmp_p
     assert plan.shared.memory == footprint(graph_io.load(graph), precision="fp16")
 
 
+def test_on_disk_tasks_store_once_what_they_have_in_common(graphs: Graphs) -> None:
+    plan = survey_all(graphs, Board(1e9), "fp32")
+    stored: dict[bytes, int] = {}
+    for graph in graphs.tasks.values():
+        for value in graph_io.load(graph).graph.initializers.values():
+            assert value.const_value is not None
+            content = value.const_value.tobytes()
+            stored[hashlib.sha256(content).digest()] = len(content)
+    each = [one.memory.weights_bytes for one in plan.networks if one.kind == "task"]
+    assert plan.shared is not None and plan.disk["shared"] == plan.shared.memory.weights_bytes
+    assert plan.disk["static"] == pytest.approx(sum(stored.values()), rel=0.02)
+    assert max(each) < plan.disk["static"] < 0.8 * sum(each)
+    assert "stored once" in plan.disk_in_words() and readable(plan.disk["static"]) in plan.disk_in_words()
+    assert survey_all(graphs, Board(1e9), "fp32", ("t2i",)).disk_in_words() == ""
+
+
 def test_one_engine_takes_one_sample_where_the_target_compiles_no_more(graphs: Graphs) -> None:
     board = Board(1e9)
     plain = survey_all(graphs, board, "fp16")
@@ -299,6 +316,7 @@ def test_rows_and_json_say_the_same(graphs: Graphs) -> None:
     assert rows[0][1] == rows[3][1] == "int8" and rows[4][1] == "fp16"
     assert rows[3][4] == rows[-1][4] == readable(data["shared_bytes"]) and rows[-2][4] == readable(data["static_bytes"])
     assert data["shared"]["kind"] == "shared" and data["routing"] == "static"
+    assert data["disk_bytes"] == plan.disk and set(plan.disk) == {"static", "shared"}
     assert data["recommendation"] == {"routing": "static", "reason": plan.recommendation and plan.recommendation.reason}
 
 

@@ -135,6 +135,7 @@ def plan(routing: Routing = "static") -> PlanRecord:
         {"method": "estimated from shapes", "networks": networks, "tasks": {"t2i": 12_000_000, "sr": 12_000_000}}
         | {"together_bytes": together[routing], "available_bytes": 10**9, "fits": True, "routing": routing}
         | {"static_bytes": together["static"], "shared_bytes": together["shared"]}
+        | {"disk_bytes": {"static": 12_000_000, "shared": 9_500_000}}
         | {"shared": {"name": "all tasks", "kind": "shared", **engine, "weights_bytes": 9_500_000}}
         | {"recommendation": {"routing": "shared", "reason": "one engine takes less"}},
     )
