@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 import passes
 from bench import timing
@@ -32,6 +31,7 @@ from calibration.samples import load_samples
 from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.core.tasks import find_task
 from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.sessions import open_as_written
 from mtu_compile.model import export
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.stages.precision import INT8
@@ -131,12 +131,9 @@ class Scale:
     def onnx(self, graph: ir.Model) -> dict[str, float]:
         """By ONNX Runtime without its optimisations; half precision is simulated."""
         simulate_half(graph)
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
         with tempfile.TemporaryDirectory() as folder:
             path = graph_io.save(graph, Path(folder) / "model.onnx")
-            session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+            session = open_as_written(path)
             return self.of(lambda call: session.run(None, dict(call))[0])
 
     def openvino(self, path: Path, hint: str) -> dict[str, float]:

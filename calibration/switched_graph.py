@@ -22,6 +22,7 @@ from calibration.joined_graph import SWITCHES, TWIN, join
 from calibration.layer_groups import LayerGroup
 from calibration.segments import Segment, cut
 from mtu_compile.graph import io as graph_io
+from mtu_compile.graph.sessions import open_as_written
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -123,18 +124,11 @@ class _Opened:
     """A segment of the graph in ONNX Runtime."""
 
     def __init__(self, segment: Segment, path: Path, *, threads: int) -> None:
-        import onnxruntime as ort
-
         self._segment = segment
         graph_io.save(segment.model, path)
-        options = ort.SessionOptions()
         # Optimisations would fuse what has to stay apart, and compute constants of branches that never run.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
         # Threads of a segment that is done would go on waiting for work, and take it from the next one's.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        self._session = open_as_written(path, threads=threads, entries={"session.force_spinning_stop": "1"})
 
     def run(self, values: Feed) -> dict[str, Array]:
         """What the segment makes of ``values``, by name; those it does not read are left alone."""

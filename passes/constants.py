@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
 from mtu_compile.core.errors import PassError, first_line
 from mtu_compile.graph.edit import Array, constant, constant_tensor
+from mtu_compile.graph.sessions import open_as_written
 
 #: Operators that give another answer each time, whatever their inputs.
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
@@ -94,7 +94,8 @@ class Evaluator:
         results = [helper.make_empty_tensor_value_info(name) for name in outputs if name]
         body = helper.make_graph([proto], "node", typed, results)
         try:
-            computed = _session(helper.make_model(body, opset_imports=self._opsets, ir_version=10)).run(None, feed)
+            model = helper.make_model(body, opset_imports=self._opsets, ir_version=10)
+            computed = open_as_written(model.SerializeToString(), threads=1).run(None, feed)
         except Exception as error:  # ONNX Runtime's exceptions have no common class but this
             raise PassError(
                 f"node {node.name!r} cannot be computed for this task: {first_line(error)}",
@@ -106,14 +107,6 @@ class Evaluator:
         array = self._arrays[value] if value in self._arrays else constant(value)
         assert array is not None
         return array
-
-
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # errors come as exceptions
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _has_subgraph(node: ir.Node) -> bool:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from mtu_compile.core.errors import ConfigError, PassError, first_line
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph.edit import TASK
+from mtu_compile.graph.sessions import open_as_written
 
 if TYPE_CHECKING:
     import onnx
@@ -285,12 +286,7 @@ def _largest_difference(maker: str, before: Path, after: Path) -> float:
 
 def _run(graph: Path, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
     """ONNX Runtime as the graph is written: its optimisations could hide what a pass did."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = open_as_written(graph)
     names = [output.name for output in session.get_outputs()]
     return [dict(zip(names, session.run(names, dict(feed)), strict=True)) for feed in feeds]
 

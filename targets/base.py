@@ -7,10 +7,11 @@ name. Everything that differs between two members of a family (memory, precision
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from mtu_compile.bundle import EngineRef, EngineState, Estimate
 from mtu_compile.core.errors import ConfigError, ModelError, ToolchainMissing
@@ -311,6 +312,30 @@ class Target(Protocol):
     def measured_with(self, engine: EngineRef, *, on_device: bool) -> str:
         """What ran the network, in words: package, version and device, and what the latter stands in for."""
         ...
+
+
+SpecT = TypeVar("SpecT", bound=TargetSpec)
+
+
+class SpecTarget(ABC, Generic[SpecT]):
+    """What targets have in common: a spec, and a way of costing several graphs that one graph is costed by, too."""
+
+    def __init__(self, spec: SpecT) -> None:
+        self._spec = spec
+
+    @property
+    def spec(self) -> SpecT:
+        return self._spec
+
+    def layer_costs(self, graph: Path, *, precision: Precision, rounds: int = COST_ROUNDS) -> LayerCosts | None:
+        found = self.layer_costs_in_turn([(graph, precision)], rounds=rounds)
+        return None if found is None else found[0]
+
+    @abstractmethod
+    def layer_costs_in_turn(
+        self, graphs: Sequence[tuple[Path, Precision]], *, rounds: int = COST_ROUNDS
+    ) -> tuple[LayerCosts, ...] | None:
+        """See ``Target``."""
 
 
 def require_graph(graph: Path) -> None:

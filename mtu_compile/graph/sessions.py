@@ -1,8 +1,12 @@
-"""ONNX Runtime for graphs that are run a few times only: with little memory, and opened at once."""
+"""ONNX Runtime on the build machine: with little memory, or node by node as a graph is written."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 def lean_options(*, in_files: bool, optimise: bool = True) -> Any:
@@ -30,3 +34,25 @@ def lean_options(*, in_files: bool, optimise: bool = True) -> Any:
     if not optimise:
         options.graph_optimization_level = levels.ORT_DISABLE_ALL
     return options
+
+
+def open_as_written(
+    graph: Path | bytes, *, threads: int = 0, entries: dict[str, str] | None = None
+) -> onnxruntime.InferenceSession:
+    """A session of ONNX Runtime on the CPU without its optimisations, which would fuse or fold what is looked at.
+
+    Args:
+        graph: file, or the bytes of one.
+        threads: of one node; 0 for as many as there are cores.
+        entries: further settings, as ``add_session_config_entry`` takes them.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # errors come as exceptions
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
+    source = graph if isinstance(graph, bytes) else str(graph)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -5,9 +5,10 @@ It was compared with what OpenVINO 2026.4.1 really takes on a CPU; see ``docs/de
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -120,22 +121,43 @@ def stored_bytes(models: Iterable[ir.Model], *, precision: Precision, rest: Prec
         precision, rest: see ``footprint``.
     """
     width, planned = _float_bytes(precision, rest), None if precision in FLOAT_BYTES else precision
-    return sum({place: size for model in models for place, size in _weights(model, width, planned).items()}.values())
+    found: dict[tuple[object, ...], int] = {}
+    for model in models:
+        found |= _weights(model, width, planned, _content)
+    return sum(found.values())
 
 
 def _float_bytes(precision: Precision, rest: Precision) -> int:
     return FLOAT_BYTES[rest if precision in (*QUANTISED, *WEIGHTS_ONLY) else precision]
 
 
-def _weights(model: ir.Model, width: int, planned: Precision | None) -> dict[tuple[object, ...], int]:
-    """Bytes of each weight by what tells it from others: two names of one place in a weight file are one weight."""
+def _place(tensor: ir.TensorProtocol) -> tuple[object, ...]:
+    """What tells a weight from the others of its graph: two names of one place in a weight file are one weight."""
+    place = getattr(tensor, "location", None), getattr(tensor, "offset", None)
+    return place if None not in place else (id(tensor),)
+
+
+def _content(tensor: ir.TensorProtocol) -> tuple[object, ...]:
+    """What tells a weight from those of other graphs of one export; what is yet to be computed is nobody else's."""
+    import onnx_ir as ir
+
+    place = _place(tensor)
+    computed = isinstance(tensor, ir.LazyTensor)
+    return place if len(place) > 1 or computed else (hashlib.sha256(tensor.tobytes()).digest(),)
+
+
+def _weights(
+    model: ir.Model,
+    width: int,
+    planned: Precision | None,
+    identity: Callable[[ir.TensorProtocol], tuple[object, ...]] = _place,
+) -> dict[tuple[object, ...], int]:
+    """Bytes of each weight, by what tells it from others."""
     found: dict[tuple[object, ...], int] = {}
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None:
             continue
-        place = getattr(tensor, "location", None), getattr(tensor, "offset", None)
-        key = place if None not in place else (id(tensor),)
         elements = int(tensor.size)
         channels = None if planned is None else _quantised_channels(value)
         if channels is None:
@@ -144,7 +166,7 @@ def _weights(model: ir.Model, width: int, planned: Precision | None) -> dict[tup
             size = math.ceil(elements / 2) + elements // group * width
         else:
             size = elements + channels * width
-        found.setdefault(key, size)
+        found.setdefault(identity(tensor), size)
     return found
 
 

@@ -27,6 +27,7 @@ from targets.base import (
     LayerCosts,
     Precision,
     Rounded,
+    SpecTarget,
     TargetSpec,
     require_graph,
 )
@@ -101,19 +102,12 @@ def batch_profiles(graph: Path) -> dict[str, Profile]:
     return profiles
 
 
-class TensorRTTarget:
+class TensorRTTarget(SpecTarget[TensorRTSpec]):
     """A GPU that TensorRT or TensorRT-RTX builds for.
 
     Quantised layers run between fp16 ones. TensorRT-RTX lists INT8 for weights only (support matrix 1.0 to 1.5), so an
     INT8 graph that builds is no proof of an INT8 run; no engine was run yet.
     """
-
-    def __init__(self, spec: TensorRTSpec) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> TensorRTSpec:
-        return self._spec
 
     def probe(self) -> Availability:
         if self._spec.built == "board":
@@ -184,19 +178,17 @@ class TensorRTTarget:
             reason=reason,
         )
 
-    def layer_costs(self, graph: Path, *, precision: Precision, rounds: int = COST_ROUNDS) -> LayerCosts | None:
-        """Estimated by the GPU's data sheet, whether it is here or not."""
-        self._spec.check_precision(precision)
-        require_graph(graph)
-        if self._spec.speed is None:
-            return None
-        return estimate_costs(graph, self._spec.speed, precision=precision, rest=self._spec.rest)
-
     def layer_costs_in_turn(
         self, graphs: Sequence[tuple[Path, Precision]], *, rounds: int = COST_ROUNDS
     ) -> tuple[LayerCosts, ...] | None:
-        found = [self.layer_costs(graph, precision=precision) for graph, precision in graphs]
-        return tuple(costs for costs in found if costs is not None) if None not in found else None
+        """Estimated by the GPU's data sheet, whether it is here or not."""
+        for graph, precision in graphs:
+            self._spec.check_precision(precision)
+            require_graph(graph)
+        speed, rest = self._spec.speed, self._spec.rest
+        if speed is None:
+            return None
+        return tuple(estimate_costs(graph, speed, precision=precision, rest=rest) for graph, precision in graphs)
 
     def companion_precision(self, precision: Precision) -> Precision:
         """The type of the UNet, or of what is not quantised in it."""

@@ -22,6 +22,7 @@ from targets.base import (
     LayerCosts,
     Precision,
     Rounded,
+    SpecTarget,
     TargetSpec,
     require_graph,
 )
@@ -58,7 +59,7 @@ SPEC = TargetSpec(
 )
 
 
-class OnnxRuntimeTarget:
+class OnnxRuntimeTarget(SpecTarget[TargetSpec]):
     """ONNX Runtime's CPU provider, on this machine and on others: the bundle has one graph for all of them.
 
     Linear layers run in INT8. A convolution does only between two quantisers, and there is none behind ours, so the
@@ -66,11 +67,7 @@ class OnnxRuntimeTarget:
     """
 
     def __init__(self, spec: TargetSpec = SPEC) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> TargetSpec:
-        return self._spec
+        super().__init__(spec)
 
     def probe(self) -> Availability:
         try:
@@ -118,10 +115,6 @@ class OnnxRuntimeTarget:
     def companion_precision(self, precision: Precision) -> Precision:
         """Always float32: the CPU provider computes in nothing narrower."""
         return "fp32"
-
-    def layer_costs(self, graph: Path, *, precision: Precision, rounds: int = COST_ROUNDS) -> LayerCosts | None:
-        found = self.layer_costs_in_turn([(graph, precision)], rounds=rounds)
-        return None if found is None else found[0]
 
     def layer_costs_in_turn(
         self, graphs: Sequence[tuple[Path, Precision]], *, rounds: int = COST_ROUNDS

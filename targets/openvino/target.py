@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ from targets.base import (
     LayerCosts,
     Precision,
     Rounded,
+    SpecTarget,
     TargetSpec,
 )
 from targets.costs.layers import read_layers
@@ -57,18 +58,11 @@ class Compiled:
     estimate: Estimate | None = None
 
 
-class OpenVINOTarget(ABC):
+class OpenVINOTarget(SpecTarget[TargetSpec]):
     """A device OpenVINO has a plugin for; a family says what it runs in and how the device's own compile step goes."""
 
     #: Properties that keep the activations of layers with compressed weights float, where the plugin has such.
     float_activations: Mapping[str, str] = FLOAT_ACTIVATIONS
-
-    def __init__(self, spec: TargetSpec) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> TargetSpec:
-        return self._spec
 
     def probe(self) -> Availability:
         return probe_openvino(self._spec.device)
@@ -121,10 +115,6 @@ class OpenVINOTarget(ABC):
             keep_angles_precise(model)
         whole_timesteps(model)
         return write_ir(model, folder, fp16_weights=self.half_weights(precision))
-
-    def layer_costs(self, graph: Path, *, precision: Precision, rounds: int = COST_ROUNDS) -> LayerCosts | None:
-        found = self.layer_costs_in_turn([(graph, precision)], rounds=rounds)
-        return None if found is None else found[0]
 
     def layer_costs_in_turn(
         self, graphs: Sequence[tuple[Path, Precision]], *, rounds: int = COST_ROUNDS

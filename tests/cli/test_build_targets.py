@@ -117,7 +117,13 @@ def test_a_jetson_bundle_carries_graph_recipe_wheel_and_requirements(
     assert "tensorrt" in refused.err and not (tmp_path / "a.png").exists()
 
 
-@pytest.mark.parametrize("precision", [("--fp32",), ("--int8", "--no-mixed-precision")], ids=["fp32", "int8"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        pytest.param(("--fp32",), id="fp32", marks=pytest.mark.heavy),
+        pytest.param(("--int8", "--no-mixed-precision"), id="int8"),
+    ],
+)
 def test_onnx_runtime_builds_checks_and_runs_on_this_cpu(
     tiny_model: Path, tmp_path: Path, mtu: Run, precision: tuple[str, ...]
 ) -> None:

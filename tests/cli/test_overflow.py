@@ -27,7 +27,7 @@ def enlarged(model: Path, out: Path, component: str, part: str, factor: float) -
     return out
 
 
-@pytest.mark.parametrize("target", ["intel-gpu", "jetson-orin"])
+@pytest.mark.parametrize("target", ["intel-gpu", pytest.param("jetson-orin", marks=pytest.mark.heavy)])
 def test_a_unet_that_overflows_is_refused_by_its_first_node(
     tiny_model: Path, tmp_path: Path, mtu: Run, target: str
 ) -> None:

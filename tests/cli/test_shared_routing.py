@@ -14,9 +14,12 @@ import pytest
 from PIL import Image
 
 from mtu_compile import bundle, runtime
+from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.accuracy.host.check import check_bundle
 from mtu_compile.runtime import Request, cpu_isa
 from mtu_compile.runtime.engine import open_engine
+from mtu_compile.runtime.task_engine import TaskEngine
+from tests.cli.conftest import BUILD, SHARED
 
 Run = Callable[..., Any]
 
@@ -166,6 +169,33 @@ def test_one_task_of_it_is_exported_for_other_tools(
     engine = open_engine("openvino", graph, {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"})
     assert "task" not in engine.inputs and engine.inputs["sample"].shape[0] == 3
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("precision", "least_db"), [("int8", 30.0), pytest.param("bf16", 35.0, marks=pytest.mark.heavy)]
+)
+def test_an_exported_task_computes_what_the_shared_engine_does(
+    precision: str, least_db: float, tiny_model: Path, build_once: Any, tmp_path: Path, mtu: Run
+) -> None:
+    """In the bundle's own precision; where a graph rounds, another batch may round a few numbers another way."""
+    bundled = build_once(tiny_model, *SHARED, f"--{precision}", "--accuracy-gate", "warn", *BUILD)
+    manifest = bundle.read(bundled)
+    for name, entry in manifest.tasks.items():
+        done = mtu("export-static", bundled, tmp_path / name, "--task", name, "--quiet")
+        assert done.code == 0, done.err
+        config, channels = entry.engine.config, 4 + entry.task.condition_channels(4)
+        shared = open_engine("openvino", bundle.resolve(bundled, entry.engine.path), config)
+        alone = open_engine("openvino", tmp_path / name / "unet" / "openvino_model.xml", config)
+        rng, feed = np.random.default_rng(5), {}
+        for key, spec in alone.inputs.items():
+            shape = [entry.task.unet_batch if size is None else size for size in spec.shape]
+            drawn = np.full(shape, 499) if key == "timestep" else rng.standard_normal(shape)
+            feed[key] = drawn.astype(spec.dtype)
+        (wanted,) = TaskEngine(shared, entry.task_id, channels)(feed).values()
+        (given,) = alone(feed).values()
+        assert sqnr_db(wanted, given) > least_db, name
+        shared.close()
+        alone.close()
 
 
 def test_what_cannot_be_exported_leaves_nothing(

@@ -15,6 +15,7 @@ import pytest
 
 import passes
 import targets
+from bench.unet import tell_tasks_apart
 from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import EXIT_OTHER, BuildError, ConfigError, ToolchainMissing
 from mtu_compile.core.routing import RoutingChoice
@@ -87,6 +88,7 @@ def specialise(one_level_unet: Any, tmp_path_factory: pytest.TempPathFactory, sh
     from mtu_compile.model.upcycle import upcycle_unet
 
     unet = upcycle_unet(one_level_unet(), PAPER_TASKS, num_experts=2, d_task=16, router_width=16).eval()
+    tell_tasks_apart(unet)  # or what is folded into their graphs would be the same
     folder = tmp_path_factory.mktemp("planner")
     dynamic = export.export_unet(unet, folder / "dynamic", text_length=TEXT)
 
@@ -168,7 +170,8 @@ def test_on_disk_tasks_store_once_what_they_have_in_common(graphs: Graphs) -> No
             content = value.const_value.tobytes()
             stored[hashlib.sha256(content).digest()] = len(content)
     each = [one.memory.weights_bytes for one in plan.networks if one.kind == "task"]
-    assert plan.shared is not None and plan.disk["shared"] == plan.shared.memory.weights_bytes
+    assert plan.shared is not None
+    assert plan.disk["shared"] == pytest.approx(plan.shared.memory.weights_bytes, rel=0.01)
     assert plan.disk["static"] == pytest.approx(sum(stored.values()), rel=0.02)
     assert max(each) < plan.disk["static"] < 0.8 * sum(each)
     assert "stored once" in plan.disk_in_words() and readable(plan.disk["static"]) in plan.disk_in_words()
