@@ -49,7 +49,7 @@ interop: $(READY) ## open an example bundle with optimum-intel, in .venv-optimum
 	.venv-optimum/bin/python -m pip install --quiet --no-deps optimum-intel==2.2.0 optimum==2.3.0
 	.venv-optimum/bin/python -m pip install --quiet transformers==5.5.4 huggingface-hub==1.21.0 diffusers==0.39.0 \
 		openvino==2026.4.1 openvino-tokenizers==2026.4.1.0 nncf==3.4.0 requests setuptools pillow
-	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_interop.py
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_interop.py tests/cli/test_sdxl.py
 
 lint: $(READY) ## ruff
 	$(BIN)/ruff check .

@@ -76,7 +76,7 @@ class NotFiniteError(AccuracyError):
     """A network gave NaN or Inf values: what it computes does not fit its float type.
 
     Attributes:
-        network: ``"unet"``, ``"text_encoder"``, ``"vae_encoder"`` or ``"vae_decoder"``.
+        network: ``"unet"``, ``"text_encoder"``, ``"text_encoder_2"``, ``"vae_encoder"`` or ``"vae_decoder"``.
         task: whose UNet; ``None`` for the other networks, which all tasks share.
         step: of the denoising, from 1; ``None`` for what runs once.
     """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,8 @@ SIZES = {"original_size": (480, 640), "crops_coords_top_left": (16, 32), "target
 #: OpenVINO GenAI cuts fractions of greys off where we round: about 52 dB.
 SAME_DB = 50.0
 ROUTING = ("--routing", "shared")
+#: Where ``make interop`` installs optimum-intel.
+OPTIMUM = Path(__file__).parents[2] / ".venv-optimum" / "bin" / "python"
 
 
 def write_rows(folder: Path) -> None:
@@ -142,6 +146,34 @@ def test_openvino_genai_makes_our_picture(plain: Path, noise: np.ndarray, given:
     assert same > SAME_DB and other < SAME_DB - 10
 
 
+OPEN_WITH_OPTIMUM = """
+import json
+import sys
+import numpy as np
+import torch
+from optimum.intel import OVStableDiffusionXLPipeline
+
+bundle, noise, given, out = sys.argv[1:]
+pipeline = OVStableDiffusionXLPipeline.from_pretrained(bundle, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
+options = {"height": 32, "width": 32, "num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "np"}
+made = pipeline("a cat", latents=torch.from_numpy(np.load(noise)), **options, **json.loads(given))
+np.save(out, made.images[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OPTIMUM.exists(), reason="make interop: optimum-intel takes older transformers than we do")
+@pytest.mark.parametrize("given", [{}, SIZES, {"negative_prompt": "a dog"}])
+def test_optimum_intel_makes_our_picture(plain: Path, noise: np.ndarray, given: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "noise.npy", noise)
+    files = [str(plain), str(tmp_path / "noise.npy"), json.dumps(given), str(tmp_path / "out.npy")]
+    subprocess.run([str(OPTIMUM), "-c", OPEN_WITH_OPTIMUM, *files], check=True, stdout=sys.stderr)
+    theirs = np.round(np.load(tmp_path / "out.npy") * 255).astype(int)
+    with runtime.load(plain) as ours:
+        made = np.asarray(ours.run("t2i", "a cat", steps=4, latents=noise, **given).image).astype(int)
+    assert np.abs(made - theirs).max() <= 1
+
+
 @pytest.fixture(scope="session")
 def lively(sdxl_mtu_dir: Path, rows: Path, made_once: Any) -> Path:
     """The upcycled pipeline, its tasks different from each other as after training."""
@@ -184,8 +216,8 @@ def test_all_four_tasks_share_an_int8_engine(shared: Path, lively: Path, build_o
         together, alone = one.run_batch(requests), each.run_batch(requests)
     for request, ours, wanted in zip(requests, together, alone, strict=True):
         error = np.linalg.norm(ours.latents - wanted.latents) / np.linalg.norm(wanted.latents)
-        assert error < 0.2, request.task  # INT8 of random weights; another task is ten times as far
-    assert np.linalg.norm(together[0].latents - alone[3].latents) > 0.5 * np.linalg.norm(alone[3].latents)
+        assert error < 0.05, request.task  # INT8 loses 0.01 here; another task's latent is 0.5 away
+    assert np.linalg.norm(together[0].latents - alone[3].latents) > 0.3 * np.linalg.norm(alone[3].latents)
 
 
 @pytest.mark.heavy
@@ -205,8 +237,8 @@ def test_it_is_checked_planned_and_exported(
     theirs = genai_makes(tmp_path / "out", noise, guidance_scale=7.5) / 255
     with runtime.load(shared) as ours:
         made = np.asarray(ours.run("t2i", "a cat", steps=4, latents=noise).image) / 255
-    # INT8 layers beside bf16 here and float32 there
-    assert psnr_db(made, theirs, peak=1.0) > 25
+    # INT8 layers beside bf16 here and float32 there: 48 dB; another prompt is 24 dB away
+    assert psnr_db(made, theirs, peak=1.0) > 35
 
 
 @pytest.mark.heavy
