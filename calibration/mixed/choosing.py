@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.merged import MergedSet
-from calibration.mixed.evaluating import ChoiceRunner, Criteria, accuracy, telling_calls
+from calibration.mixed.evaluating import ChoiceRunner, Criteria, accuracy
+from calibration.mixed.judging import JudgedTask, Steps
 from calibration.mixed.ranking import Ranking
-from calibration.sensitivity import Call, Feed, Sensitivity, answers, evenly_spread, measure, timestep
+from calibration.sensitivity import Feed, Sensitivity, answers, evenly_spread, timestep
 from calibration.switched_graph import SwitchedGraph
-from mtu_compile.accuracy.calls import StepMetrics
 from mtu_compile.bundle.quantisation import CostsRecord, CriteriaRecord, LayerRecord, MixedRecord, Why
 from mtu_compile.core.guidance import Guidance
 from targets.costs.layers import ComparedCosts
@@ -34,21 +34,23 @@ class Effort:
     """How much is measured.
 
     Attributes:
-        calls: UNet calls each layer is measured on.
+        calls: UNet calls each layer's error is known on.
         check_calls: calls a whole choice is run on.
+        probes: passes backward for each of ``calls``, see ``calibration.sensitivity.estimate``.
         rounds: inferences the layers are timed over.
         parallel: whether inferences that are not timed run beside each other, see ``SwitchedGraph``.
     """
 
-    calls: int = 8
-    check_calls: int = 40
+    calls: int = 4
+    check_calls: int = 20
+    probes: int = 8
     rounds: int = 96
     parallel: bool = True
 
     @classmethod
     def of(cls, weights: int) -> Effort:
         """What a network of so many weights is worth."""
-        return cls() if weights <= LARGE else cls(calls=2, check_calls=10, rounds=24, parallel=False)
+        return cls() if weights <= LARGE else cls(calls=2, check_calls=10, probes=4, rounds=24, parallel=False)
 
     def split(self, tasks: int) -> Effort:
         """What is measured for each of so many tasks that share one network.
@@ -59,14 +61,13 @@ class Effort:
             return self
         return replace(self, calls=max(1, 2 * self.calls // tasks), check_calls=max(1, 2 * self.check_calls // tasks))
 
-    def layer_runs(self, groups: int, inputs: Iterable[int]) -> int:
-        """How often ``progress`` is called: inferences in which one of ``groups`` is INT8.
+    def estimates(self, inputs: Iterable[int]) -> int:
+        """How often ``progress`` is called: calls that layers' errors are estimated on.
 
         Args:
-            groups: units of layers that are switched.
             inputs: how many UNet calls there are of each task.
         """
-        return groups * sum(min(self.calls, self.check_calls, count) for count in inputs)
+        return sum(min(self.calls, self.check_calls, count) for count in inputs)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def choose(
         effort: how much is measured; what a small network is worth if not given.
         costs: what the layers cost on the device.
         criteria: what to keep; the defaults of ``Criteria`` if not given.
-        progress: called with 1 after each group's run on each call it is measured on.
+        progress: called with 1 after each call that layers' errors are estimated on.
     """
     task = {"": TaskInputs(inputs, guidance)}
     return choose_for_all(graph, task, effort=effort, costs=costs, criteria=criteria, progress=progress)[""]
@@ -132,73 +133,64 @@ def choose_for_all(
         effort: how much is measured for each task, see ``Effort.split``; what a small network is worth if not given.
         costs: what the layers cost on the device.
         criteria: what each task has to keep; the defaults of ``Criteria`` if not given.
-        progress: called with 1 after each group's run on each call it is measured on.
+        progress: called with 1 after each call that layers' errors are estimated on.
 
     Returns:
         By task, the choice, which is the same for all, and what was measured in this task.
     """
     criteria, effort = criteria or Criteria(), effort or Effort()
-    judged = {name: _Judged.of(graph, task, criteria, effort) for name, task in tasks.items()}
-    sensitivities = {name: task.measure(progress) for name, task in judged.items()}
-    search = _Search(Ranking.of(list(sensitivities.values()), costs, criteria))
-
-    def run(kept: Collection[int]) -> dict[str, tuple[StepMetrics, ...]]:
-        return {name: task.runner.run(kept) for name, task in judged.items()}
-
-    def met(steps: Mapping[str, Sequence[StepMetrics]]) -> bool:
-        return all(criteria.met_by(one) for one in steps.values())
-
-    steps = run(search.kept) if search.kept else {name: task.all_int8 for name, task in judged.items()}
-    limit = 1.0
-    for _ in range(_ROUNDS):
-        if met(steps):
-            break
-        before = set(search.kept)
-        affordable = search.reduce(limit)
-        if search.kept != before:
-            steps = run(search.kept)
-        elif not affordable:
-            break
-        limit *= _STRICTER
-    if search.accuracy and met(steps):
-        needed, smaller = set(search.kept), search.pruned(limit / _STRICTER)
-        if smaller != needed and met(again := run(smaller)):
-            search.kept, steps = smaller, again
+    judged = {name: _judged(graph, task, criteria, effort, progress) for name, task in tasks.items()}
+    steps, search = _searched(list(judged.values()), costs, criteria)
     return {
         name: MixedRecord(
             criteria=CriteriaRecord(**asdict(criteria)),
-            met=criteria.met_by(steps[name]),
-            calls=len(task.measured_on),
+            met=criteria.met_by(found),
+            calls=len(task.telling),
             check_calls=len(task.runner.calls),
-            layers=tuple(_layer(sensitivities[name], i, search) for i in range(len(graph.groups))),
+            layers=tuple(_layer(task.sensitivity, i, search) for i in range(len(graph.groups))),
             costs=None if costs is None else CostsRecord(costs.source, costs.measured),
             all_int8=accuracy(task.all_int8),
-            chosen=accuracy(steps[name]),
+            chosen=accuracy(found),
             chosen_for=tuple(tasks) if len(tasks) > 1 else (),
         )
-        for name, task in judged.items()
+        for (name, task), found in zip(judged.items(), steps, strict=True)
     }
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """One task: its calls, what all layers in INT8 make of them, and those that layers are measured on."""
+def _judged(
+    graph: SwitchedGraph, task: TaskInputs, criteria: Criteria, effort: Effort, progress: Callable[[int], None] | None
+) -> JudgedTask:
+    timesteps = [timestep(feed) for feed in task.inputs]
+    calls = answers(graph, [task.inputs[i] for i in evenly_spread(timesteps, effort.check_calls)])
+    runner = ChoiceRunner(graph, calls, task.guidance)
+    return JudgedTask.of(runner, criteria, calls=effort.calls, probes=effort.probes, progress=progress)
 
-    runner: ChoiceRunner
-    all_int8: tuple[StepMetrics, ...]
-    measured_on: Sequence[Call]
 
-    @classmethod
-    def of(cls, graph: SwitchedGraph, task: TaskInputs, criteria: Criteria, effort: Effort) -> _Judged:
-        timesteps = [timestep(feed) for feed in task.inputs]
-        calls = answers(graph, [task.inputs[i] for i in evenly_spread(timesteps, effort.check_calls)])
-        runner = ChoiceRunner(graph, calls, task.guidance)
-        all_int8 = runner.run(set())
-        return cls(runner, all_int8, telling_calls(calls, all_int8, criteria, effort.calls))
+def _searched(
+    tasks: Sequence[JudgedTask], costs: ComparedCosts | None, criteria: Criteria
+) -> tuple[list[Steps], _Search]:
+    """What the choice does in every task, and the search that made it."""
 
-    def measure(self, progress: Callable[[int], None] | None) -> Sensitivity:
-        """The error of each group in INT8 alone."""
-        return measure(self.runner.graph, self.measured_on, guidance=self.runner.guidance, progress=progress)
+    def met(found: Iterable[Steps]) -> bool:
+        return all(criteria.met_by(steps) for steps in found)
+
+    def begin() -> _Search:
+        return _Search(Ranking.of([task.sensitivity for task in tasks], costs, criteria))
+
+    search, limit = begin(), 1.0
+    for _ in range(_ROUNDS):
+        # Most choices that miss the criteria miss them here: the other calls need not run.
+        if met(task.run_telling(search.kept) for task in tasks):
+            if met(task.run(search.kept) for task in tasks):
+                break
+        elif search.accuracy and sum(task.corrected(search.kept) for task in tasks):
+            search = begin()
+        before = set(search.kept)
+        while search.choose(limit) and search.kept == before and limit > _STRICTER**_ROUNDS:
+            limit *= _STRICTER
+        if search.kept == before:  # the budget is spent
+            break
+    return [task.run(search.kept) for task in tasks], search
 
 
 def to_blame(record: MixedRecord, count: int = 3) -> str:
@@ -238,13 +230,14 @@ class _Search:
             relief = {i: ranking.relief(i, over, totals) for i in candidates}
             self.kept.add(max(candidates, key=lambda i: (relief[i], -i)))
 
-    def pruned(self, limit: float) -> set[int]:
-        """Without the groups whose INT8 the limit still allows, the least harmful first."""
-        kept = set(self.kept)
+    def choose(self, limit: float) -> bool:
+        """``reduce``, and give back the groups whose INT8 the limit still allows, the least harmful first."""
+        if not self.reduce(limit):
+            return False
         for i in sorted(self.accuracy, key=self.ranking.harm):
-            if not (self._totals(kept - {i}) > limit).any():
-                kept.remove(i)
-        return kept
+            if not (self._totals(self.kept - {i}) > limit).any():
+                self.kept.remove(i)
+        return True
 
     def why(self, index: int) -> Why | None:
         if index not in self.kept:
@@ -270,4 +263,5 @@ def _layer(sensitivity: Sensitivity, index: int, search: _Search) -> LayerRecord
         None if times is None else times[0],
         None if times is None else times[1],
         search.why(index),
+        bool(sensitivity.measured[index].all()),
     )

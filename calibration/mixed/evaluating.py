@@ -59,14 +59,19 @@ class ChoiceRunner:
     calls: Sequence[Call]
     guidance: Guidance
 
-    def run(self, kept: Collection[int]) -> tuple[StepMetrics, ...]:
-        """Every call with the groups ``kept``, by number, in float and all others in INT8."""
+    def run(self, kept: Collection[int], places: Sequence[int] | None = None) -> tuple[StepMetrics, ...]:
+        """Every call, or those at ``places``, with the groups ``kept``, by number, in float and all others in INT8."""
         quantised = [group.name for i, group in enumerate(self.graph.groups) if i not in kept]
-        return compare_calls(self.graph, self.calls, quantised, guidance=self.guidance)
+        calls = self.calls if places is None else [self.calls[i] for i in places]
+        return compare_calls(self.graph, calls, quantised, guidance=self.guidance)
+
+    def compare(self, call: Call, int8: Collection[str]) -> StepMetrics:
+        """One call with the groups named in ``int8`` quantised."""
+        return compare_calls(self.graph, [call], int8, guidance=self.guidance)[0]
 
 
-def telling_calls(calls: Sequence[Call], steps: Sequence[StepMetrics], criteria: Criteria, count: int) -> list[Call]:
-    """``count`` of ``calls`` to measure layers on: half of them the worst ones, half spread over the timesteps.
+def telling_calls(calls: Sequence[Call], steps: Sequence[StepMetrics], criteria: Criteria, count: int) -> list[int]:
+    """Places of ``count`` of ``calls`` to know layers on: half of them the worst, half spread over the timesteps.
 
     A single one is the worst.
 
@@ -74,9 +79,9 @@ def telling_calls(calls: Sequence[Call], steps: Sequence[StepMetrics], criteria:
         steps: what all layers in INT8 make of each of ``calls``.
     """
     worst = sorted(range(len(calls)), key=lambda i: -criteria.strain(steps[i]))[: max(1, count // 2)]
-    rest = [call for i, call in enumerate(calls) if i not in worst]
-    others = evenly_spread([call.timestep for call in rest], count - len(worst))
-    return [*(calls[i] for i in sorted(worst)), *(rest[i] for i in others)]
+    rest = [i for i in range(len(calls)) if i not in worst]
+    others = evenly_spread([calls[i].timestep for i in rest], count - len(worst))
+    return [*sorted(worst), *(rest[i] for i in others)]
 
 
 def accuracy(steps: Sequence[StepMetrics]) -> ReachedRecord:

@@ -38,9 +38,12 @@ class Ranking:
     def of(cls, sensitivities: Sequence[Sensitivity], costs: ComparedCosts | None, criteria: Criteria) -> Ranking:
         """By measured errors, of each task that the network serves, and what the layers cost, if that is known."""
         groups = sensitivities[0].groups
-        loads = np.concatenate([_loads(sensitivity, criteria) for sensitivity in sensitivities], axis=1)
+        used = [loads(sensitivity.noise, sensitivity.guidance_noise, criteria) for sensitivity in sensitivities]
+        together = np.concatenate(used, axis=1)
         if costs is None:
-            return cls(loads, np.ones(len(groups)), criteria.slowdown * len(groups), (None,) * len(groups), frozenset())
+            return cls(
+                together, np.ones(len(groups)), criteria.slowdown * len(groups), (None,) * len(groups), frozenset()
+            )
         spent = [tuple(sum(costs.layers[name][side] for name in group.members) for side in (0, 1)) for group in groups]
         times = tuple((in_float, quantised) for in_float, quantised in spent)
         gains = np.array([in_float - quantised for in_float, quantised in times])
@@ -49,7 +52,7 @@ class Ranking:
             members = set(costs.slower({group.members for group in groups}))
             slower = frozenset(i for i, group in enumerate(groups) if group.members in members)
         return cls(
-            loads,
+            together,
             prices=np.maximum(gains, max(float(np.abs(gains).mean()) * 0.01, 1e-9)),
             budget=costs.int8_costs.total_ms * (1 / (1 - criteria.slowdown) - 1),
             times=times,
@@ -65,8 +68,13 @@ class Ranking:
         return float(self.loads[group].max()) / float(self.prices[group])
 
 
-def _loads(sensitivity: Sensitivity, criteria: Criteria) -> Array:
-    noise = sensitivity.noise * 10 ** (criteria.sqnr_db / 10)
+def loads(noise: Array, guidance_noise: Array, criteria: Criteria) -> Array:
+    """[groups, conditions] the part of the error that each criterion allows at each call, which groups use up.
+
+    Args:
+        noise, guidance_noise: as in ``Sensitivity``.
+    """
+    of_output = noise * 10 ** (criteria.sqnr_db / 10)
     # Noise that has nothing to do with a delta makes its norm √(1 + noise) times as large.
-    deltas = sensitivity.guidance_noise / (criteria.guidance_ratio**-2 - 1)
-    return np.concatenate([noise, deltas.reshape(len(noise), -1)], axis=1)
+    of_deltas = guidance_noise / (criteria.guidance_ratio**-2 - 1)
+    return np.concatenate([of_output, of_deltas.reshape(len(noise), -1)], axis=1)

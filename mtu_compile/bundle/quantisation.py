@@ -83,6 +83,7 @@ class LayerRecord:
         guidance_db: of the guidance delta, pooled, in the worst direction; ``None`` without guidance.
         float_ms, int8_ms: what they cost on the device, ``None`` where nothing is known.
         kept: why they stay float, or ``None`` where they are INT8.
+        measured: whether their errors were measured by a run with only these in INT8, or estimated to the first order.
     """
 
     name: Text
@@ -94,6 +95,7 @@ class LayerRecord:
     float_ms: Milliseconds | None
     int8_ms: Milliseconds | None
     kept: Why | None
+    measured: bool = True
 
     @property
     def gain_ms(self) -> float | None:
@@ -127,7 +129,7 @@ class MixedRecord:
     Attributes:
         criteria: what had to be met.
         met: whether the choice, run as a whole, meets them in this task.
-        calls: UNet calls of this task that each layer was measured on.
+        calls: UNet calls of this task that each layer's error was estimated or measured on.
         check_calls: UNet calls of this task that the whole was run on.
         layers: every unit, in graph order.
         costs: where the times come from.

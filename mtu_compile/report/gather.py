@@ -203,7 +203,9 @@ def _build_facts(manifest: bundle.Manifest) -> Iterator[_Said]:
         if mixed is None:
             yield "sensitivity of the layers", name, "no mixed-precision search ran", "not measured"
             continue
-        yield "sensitivity of the layers", name, f"at the build, on {mixed.calls} UNet calls", "measured"
+        alone = sum(one.measured for one in mixed.layers)
+        how = f"to the first order, on {mixed.calls} UNet calls; {alone} of {len(mixed.layers)} by a run of their own"
+        yield "sensitivity of the layers", name, how, "measured" if alone == len(mixed.layers) else "estimate"
         if mixed.costs is None:
             yield "times of the layers", name, "no source of times on the build machine", "not measured"
         else:

@@ -18,8 +18,9 @@ from targets.costs.roofline import multiply_adds
 _KEPT_CALLS, _RANGES = 10, 1.5
 #: UNet calls two backends are compared on, and runs of each check trajectory: the original's, the compared, the made.
 _PARITY_CALLS, _CHECKED = 12, 3
-#: What a call costs while layers are measured one by one: what comes before a layer is run once (docs/benchmarks.md).
-_MEASURED = 0.5
+#: Runs of each call that choices of layers are checked on (float, all INT8, the choice), and of each that the layers'
+#: errors are estimated on, beside one for each pass backward: forward, and forward again with every layer in INT8, too.
+_CHOSEN, _ESTIMATED = 3, 3
 
 
 def host_needs(model: Model, memory: int | None) -> HostPlan:
@@ -38,11 +39,11 @@ def with_time(
     together = len(unet.tasks) if routing == "shared" else 1
     layers = {name: multiply_adds(unet.static(name)) for name in unet.tasks}
     weights = int(host.weights_bytes / WEIGHTS)
-    calls = {name: _calls(precision, workload, len(found), weights // 4, together) for name, found in layers.items()}
+    calls = dict.fromkeys(layers, _calls(precision, workload, weights // 4, together))
     return replace(host, seconds=rough_seconds({name: sum(one) for name, one in layers.items()}, calls, weights))
 
 
-def _calls(precision: Precision, workload: Workload, layers: int, weights: int, together: int) -> float:
+def _calls(precision: Precision, workload: Workload, weights: int, together: int) -> float:
     """How many UNet calls of one task a build makes, those of less work counted less; ``together``: tasks a network."""
     calls = float(workload.check_pictures * workload.steps * _CHECKED + _PARITY_CALLS)
     if precision in QUANTISED:
@@ -50,5 +51,5 @@ def _calls(precision: Precision, workload: Workload, layers: int, weights: int, 
         calls += workload.calibration_pictures * (workload.steps + kept * _RANGES)
     if precision == "int8" and workload.search:
         effort = Effort.of(weights).split(together)
-        calls += effort.check_calls + layers * effort.calls * _MEASURED
+        calls += effort.check_calls * _CHOSEN + effort.calls * (effort.probes + _ESTIMATED)
     return calls

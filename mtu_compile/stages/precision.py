@@ -165,7 +165,7 @@ def _choose(
     multiplied = _as_multiplied(target, unet, int8)
     switched = SwitchedGraph(unet.graph, multiplied, folder=unet.graph.parent, parallel=effort.parallel)
     with switched as graph:
-        total = effort.layer_runs(len(graph.groups), (len(task.inputs) for task in tasks.values()))
+        total = effort.estimates(len(task.inputs) for task in tasks.values())
         with progress.stage(f"measure layers {unet.label}", total) as advance:
             return choose_for_all(graph, tasks, effort=effort, costs=costs, progress=advance)
 

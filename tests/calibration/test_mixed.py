@@ -27,8 +27,11 @@ from targets.costs.layers import ComparedCosts
 class Network:
     """Stands in for a switched graph whose layers add known errors: independent, of given powers.
 
-    Not a mock of arithmetic: ``run`` really returns a signal with each quantised layer's noise on it.
+    Not a mock of arithmetic: ``run`` really returns a signal with each quantised layer's noise on it, and ``errors``
+    are products of that noise with random vectors.
     """
+
+    derivable = True
 
     def __init__(self, powers: list[float], size: int = 4096) -> None:
         rng = np.random.default_rng(0)
@@ -42,8 +45,18 @@ class Network:
     def run_all(self, feeds: Any, int8: Any = ()) -> Any:
         return (self.run(feed, int8) for feed in feeds)
 
-    def run_each(self, feed: Any) -> Any:
-        return (self.run(feed, (group.name,)) for group in self.groups)
+    def run_each(self, feed: Any, numbers: Any) -> Any:
+        return (self.run(feed, (self.groups[number].name,)) for number in numbers)
+
+    def errors(self, feeds: Any, probes: int) -> Any:
+        for feed in feeds:
+            r = np.random.default_rng(1).standard_normal((probes, 1, 1, 1, self._signal.shape[-1]))
+            alone = [self.noise(feed, number) for number in range(len(self.groups))]
+            yield np.stack([(r * noise).sum(axis=(2, 3, 4)) for noise in alone], axis=1)
+
+    def noise(self, feed: Any, number: int) -> np.ndarray:
+        """To the first order."""
+        return self._noise[number]
 
 
 CALLS = [{"timestep": np.array([float(t)], np.float32)} for t in (999, 500, 1)]
@@ -68,7 +81,7 @@ def test_the_fewest_layers_that_are_needed_stay_float() -> None:
     assert found.float_layers == ("layer1", "layer3") and found.met
     assert found.all_int8.worst_sqnr_db < 26 <= found.chosen.worst_sqnr_db
     assert [one.kept for one in found.layers if one.kept] == ["accuracy", "accuracy"]
-    assert found.layers[1].sqnr_db == pytest.approx(-10 * np.log10(3e-2), abs=0.3)
+    assert found.layers[1].sqnr_db == pytest.approx(-10 * np.log10(3e-2), abs=1.5)
 
 
 def test_nothing_is_kept_where_int8_is_good_enough() -> None:
@@ -116,6 +129,38 @@ def test_a_choice_that_misses_what_it_promised_is_searched_further() -> None:
     assert found.met and len(found.float_layers) == 5  # k aligned errors have k² of the power: 2.5e-3 allow one
 
 
+@pytest.mark.parametrize("hidden", [[2], [0, 4]])
+def test_layers_that_do_more_than_the_first_order_says_are_found_and_measured(hidden: list[int]) -> None:
+    """Their estimate is a thousandth of what they do: no sum of estimates shows them, but runs of halves do."""
+
+    class Bent(Network):
+        runs = 0
+
+        def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
+            self.runs += 1
+            return super().run(feed, int8)
+
+        def noise(self, feed: Any, number: int) -> np.ndarray:
+            return self._noise[number] * (0.03 if number in hidden else 1.0)
+
+    powers = [1e-2 if i in hidden else 1e-2 if i == 7 else 1e-6 for i in range(40)]
+    network = Bent(powers)
+    found = run(network, criteria=Criteria(slowdown=0.5))
+    assert found.met and found.float_layers == tuple(f"layer{i}" for i in sorted([*hidden, 7]))
+    assert [i for i, one in enumerate(found.layers) if one.measured] == hidden
+    assert all(found.layers[i].sqnr_db == pytest.approx(20, abs=0.3) for i in hidden)
+    assert network.runs < 40  # fewer than a run for each layer
+
+
+def test_a_graph_without_derivatives_is_measured_layer_by_layer() -> None:
+    network = Network(POWERS)
+    network.derivable = False
+    found = run(network, criteria=Criteria(slowdown=0.5))
+    assert found.float_layers == ("layer1", "layer3") and found.met
+    assert all(one.measured for one in found.layers)
+    assert found.layers[1].sqnr_db == pytest.approx(-10 * np.log10(3e-2), abs=0.1)
+
+
 def test_guidance_is_a_criterion_of_its_own() -> None:
     """Noise that is small beside the output and large beside the difference of its samples."""
     network = Network([2e-4, 1e-7])
@@ -159,14 +204,19 @@ def test_layers_are_measured_on_the_worst_calls_and_others() -> None:
             found = super().run(feed, int8)
             return found + (found - self._signal) * 9 if feed["timestep"] == 1 else found
 
+        def noise(self, feed: Any, number: int) -> np.ndarray:
+            return self._noise[number] * (10 if feed["timestep"] == 1 else 1)
+
     found = run(Late([1e-3]), effort=Effort(calls=2))
     assert found.calls == 2 and found.check_calls == 3
-    assert found.layers[0].worst_sqnr_db == pytest.approx(10, abs=0.5)
-    assert found.layers[0].sqnr_db == pytest.approx(13, abs=0.5)
+    assert found.layers[0].worst_sqnr_db == pytest.approx(10, abs=1.5)
+    assert found.layers[0].sqnr_db == pytest.approx(13, abs=1.5)
 
 
 def test_sensitivities_are_pooled_over_the_calls() -> None:
-    one = Sensitivity((LayerGroup("a", ("a",), "Conv"),), np.array([[1e-2, 1e-4]]), np.zeros((1, 2, 0)))
+    one = Sensitivity(
+        (LayerGroup("a", ("a",), "Conv"),), np.array([[1e-2, 1e-4]]), np.zeros((1, 2, 0)), np.ones((1, 2), bool)
+    )
     assert one.sqnr_db(0) == pytest.approx(-10 * np.log10((1e-2 + 1e-4) / 2)) and one.worst_sqnr_db(0) == 20.0
 
 
@@ -185,6 +235,11 @@ class Tasks(Network):
         self.runs += 1
         return self._own[int(feed["task"])].run(feed, int8)
 
+    def errors(self, feeds: Any, probes: int) -> Any:
+        for feed in feeds:
+            self.runs += probes
+            yield from self._own[int(feed["task"])].errors([feed], probes)
+
 
 def of_task(number: int, *, count: int = 3, guidance: Any = "none") -> TaskInputs:
     feeds = [{"timestep": np.array([float(t)], np.float32), "task": number} for t in range(count)]
@@ -201,8 +256,8 @@ def test_a_layer_becomes_float_for_the_task_that_needs_it() -> None:
     assert {one.chosen_for for one in found.values()} == {("t2i", "sr")}
     for name, loud, quiet in (("t2i", 1, 2), ("sr", 2, 1)):
         layers = found[name].layers
-        assert layers[loud].sqnr_db == pytest.approx(15.2, abs=0.3) and layers[quiet].sqnr_db == pytest.approx(
-            60, abs=1
+        assert layers[loud].sqnr_db == pytest.approx(15.2, abs=1.5) and layers[quiet].sqnr_db == pytest.approx(
+            60, abs=1.5
         )
         assert layers[loud].kept == layers[quiet].kept == "accuracy"
         assert found[name].all_int8.worst_sqnr_db < 26 <= found[name].chosen.worst_sqnr_db
@@ -246,7 +301,7 @@ def test_four_tasks_together_cost_at_most_what_two_cost_alone(weights: int) -> N
         progress=told.append,
     )
     assert alone.runs < shared.runs <= 2 * alone.runs
-    assert sum(told) == split.layer_runs(50, [120] * 4)
+    assert sum(told) == split.estimates([120] * 4)
     assert all(one.calls >= 1 and one.check_calls > one.calls for one in found.values())
     assert effort.split(1) == effort
 
@@ -258,9 +313,13 @@ def test_the_only_call_a_task_is_measured_on_is_its_worst() -> None:
             signal = self._own[0]._signal
             return found + (found - signal) * 9 if feed["timestep"] == 1 else found
 
+        def errors(self, feeds: Any, probes: int) -> Any:
+            for feed in feeds:
+                yield next(super().errors([feed], probes)) * (10 if feed["timestep"] == 1 else 1)
+
     network = Late({0: [1e-3]})
     found = mixed.choose_for_all(network, {"t2i": of_task(0)}, effort=Effort(calls=1))  # type: ignore[arg-type]
-    assert found["t2i"].layers[0].sqnr_db == pytest.approx(10, abs=0.5)
+    assert found["t2i"].layers[0].sqnr_db == pytest.approx(10, abs=1.5)
     assert found["t2i"].chosen_for == ()
 
 
@@ -323,4 +382,4 @@ def test_a_failure_names_the_layers_that_are_to_blame() -> None:
     found = run(Network(POWERS), criteria=Criteria(slowdown=0.2))  # one float layer is affordable
     assert found.float_layers == ("layer1",) and not found.met
     blamed = mixed.to_blame(found, 2)
-    assert blamed.startswith("layer3 (2") and "layer5 (3" in blamed and "layer1" not in blamed
+    assert blamed.startswith("layer3 (2") and "layer5 (" in blamed and "layer1" not in blamed

@@ -15,8 +15,7 @@ import passes
 from calibration.joined_graph import join
 from calibration.quant_settings import QuantSettings
 from calibration.quantize import quantize_onnx
-from calibration.segments import cut
-from calibration.sensitivity import answers, compare_calls, evenly_spread, measure
+from calibration.sensitivity import answers, compare_calls, estimate, evenly_spread, measure
 from calibration.switched_graph import SwitchedGraph
 from mtu_compile.accuracy.formulas import sqnr_db
 from mtu_compile.core.errors import CalibrationError, PassError
@@ -137,7 +136,7 @@ def test_each_switch_changes_the_output_by_itself(switched: SwitchedGraph) -> No
         assert all(not np.array_equal(one, other) for other in [switched.run(feed), *outputs[:i]])
 
 
-def test_the_measurement_points_at_the_layer_that_lost_its_steps(tmp_path: Path) -> None:
+def test_the_estimate_points_at_the_layer_that_lost_its_steps(tmp_path: Path) -> None:
     """One huge channel in a tensor leaves the others next to no steps: the layer that reads it is worse by far."""
     decibels = {}
     for wild in (False, True):
@@ -147,52 +146,85 @@ def test_the_measurement_points_at_the_layer_that_lost_its_steps(tmp_path: Path)
         told: list[int] = []
         with SwitchedGraph(source, folder / "int8.onnx") as graph:
             calls = answers(graph, feeds(3))
-            found = measure(graph, calls, guidance="text", progress=told.append)
+            found = estimate(graph, calls, guidance="text", probes=16, progress=told.append)
             everything = compare_calls(graph, calls, [group.name for group in graph.groups], guidance="text")
         place = [group.name for group in found.groups].index("ff.down")
         decibels[wild] = found.sqnr_db(place)
-        assert found.worst_sqnr_db(place) <= found.sqnr_db(place) and sum(told) == 3 * len(found.groups)
+        assert found.worst_sqnr_db(place) <= found.sqnr_db(place) and sum(told) == 3
         # Single errors add up to about the error of all together.
         joint = np.mean([10 ** (-step.sqnr_db / 10) for step in everything])
         assert found.noise.sum(axis=0).mean() == pytest.approx(joint, rel=0.5)
         assert found.guidance_noise.shape == (len(found.groups), 3, 1)
-        assert found.guidance_db(place) is not None
+        assert found.guidance_db(place) is not None and not found.measured.any()
     assert decibels[True] < decibels[False] - 10
 
 
+def test_estimates_are_what_is_measured(switched: SwitchedGraph) -> None:
+    """Attention's products, its softmax, layers that share a quantiser: within a decibel; two where they do the most.
+
+    400 probes of two samples leave 7 % to chance; the rest is of higher order, and grows with the error.
+    """
+    calls = answers(switched, feeds(2))
+    found = estimate(switched, calls, guidance="text", probes=400)
+    everyone = range(len(switched.groups))
+    for place, call in enumerate(calls):
+        for number, (noise, deltas) in zip(everyone, measure(switched, call, everyone, guidance="text"), strict=True):
+            allowed = 0.25 if noise < 1e-3 else 0.6
+            assert found.noise[number, place] == pytest.approx(noise, rel=allowed)
+            assert found.guidance_noise[number, place] == pytest.approx(deltas, rel=allowed)
+
+
+def test_what_is_not_held_is_run_again(graphs: tuple[Path, Path], switched: SwitchedGraph) -> None:
+    (whole,) = switched.errors(feeds(1), 4)
+    with SwitchedGraph(*graphs, held_bytes=3000) as graph:
+        (parts,) = graph.errors(feeds(1), 4)
+    assert whole.shape == (4, len(switched.groups), 2) and np.abs(whole).min() > 0
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_probe_is_the_same_for_all_samples(switched: SwitchedGraph) -> None:
+    """Two samples that are equal have equal errors, and a guidance delta without any."""
+    feed = {"sample": np.concatenate([feeds(1)[0]["sample"][:1]] * 2)}
+    (found,) = switched.errors([feed], 3)
+    np.testing.assert_allclose(found[..., 0], found[..., 1], rtol=1e-3, atol=1e-6)
+
+
+def test_a_graph_with_an_unknown_operation_has_no_estimates(tmp_path: Path) -> None:
+    source = write_graph(tmp_path / "float.onnx")
+    model = onnx.load(source)
+    node = next(node for node in model.graph.node if node.name == "ff.act")
+    node.op_type = "Softsign"
+    onnx.save(model, source)
+    quantize_onnx(source, feeds(4), tmp_path / "int8.onnx", settings=QUIET)
+    with SwitchedGraph(source, tmp_path / "int8.onnx") as graph:
+        assert not graph.derivable
+        found = estimate(graph, answers(graph, feeds(1)), guidance="none", probes=2)
+    assert np.isnan(found.noise).all() and found.noise.shape == (len(found.groups), 1)
+
+
 @pytest.mark.parametrize("parallel", [False, True])
-@pytest.mark.parametrize("count", [1, 2, 8, 100])
-def test_runs_that_begin_in_the_middle_and_beside_each_other_give_the_same(
-    graphs: tuple[Path, Path], switched: SwitchedGraph, monkeypatch: pytest.MonkeyPatch, parallel: bool, count: int
+def test_runs_beside_each_other_give_the_same(
+    graphs: tuple[Path, Path], switched: SwitchedGraph, monkeypatch: pytest.MonkeyPatch, parallel: bool
 ) -> None:
     monkeypatch.setattr("calibration.switched_graph._cores", lambda: 3)
-    monkeypatch.setattr("calibration.switched_graph.SEGMENTS", count)
     names = [group.name for group in switched.groups]
-    with SwitchedGraph(*graphs, parallel=parallel) as cut:
+    with SwitchedGraph(*graphs, parallel=parallel) as other:
         for feed in feeds(2):
-            each = list(cut.run_each(feed))
+            each = list(other.run_each(feed, range(len(names))))
             assert len(each) == len(names) > 1
             for name, found in zip(names, each, strict=True):
                 np.testing.assert_array_equal(found, switched.run(feed, (name,)))
-        for feed, found in zip(feeds(5), cut.run_all(feeds(5), names[:2]), strict=True):
+        for feed, found in zip(feeds(5), other.run_all(feeds(5), names[:2]), strict=True):
             np.testing.assert_array_equal(found, switched.run(feed, names[:2]))
-
-
-def test_a_graph_is_cut_where_it_is_said(tmp_path: Path) -> None:
-    model = graph_io.load(write_graph(tmp_path / "m.onnx"))
-    nodes = {node.name: node for node in model.graph}
-    segments = cut(model, [nodes["attn.q"], nodes["attn.qk"], nodes["ff.up"]])
-    assert [next(iter(segment.model.graph)).name for segment in segments] == ["conv_in", "attn.q", "attn.qk", "ff.up"]
-    assert sum(len(segment.model.graph) for segment in segments) == len(nodes)
-    assert [set(segment.inputs) for segment in segments] == [{"sample"}, {"t"}, {"q", "kt", "v", "t"}, {"res"}]
-    assert [set(segment.outputs) for segment in segments] == [{"t"}, {"q", "kt", "v"}, {"res"}, {"out_sample"}]
+        for ours, found in zip(switched.errors(feeds(5), 2), other.errors(feeds(5), 2), strict=True):
+            np.testing.assert_allclose(found, ours, rtol=1e-3, atol=1e-6)
 
 
 def test_without_guidance_there_are_no_deltas(switched: SwitchedGraph) -> None:
-    found = measure(switched, answers(switched, feeds(1)), guidance="none")
+    found = estimate(switched, answers(switched, feeds(1)), guidance="none", probes=1)
     assert found.guidance_db(0) is None and found.guidance_noise.shape[2] == 0
     with pytest.raises(CalibrationError, match="no inputs"):
-        measure(switched, [], guidance="none")
+        estimate(switched, [], guidance="none", probes=1)
 
 
 def test_the_scratch_folder_goes_away(graphs: tuple[Path, Path], tmp_path: Path) -> None:
