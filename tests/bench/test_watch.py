@@ -1,0 +1,48 @@
+"""What a command and its children took, stage by stage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.build import as_table
+from bench.watch import watch
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="memory is read from Linux's /proc")
+
+#: A stage of little, one with a child of 300 MB, and one that maps a file of 200 MB.
+STAGES = """
+import mmap, subprocess, sys, time
+print("small: 0.5 s", file=sys.stderr, flush=True)
+subprocess.run([sys.executable, "-c", "import time; x = bytearray(b'1') * 300_000_000; time.sleep(1)"], check=True)
+print("a warning: no stage", file=sys.stderr, flush=True)
+print("child: 1.5 s", file=sys.stderr, flush=True)
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+    sum(pages[::4096])
+    time.sleep(1)
+print("mapped: 1.0 s", file=sys.stderr, flush=True)
+print("small: 0.25 s", file=sys.stderr, flush=True)
+"""
+
+
+def test_memory_counts_to_the_stage_and_kind_it_belongs_to(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(200_000_000))
+    seen = watch([sys.executable, "-c", STAGES, str(file)])
+    assert list(seen.stages) == ["small", "child", "mapped", "rest"]
+    assert [seconds for seconds, _ in seen.stages.values()] == [0.75, 1.5, 1.0, 0.0]
+    memory = {title: found for title, (_, found) in seen.stages.items()}
+    assert 300e6 < memory["child"].own < 400e6 and memory["child"].mapped < 100e6
+    assert memory["mapped"].own < 100e6 and memory["mapped"].mapped > 190e6
+    assert memory["small"].own < 100e6
+    assert seen.memory.own == memory["child"].own and seen.memory.together >= seen.memory.own
+    assert "everything" in as_table(seen) and "a warning: no stage" in seen.log
+
+
+def test_a_command_that_fails_is_an_error() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        watch([sys.executable, "-c", "import sys; sys.exit('no such model')"])
+    assert "no such model" in failed.value.stderr
