@@ -31,9 +31,10 @@ from calibration.sets import CalibrationSet
 from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.model.pipeline import MTUPipeline
-from mtu_compile.stages.export import export_unet
-from mtu_compile.stages.job import Model, Specialised, Workload
+from mtu_compile.stages.export import exported_unet
+from mtu_compile.stages.job import Checkpoint, Model, Specialised, Workload
 from mtu_compile.stages.precision import INT8
+from mtu_compile.stages.running import running
 from mtu_compile.stages.specialise import specialise
 
 BUILT = next(iter(evaluation.BUILDS))
@@ -81,10 +82,11 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {name: {} for name in ROWS}
     pipeline, sha256 = MTUPipeline.from_pretrained(held_out.MODEL), model_sha256(held_out.MODEL)
     names = args.tasks or [task.name for task in pipeline.unet.tasks]
-    with tempfile.TemporaryDirectory(prefix="mtu-ablation-") as work:
+    with running(None, Path(tempfile.gettempdir()), Progress()) as steps:
         selected = tuple(task for task in pipeline.unet.tasks if task.name in names)
-        model = Model(pipeline, selected, pipeline.resolve_size(None, None))
-        unets = specialise(export_unet(model, Path(work)), model, Path(work), Progress())
+        checkpoint = Checkpoint(held_out.MODEL, sha256)
+        model = Model(checkpoint, pipeline, selected, pipeline.resolve_size(None, None))
+        unets = specialise(steps, steps.run(exported_unet.of("export the UNet", checkpoint)), model)
         for name, one in unets.items():
             sets = calibration_sets(pipeline, one, sha256, args.calibration_pictures, Workload.steps)
             for label, (strategy, settings) in ROWS.items():

@@ -47,7 +47,10 @@ def main() -> None:
             subprocess.run(make, check=True)
     out = args.work / f"bundle-{args.which}"
     seen = watch(
-        [sys.executable, "-m", "mtu_compile", "build", str(model), "--int8", "--force", "-o", str(out), *options]
+        [
+            *(sys.executable, "-m", "mtu_compile", "build", str(model)),
+            *("--int8", "--force", "--no-cache", "-o", str(out), *options),
+        ]
     )
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     print(as_table(seen))

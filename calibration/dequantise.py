@@ -26,17 +26,20 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def dequantise_onnx(int8: Path, model: Path, layers: Collection[str], report: QuantisationReport) -> QuantisationReport:
-    """Make ``layers`` of a Q/DQ graph float again, in its file.
+def dequantise_onnx(
+    int8: Path, model: Path, layers: Collection[str], report: QuantisationReport, out: Path | None = None
+) -> QuantisationReport:
+    """Make ``layers`` of a Q/DQ graph float again, in its file or another one.
 
     The graph is what ``quantize_onnx`` would make with ``layers`` among its ignored scopes, but for names of a few
     values; that takes as long as quantising did, because most of it is matching patterns in the graph.
 
     Args:
-        int8: ONNX file that ``quantize_onnx`` wrote; replaced.
+        int8: ONNX file that ``quantize_onnx`` wrote; replaced where there is no ``out``.
         model: ONNX file it was made from.
         layers: node names.
         report: of ``quantize_onnx``.
+        out: ONNX file to write.
 
     Returns:
         The report, with the layers as ignored scopes and the graph's counts as they are now.
@@ -44,12 +47,12 @@ def dequantise_onnx(int8: Path, model: Path, layers: Collection[str], report: Qu
     Raises:
         PassError: there is no such layer, nothing INT8 is left, or the graphs do not belong together.
     """
-    graph = graph_io.load(int8)
+    graph, out = graph_io.load(int8), out or int8
     dequantise(graph, graph_io.load(model), layers)
     counts, floats = qdq.verify(graph)
     activations, weights = qdq.count_pairs(graph)
     graph_io.check(graph, "calibration.dequantise")
-    graph_io.save(graph, int8)
+    graph_io.save(graph, out)
     return replace(
         report,
         settings=replace(report.settings, ignored_scopes=(*report.settings.ignored_scopes, *layers)),
@@ -57,7 +60,7 @@ def dequantise_onnx(int8: Path, model: Path, layers: Collection[str], report: Qu
         weights=weights,
         layers=counts,
         float_layers=floats,
-        bytes_after=graph_io.disk_bytes(int8),
+        bytes_after=graph_io.disk_bytes(out),
     )
 
 

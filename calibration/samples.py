@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from mtu_compile.core.tasks import Task
 from mtu_compile.runtime import images
 from mtu_compile.runtime.fitting import fit_mask
 from mtu_compile.runtime.masks import read_mask
+from mtu_compile.steps.key import NOT_CONTENT
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Sample:
     mask: Image.Image | None = None
     target: Image.Image | None = None
     split: str | None = None
-    place: str = ""
-    notices: tuple[Notice, ...] = ()
+    place: str = field(default="", metadata=NOT_CONTENT)
+    notices: tuple[Notice, ...] = field(default=(), metadata=NOT_CONTENT)
 
 
 def load_samples(folder: Path, task: Task, *, limit: int | None = None) -> tuple[Sample, ...]:

@@ -79,6 +79,11 @@ def load_folder(folder: Path) -> dict[str, CalibrationSet]:
     return sets
 
 
+def set_file(folder: Path, task: str) -> Path:
+    """Where the set of a task is in ``folder``."""
+    return folder / _file(task)
+
+
 def _file(task: str) -> str:
     return f"{task}.safetensors"
 

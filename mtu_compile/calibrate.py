@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +14,16 @@ from calibration.sets import CalibrationSet
 from calibration.shared_scales import to_json
 from mtu_compile.core.atomic import staging
 from mtu_compile.core.fit import Fit
-from mtu_compile.core.hashing import model_sha256
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.model.sampler import check_sampler
 from mtu_compile.stages import load
-from mtu_compile.stages.export import export_unet
+from mtu_compile.stages.export import exported_unet
 from mtu_compile.stages.job import Drawing, Rows, Workload
-from mtu_compile.stages.observe import capture_set
+from mtu_compile.stages.observe import captured
+from mtu_compile.stages.opened import let_go
 from mtu_compile.stages.precision import INT8
+from mtu_compile.stages.running import running
 from mtu_compile.stages.specialise import specialise
 
 __all__ = ["CalibrateOptions", "CalibrateResult", "calibrate"]
@@ -50,6 +48,7 @@ class CalibrateOptions:
         seed: of the noise, as ``BuildOptions.seed``.
         ranges: measure activation ranges, and compare them between the tasks.
         force: replace an existing output.
+        cache: as ``BuildOptions.cache``.
     """
 
     model: Path
@@ -66,6 +65,7 @@ class CalibrateOptions:
     seed: int = 0
     ranges: bool = True
     force: bool = False
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -100,26 +100,27 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
     check_seed(options.seed)
     load.check_model(options)
     check_sampler(options.model, options.sampler, options.steps)
-    with staging(options.output, replace=options.force, marker=INDEX) as folder:
+    with (
+        staging(options.output, replace=options.force, marker=INDEX) as folder,
+        running(options.cache, folder.parent, progress) as steps,
+    ):
         with progress.stage("load"):
-            sha256 = model_sha256(options.model)
             model = load.load_model(options, sampler=options.sampler)
             rows = load.load_rows(options.model, options.data, model.tasks, calibrating=options.pictures, checking=1)
             rows = {name: Rows(used.calibrating) for name, used in rows.items()}
         notices = load.note_rows(model, rows, options.fit, progress)
-        sets, drawing = {}, Drawing(options.steps, options.seed, options.fit)
+        sets, drawing = {}, Drawing(options.steps, options.seed, options.fit, options.sampler)
         for task in model.tasks:
-            used = rows[task.name].calibrating
-            sets[task.name] = capture_set(model, task, used, drawing, sha256, progress, calls=options.calls)
+            whose, used = (model.checkpoint, task.name), rows[task.name].calibrating
+            made = captured.of(f"calibrate {task.name}", *whose, used, model.size, drawing, options.calls)
+            sets[task.name] = CalibrationSet.load(steps.run(made))
         measured = None
         if options.ranges:
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.work-") as work:
-                with progress.stage("export"):
-                    dynamic = export_unet(model, Path(work))
-                unets = specialise(dynamic, model, Path(work), progress)
-                del model
-                gc.collect()
-                measured = _measure({name: unet.graph for name, unet in unets.items()}, sets, progress)
+            dynamic = steps.run(exported_unet.of("export the UNet", model.checkpoint))
+            unets = specialise(steps, dynamic, model)
+            del model
+            let_go()
+            measured = _measure({name: steps.intact(unet.graph) for name, unet in unets.items()}, sets, progress)
         write_folder(folder, sets, None if measured is None else to_json(measured))
     return CalibrateResult(options.output, sets, measured, notices)
 
@@ -133,5 +134,4 @@ def _measure(
             measured[task] = measure_ranges(
                 graph, sets[task].inputs, ignored_scopes=INT8.ignored_scopes, progress=advance
             )
-        shutil.rmtree(graph.parent)  # graphs are as large as the model
     return measured

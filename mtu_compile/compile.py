@@ -1,39 +1,42 @@
 """The compiler: a multi-task pipeline folder goes in, a checked bundle comes out.
 
 This file is the table of contents: the stages in their order. The work is done in ``mtu_compile.stages``, one file a
-stage, and what passes between them is in ``mtu_compile.stages.job``.
+stage, and what passes between them is in ``mtu_compile.stages.job``. Whatever takes long is a step, whose result is
+kept (``mtu_compile.steps``).
 """
 
 from __future__ import annotations
 
-import gc
-import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import passes
 import targets
+from calibration.notices import RowNotice
 from mtu_compile import bundle
 from mtu_compile.accuracy.threshold_file import Limits
-from mtu_compile.core.atomic import scratch
-from mtu_compile.core.hashing import model_sha256
+from mtu_compile.core.errors import MtuError
 from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.progress import Progress
 from mtu_compile.planner import BuildPlan
-from mtu_compile.stages import engines, export, load, observe, precision, publish
+from mtu_compile.stages import engines, load, observe, precision, publish
 from mtu_compile.stages.device_needs import device_needs, require_importable
+from mtu_compile.stages.export import export
 from mtu_compile.stages.gate import pass_gate
 from mtu_compile.stages.host_needs import host_needs
-from mtu_compile.stages.job import BuildOptions, BuildResult, Drawing, PlanOptions, Workload
+from mtu_compile.stages.job import BuildOptions, BuildResult, Drawing, Model, PlanOptions, QuantRecipe, Rows, Workload
 from mtu_compile.stages.layout import Layout, unet_folders
+from mtu_compile.stages.opened import let_go
+from mtu_compile.stages.running import running
 from mtu_compile.stages.share_weights import share_weights
-from mtu_compile.stages.specialise import specialise
+from mtu_compile.stages.specialise import Edit, load_edits, specialise
 from mtu_compile.stages.thresholds import asked_thresholds
+from mtu_compile.steps import Ran, Steps
+from mtu_compile.steps.executors import check_executor
 from targets.base import Target
 
-__all__ = ["BuildOptions", "BuildResult", "PlanOptions", "build", "plan"]
+__all__ = ["BuildOptions", "BuildResult", "PlanOptions", "build", "build_all", "plan"]
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:
@@ -47,50 +50,92 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         PassError: the routing cannot be specialised, or a pass of the user's does not hold.
         AccuracyError: a task is below its threshold; nothing is left at ``options.output``.
     """
-    progress = progress or Progress()
+    (outcome,) = build_all([options], progress)
+    if isinstance(outcome, MtuError):
+        raise outcome
+    return outcome
+
+
+def build_all(options: Sequence[BuildOptions], progress: Progress | None = None) -> list[BuildResult | MtuError]:
+    """Compile a model for several targets, which share whatever is the same for them; of each its bundle, or why not.
+
+    Args:
+        options: of each target; they differ in ``target`` and ``output`` alone.
+
+    Raises:
+        MtuError: as ``build``, for whatever can be refused of any of them before the first is built.
+    """
+    asked, outcomes = [_ask(one) for one in options], list[BuildResult | MtuError]()
+    with running(options[0].cache, options[0].output.parent, progress or Progress()) as steps:
+        ready = [_prepare(one, steps) for one in asked]
+        for turn, one in enumerate(ready):
+            steps.again(one.ran)
+            try:
+                outcomes.append(_build(one, steps, last=turn == len(ready) - 1))
+            except MtuError as error:
+                outcomes.append(error)
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be built, after what can be refused in the first second was."""
+
+    options: BuildOptions
+    target: Target
+    edits: Sequence[Edit]
+    thresholds: Limits
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A bundle that will fit its device, before what takes long."""
+
+    asked: _Asked
+    model: Model
+    rows: Mapping[str, Rows]
+    sets: Mapping[str, Path]
+    recipes: Mapping[str, QuantRecipe]
+    notices: Mapping[str, tuple[RowNotice, ...]]
+    dynamic: Path
+    parts: Mapping[str, Path]
+    planned: BuildPlan
+    ran: Sequence[Ran]
+
+
+def _ask(options: BuildOptions) -> _Asked:
     target = targets.get(options.target)
     load.check_options(options, target)
-    edits = passes.load_passes(options.passes)
-    thresholds = asked_thresholds(options)
+    check_executor(options.executor)
+    edits, thresholds = load_edits(options.passes), asked_thresholds(options)
     target.probe().require(target.spec.name)
-    with bundle.staging(options.output, replace=options.force) as folder:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.work-") as work:
-            manifest = _compile(options, target, edits, thresholds, folder, Path(work), progress)
-        manifest, checked = pass_gate(folder, bundle.write(folder, manifest), target, options.gate, progress)
-    return BuildResult(options.output, manifest, checked)
+    bundle.check_free(options.output, replace=options.force)
+    return _Asked(options, target, edits, thresholds)
 
 
-def _compile(
-    options: BuildOptions,
-    target: Target,
-    edits: Sequence[passes.UserPass],
-    thresholds: Limits,
-    folder: Path,
-    work: Path,
-    progress: Progress,
-) -> bundle.Manifest:
-    """All stages from the model to the engines in ``folder``; what the bundle does not carry goes to ``work``."""
+def _prepare(asked: _Asked, steps: Steps) -> _Prepared:
+    """Load, export, plan: whatever is needed to refuse what cannot be built."""
+    options, progress = asked.options, steps.progress
+    steps.again()
     with progress.stage("load"):
         model = load.load_model(options, sampler=options.sampler)
-        source = bundle.Source(options.model.resolve().name, model_sha256(options.model))
         host = host_needs(model, options.build_memory)
         host.require()
+        steps.use(options.executor, host.weights_bytes)
         rows = load.build_rows(options, model.tasks)
-        sets = load.given_sets(options.calibration, model, source.sha256)
+        sets = load.given_sets(options.calibration, model, steps)
         recipes = load.recipes(options.quant_config, model.tasks, search=options.mixed)
         if options.routing == "shared":
             load.one_recipe(recipes)
     notices = load.note_rows(model, rows, options.fit, progress)
-
-    with progress.stage("export"):
-        dynamic, part_graphs = export.export_unet(model, work), export.export_parts(model, work)
+    dynamic, parts = export(steps, model)
     with progress.stage("plan"):
         planned = device_needs(
-            target,
+            asked.target,
             options.precision,
             model,
-            dynamic,
-            part_graphs,
+            steps.intact(dynamic),
+            parts,
             routing=options.routing,
             memory=options.memory,
             host=host,
@@ -98,34 +143,46 @@ def _compile(
         )
         planned.require()
     progress.tell(planned.routing_in_words())
-    routing = planned.routing
-    unets = specialise(dynamic, model, work, progress, edits, routing=routing)
-    require_importable(target, options.precision, unets, part_graphs)
+    return _Prepared(asked, model, rows, sets, recipes, notices, dynamic, parts, planned, steps.ran)
+
+
+def _build(ready: _Prepared, steps: Steps, *, last: bool) -> BuildResult:
+    """All that is left, from the specialised graphs to the checked bundle; after the ``last`` nothing is needed."""
+    options, target = ready.asked.options, ready.asked.target
+    with bundle.staging(options.output, replace=options.force) as folder:
+        manifest = _compile(ready, steps, folder, last=last)
+        manifest, checked = pass_gate(folder, bundle.write(folder, manifest), target, options.gate, steps.progress)
+    return BuildResult(options.output, manifest, checked, tuple(steps.ran))
+
+
+def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bundle.Manifest:
+    """The stages up to the engines in ``folder``."""
+    options, target, model = ready.asked.options, ready.asked.target, ready.model
+    routing = ready.planned.routing
+    unets = specialise(steps, ready.dynamic, model, ready.asked.edits, routing=routing)
+    require_importable(steps, target, options.precision, unets, ready.parts)
     recipe_of = {
-        name: load.one_recipe({task.name: recipes[task.name] for task in unet.tasks.values()})
+        name: load.one_recipe({task.name: ready.recipes[task.name] for task in unet.tasks.values()})
         for name, unet in unets.items()
     }
-
-    drawing, quantised = Drawing(options.steps, options.seed, options.fit), options.precision in QUANTISED
-    observed = observe.observe(
-        model, rows, drawing, sets, source.sha256, folder / "reference", progress, quantised=quantised
-    )
+    drawing = Drawing(options.steps, options.seed, options.fit, options.sampler)
+    quantised = options.precision in QUANTISED
+    observed = observe.observe(steps, model, ready.rows, drawing, ready.sets, quantised=quantised)
     references = [seen.reference for seen in observed.values()]
-    parts = engines.build_parts(
-        target, options.precision, model, part_graphs, references, folder=folder, work=work, progress=progress
-    )
+    parts = engines.build_parts(steps, target, options.precision, model, ready.parts, references, folder)
+    source = bundle.Source(options.model.resolve().name, model.checkpoint.sha256)
     manifest = publish.describe_model(model, source, options.target, options.precision, parts, options.fit, folder)
     layout, folders = Layout.of(model.pipeline, model.tasks, routing), unet_folders(model.tasks, routing)
-    # The float model is not needed any more, and quantising wants the memory.
     del model
-    gc.collect()
+    let_go()
 
     entries: dict[str, bundle.TaskEntry] = {}
     for key, unet in unets.items():
         tasks = {task_id: task.name for task_id, task in unet.tasks.items()}
         sets = {name: found for name in tasks.values() if (found := observed[name].calibration) is not None}
-        lowered = precision.lower_unet(target, options.precision, unet, sets, recipe_of[key], progress)
+        lowered = precision.lower_unet(steps, target, options.precision, unet, sets, recipe_of[key])
         built = engines.build_unet(
+            steps,
             target,
             options.precision,
             unet,
@@ -133,27 +190,26 @@ def _compile(
             {name: observed[name].reference for name in tasks.values()},
             folder / folders[next(iter(tasks.values()))],
             options.gate,
-            progress,
         )
-        # Graphs are as large as the model: keep no more of them on the disk than needed.
-        shutil.rmtree(unet.graph.parent)
+        if last:
+            steps.release(unet.graph, lowered.graph)
         for task_id, name in tasks.items():
             entries[name] = publish.describe_task(
                 unet,
                 task_id,
-                observed[name],
+                replace(observed[name], reference=publish.reference(steps, observed[name].reference, folder)),
                 lowered,
                 built,
                 steps=options.steps,
                 given_set=options.calibration,
-                notices=notices[name],
-                thresholds=thresholds.get(name),
+                notices=ready.notices[name],
+                thresholds=ready.asked.thresholds.get(name),
                 folder=folder,
             )
-    entries, saved = share_weights(target, folder, entries, progress)
+    entries, saved = share_weights(target, folder, entries, steps.progress)
     target.publish(folder, layout.index, layout.configs)
-    board = publish.pack_for_board(target, folder, progress, fetch=options.fetch_wheels)
-    provenance = publish.describe_build(planned, parts, options.as_task, board, saved)
+    board = publish.pack_for_board(target, folder, steps.progress, fetch=options.fetch_wheels)
+    provenance = publish.describe_build(ready.planned, parts, options.as_task, board, saved, steps.ran)
     return replace(manifest, tasks=entries, routing=routing, provenance=provenance)
 
 
@@ -168,19 +224,18 @@ def plan(options: PlanOptions, progress: Progress | None = None) -> BuildPlan:
     load.check_model(options)
     target = targets.get(options.target)
     target.spec.check_precision(options.precision)
-    with scratch("mtu-plan") as work:
+    with running(options.cache, Path(tempfile.gettempdir()), progress) as steps:
         with progress.stage("load"):
             model = load.load_model(options)
             host = host_needs(model, options.build_memory)
             host.require_export()
-        with progress.stage("export"):
-            dynamic, parts = export.export_unet(model, work), export.export_parts(model, work)
+        dynamic, parts = export(steps, model)
         with progress.stage("plan"):
             return device_needs(
                 target,
                 options.precision,
                 model,
-                dynamic,
+                steps.intact(dynamic),
                 parts,
                 routing=options.routing,
                 memory=options.memory,

@@ -15,12 +15,15 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from targets.npu.provider import cache_folder as npu_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,6 +58,7 @@ class Commands:
     def run(self, arguments: Sequence[object], cwd: Path | None, before: str, fresh: bool) -> Outcome:
         """One command after the Python of ``before``; ``fresh``: in an interpreter that has imported nothing yet."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        environment["XDG_CACHE_HOME"] = str(self._cache_home(before))
         environment.pop("PYTEST_CURRENT_TEST", None)
         words = list(map(str, arguments))
         if fresh or not hasattr(os, "fork"):
@@ -80,6 +84,15 @@ class Commands:
         answer = server.stdout.readline()
         assert answer, "the process that runs commands has died"
         return Outcome(json.loads(answer), out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
+
+    def _cache_home(self, before: str) -> Path:
+        """A user's cache folder: everybody's in this test run, but of its own for a program that has been changed."""
+        home = Path(tempfile.mkdtemp(dir=self.folder)) if before else self.exports.with_name("cache-home")
+        npu = home / "mtu-compile" / "npu"
+        npu.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            npu.symlink_to(npu_cache())  # a set-up compiler is the machine's
+        return home
 
     def _server(self, environment: dict[str, str]) -> subprocess.Popen[str]:
         """The waiting process with this environment: libraries read theirs when they are imported."""

@@ -22,6 +22,8 @@ from mtu_compile.core import atomic
 
 #: ``core.atomic.staging`` that replaces nothing but a bundle (or an empty folder).
 staging = partial(atomic.staging, marker=MANIFEST)
+#: ``core.atomic.check_free`` of a place for a bundle.
+check_free = partial(atomic.check_free, marker=MANIFEST)
 
 __all__ = [
     "BUILT",
@@ -39,6 +41,7 @@ __all__ = [
     "TaskProvenance",
     "TextPart",
     "UserPassRecord",
+    "check_free",
     "encode",
     "read",
     "resolve",

@@ -87,6 +87,23 @@ class HalfRangeRecord:
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """``mtu_compile.steps.Ran``: one step of the build.
+
+    Attributes:
+        step: its name.
+        title: what it was for.
+        cached: its result had been kept by an earlier build.
+        seconds: what making the result took, then or in this build.
+    """
+
+    step: Text
+    title: Text
+    cached: bool
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
 class TaskProvenance:
     """How a task's UNet was made: ``None`` for what was not done.
 
@@ -120,6 +137,7 @@ class BuildProvenance:
         float16_range: by part, how far its numbers go, where they could be too far for float16.
         shared_weights_saved_bytes: how much smaller the bundle is because its UNets keep in one file what their weights
             have in common; ``None`` where each has a file of its own.
+        steps: what was run for it, and what was taken from the cache.
     """
 
     plan: PlanRecord | None = None
@@ -127,3 +145,4 @@ class BuildProvenance:
     as_task: Name | None = None
     float16_range: Mapping[str, HalfRangeRecord] = field(default_factory=dict)
     shared_weights_saved_bytes: Bytes | None = None
+    steps: tuple[StepRecord, ...] = ()

@@ -24,6 +24,7 @@ COMMANDS = {
     "export-static": "export_static",
     "board": "board",
     "targets": "targets",
+    "cache": "cache",
     "upcycle": "upcycle",
     "train": "train",
 }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mtu_compile.cli.console import ConsoleProgress
+from mtu_compile.cli.console import ConsoleProgress, table
 from mtu_compile.cli.options import (
+    cache_folder,
+    cache_options,
     fit_option,
     json_option,
     model_folder,
@@ -17,18 +21,25 @@ from mtu_compile.cli.options import (
     scheduler_option,
     seed_option,
     steps_option,
+    targets_option,
     thresholds_option,
     what_to_build,
 )
+from mtu_compile.core.amounts import readable
+from mtu_compile.core.errors import EXIT_ACCURACY, EXIT_INPUT, EXIT_OTHER, EXIT_TOOLCHAIN, EXIT_USAGE, MtuError
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.routing import RoutingChoice
 
 if TYPE_CHECKING:
     from mtu_compile.compile import BuildResult
 
+#: Exit codes of targets that failed, the worst first.
+WORST = (EXIT_OTHER, EXIT_INPUT, EXIT_TOOLCHAIN, EXIT_USAGE, EXIT_ACCURACY)
+
 
 @click.command("build")
 @what_to_build
+@targets_option
 @click.option("--data", type=click.Path(path_type=Path), help="Prompts and pictures to calibrate and check with.")
 @click.option(
     "--calibration",
@@ -75,16 +86,28 @@ if TYPE_CHECKING:
     show_default=True,
     help="For boards: put the packages the runtime needs into the bundle, so that the board needs no internet.",
 )
+@cache_options
+@click.option(
+    "--executor",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Where steps are run: here in this process, local in processes of their own, auto as suits the model's size.",
+)
 @seed_option("Of everything random.")
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Bundle folder; MODEL-TARGET-PRECISION by default."
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Bundle folder, MODEL-TARGET-PRECISION by default; for several targets a folder with a bundle for each, by "
+    "its name, MODEL-PRECISION by default.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @json_option
 @quiet_option
 def command(
     model: Path | None,
-    target: str,
+    targets: tuple[str, ...],
     precision: str,
     routing: RoutingChoice,
     tasks: tuple[str, ...],
@@ -105,6 +128,9 @@ def command(
     gate: str,
     thresholds: Path | None,
     fetch_wheels: bool,
+    cache: Path | None,
+    no_cache: bool,
+    executor: str,
     seed: int,
     output: Path | None,
     force: bool,
@@ -116,14 +142,20 @@ def command(
     With --as-task, MODEL is a plain diffusers pipeline, compiled as it is.
 
     MODEL is the current folder if that is a pipeline, else the example that comes with the source.
-    """
-    from mtu_compile.compile import BuildOptions, build
 
-    folder = model_folder(model)
+    With several targets, what is the same for them is made once. One that fails does not keep the others from being
+    built; the exit code is then the worst: 1, else 5, 4, 2, or 3.
+    """
+    from mtu_compile.compile import BuildOptions, build_all
+
+    folder, names = model_folder(model), tuple(dict.fromkeys(targets))
+    several = len(names) > 1
+    ending = precision if several else f"{names[0]}-{precision}"
+    place = output or Path(f"{folder.resolve().name}-{ending}")
     options = BuildOptions(
         model=folder,
-        output=output or Path(f"{folder.resolve().name}-{target}-{precision}"),
-        target=target,
+        output=place,
+        target=names[0],
         precision=precision,  # type: ignore[arg-type]
         routing=routing,
         tasks=tasks or None,
@@ -146,15 +178,72 @@ def command(
         seed=seed,
         fetch_wheels=fetch_wheels,
         force=force,
+        cache=cache_folder(cache, no_cache),
+        executor=executor,
     )
-    result = build(options, ConsoleProgress(quiet))
+    each = [replace(options, target=name, output=place / name if several else place) for name in names]
+    outcomes = dict(zip(names, build_all(each, ConsoleProgress(quiet)), strict=True))
+    if several:
+        conclude_all(outcomes, as_json=as_json, quiet=quiet)
+        return
+    (outcome,) = outcomes.values()
+    if isinstance(outcome, MtuError):
+        raise outcome
     if as_json:
-        click.echo(json.dumps(_summary(result), indent=2))
+        click.echo(json.dumps(summary(outcome), indent=2))
     else:
-        _print(result, quiet)
+        _print(outcome, quiet)
 
 
-def _summary(result: BuildResult) -> dict[str, object]:
+def conclude_all(outcomes: Mapping[str, BuildResult | MtuError], *, as_json: bool, quiet: bool) -> None:
+    """Print what became of each target; where one failed, end with the worst exit code."""
+    failed = {name: one for name, one in outcomes.items() if isinstance(one, MtuError)}
+    built = {name: one for name, one in outcomes.items() if not isinstance(one, MtuError)}
+    if as_json:
+        told = {
+            "bundles": {name: summary(one) for name, one in built.items()},
+            "failed": {
+                name: {"message": one.message, "hint": one.hint, "exit_code": one.exit_code}
+                for name, one in failed.items()
+            },
+        }
+        click.echo(json.dumps(told, indent=2))
+    else:
+        print_outcomes(outcomes, quiet=quiet)
+    for name, error in failed.items():
+        click.echo(f"error: {name}: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+    if failed:
+        raise click.exceptions.Exit(min((one.exit_code for one in failed.values()), key=WORST.index))
+
+
+def print_outcomes(outcomes: Mapping[str, BuildResult | MtuError], *, quiet: bool) -> None:
+    """A table with a row for each target."""
+    rows = []
+    for name, one in outcomes.items():
+        if isinstance(one, MtuError):
+            rows.append((name, "-", "-", "-", "-", f"FAILED (exit code {one.exit_code})"))
+            continue
+        entries = one.manifest.tasks.values()
+        worst = [entry.accuracy["worst_sqnr_db"] for entry in entries if entry.accuracy is not None]
+        states = dict.fromkeys(entry.engine.state.value for entry in entries)
+        made = sum(not step.cached for step in one.steps)
+        rows.append(
+            (
+                name,
+                str(one.path),
+                readable(_bytes(one.path)),
+                f"{min(worst):.1f} dB" if worst else "not checked",
+                f"{made} of {len(one.steps)}",
+                ", ".join(states),
+            )
+        )
+    heads = ("target", "bundle", "size", "worst UNet SQNR", "steps run", "engines")
+    table("bundles", heads, rows, quiet=quiet)
+
+
+def summary(result: BuildResult) -> dict[str, object]:
     from mtu_compile.bundle import encode
 
     manifest = result.manifest
@@ -162,15 +251,20 @@ def _summary(result: BuildResult) -> dict[str, object]:
         "bundle": str(result.path),
         "target": manifest.target,
         "precision": manifest.precision,
-        "bytes": sum(p.stat().st_size for p in result.path.rglob("*") if p.is_file()),
+        "bytes": _bytes(result.path),
         "tasks": {name: entry.accuracy for name, entry in manifest.tasks.items()},
         "engines": {
             where: {"state": ref.state.value, "reason": ref.reason, "estimate": encode(ref.estimate)}
             for where, ref in manifest.engines()
         },
         "plan": encode(manifest.provenance.plan),
+        "steps": encode(result.steps),
         "notices": {name: encode(entry.provenance.notices) for name, entry in manifest.tasks.items()},
     }
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _print(result: BuildResult, quiet: bool) -> None:

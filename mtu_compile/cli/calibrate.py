@@ -11,6 +11,8 @@ import click
 from mtu_compile.cli.console import ConsoleProgress, table
 from mtu_compile.cli.options import (
     as_task_option,
+    cache_folder,
+    cache_options,
     fit_option,
     json_option,
     model_argument,
@@ -52,6 +54,7 @@ _SHOWN = 10
 @click.option(
     "--ranges/--no-ranges", default=True, show_default=True, help="Measure activations and compare them between tasks."
 )
+@cache_options
 @click.option("--force", is_flag=True, help="Replace an existing calibration set.")
 @json_option
 @quiet_option
@@ -69,6 +72,8 @@ def command(
     fit: Fit,
     seed: int,
     ranges: bool,
+    cache: Path | None,
+    no_cache: bool,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -95,6 +100,7 @@ def command(
         seed=seed,
         ranges=ranges,
         force=force,
+        cache=cache_folder(cache, no_cache),
     )
     result = calibrate(options, ConsoleProgress(quiet))
     if as_json:

@@ -125,7 +125,7 @@ class Memory(click.ParamType[int]):
 
 
 def what_to_build(command: _Command) -> _Command:
-    """Give a command ``model``, ``target``, ``precision``, ``routing``, ``tasks``, ``as_task``, ``size`` and memories.
+    """Give a command ``model``, ``precision``, ``routing``, ``tasks``, ``as_task``, ``size`` and memories.
 
     They are called as ``BuildOptions`` names them.
     """
@@ -134,13 +134,44 @@ def what_to_build(command: _Command) -> _Command:
     return command
 
 
+_CACHE_OPTIONS = (
+    click.option(
+        "--cache",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Keep the results of steps here; the user's cache folder by default (`mtu-compile cache`).",
+    ),
+    click.option("--no-cache", is_flag=True, help="Make everything anew, and keep nothing of it."),
+)
+
+
+def cache_options(command: _Command) -> _Command:
+    """Give a command ``cache`` and ``no_cache``, of which ``cache_folder`` makes a folder."""
+    for parameter in reversed(_CACHE_OPTIONS):
+        command = parameter(command)
+    return command
+
+
+def cache_folder(cache: Path | None, no_cache: bool = False) -> Path | None:
+    """The cache that is meant: none, the given one, or the user's."""
+    if no_cache:
+        return None
+    if cache is not None:
+        return cache
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mtu-compile", appauthor=False) / "steps"
+
+
+_TARGET = "Device to build for; see `mtu-compile targets`."
+target_option = click.option("--target", "-t", default="cpu", show_default=True, help=_TARGET)
+targets_option = click.option(
+    "--target", "-t", "targets", default=("cpu",), show_default="cpu", multiple=True, help=f"{_TARGET} May be repeated."
+)
 size_option = click.option("--size", type=Size(), help="Size of the pictures; the model's own by default.")
 
 _WHAT_TO_BUILD = (
     model_argument,
-    click.option(
-        "--target", "-t", default="cpu", show_default=True, help="Device to build for; see `mtu-compile targets`."
-    ),
     click.option("--int8", "precision", flag_value="int8", default=True, help="Quantise to INT8 (the default)."),
     click.option("--fp8", "precision", flag_value="fp8", help="Quantise to FP8 (E4M3), where the device has it."),
     click.option(

@@ -8,13 +8,23 @@ from pathlib import Path
 import click
 
 from mtu_compile.cli.console import ConsoleProgress, table
-from mtu_compile.cli.options import json_option, model_folder, quiet_option, what_to_build
+from mtu_compile.cli.options import (
+    cache_folder,
+    cache_options,
+    json_option,
+    model_folder,
+    quiet_option,
+    target_option,
+    what_to_build,
+)
 from mtu_compile.core.amounts import readable
 from mtu_compile.core.routing import RoutingChoice
 
 
 @click.command("plan")
 @what_to_build
+@target_option
+@cache_options
 @json_option
 @quiet_option
 def command(
@@ -27,6 +37,8 @@ def command(
     size: tuple[int, int] | None,
     memory: int | None,
     build_memory: int | None,
+    cache: Path | None,
+    no_cache: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -50,6 +62,7 @@ def command(
         size=size,
         memory=memory,
         build_memory=build_memory,
+        cache=cache_folder(cache, no_cache),
     )
     planned = plan(options, ConsoleProgress(quiet))
     if as_json:

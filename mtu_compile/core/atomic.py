@@ -33,12 +33,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch(name: str) -> Iterator[Path]:
-    """A folder in the system's place for temporary files, for as long as the block runs.
+def scratch(name: str, beside: Path | None = None) -> Iterator[Path]:
+    """A folder in the system's place for temporary files, or in ``beside``, for as long as the block runs.
 
     What a killed process left there is removed by the next one that asks for the same ``name``.
     """
-    with claim(Path(tempfile.gettempdir()) / name) as stem:
+    with claim((beside or Path(tempfile.gettempdir())) / name) as stem:
         folder = stem.with_name(f"{stem.name}.scratch")
         try:
             folder.mkdir(mode=0o700)
@@ -84,6 +84,17 @@ def staging(destination: Path | str, *, replace: bool = False, marker: str | Non
                     hint="free some space, or choose another place with -o; nothing was left behind",
                 ) from error
             raise
+
+
+def check_free(destination: Path | str, *, replace: bool = False, marker: str | None = None) -> None:
+    """Raise, before long work, what ``staging`` would raise of ``destination``."""
+    target, created = Path(os.path.realpath(destination)), list[Path]()
+    sweep(target)
+    _check_free(target, replace, marker)
+    with ExitStack() as stack:
+        _make_folder(target, created, stack)
+    for parent in reversed(created):
+        _remove_if_empty(parent)
 
 
 def _check_free(target: Path, replace: bool, marker: str | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 EXIT_OK = 0
 EXIT_OTHER = 1
 EXIT_USAGE = 2
@@ -22,6 +24,14 @@ class MtuError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it comes back from another process as itself, whatever its ``__init__`` wants."""
+        return _again, (type(self), self.args), dict(self.__dict__)
+
+
+def _again(kind: type[MtuError], args: tuple[Any, ...]) -> MtuError:
+    return kind.__new__(kind, *args)
 
 
 class ConfigError(MtuError):

@@ -215,7 +215,11 @@ def conform(kind: Any, value: Any, key: str = "") -> Any:
     elif kind is str and isinstance(value, str):
         if not any("\ud800" <= letter <= "\udfff" for letter in value):  # half a letter, which no encoding has
             return value
-    elif (kind in (int, bool) and type(value) is kind) or (kind in (None, NoneType) and value is None):
+    elif (
+        (kind in (int, bool) and type(value) is kind)
+        or (kind in (None, NoneType) and value is None)
+        or (kind is Path and isinstance(value, Path))  # put there by whoever knows its folder: JSON has none
+    ):
         return value
     raise Mismatch(key, show(value), describe(kind))
 

@@ -22,7 +22,7 @@ from mtu_compile.core.hashing import IGNORED
 from mtu_compile.core.schema import Mismatch, conform, read_json
 from mtu_compile.model.configs import check_configs
 from mtu_compile.model.finite import check_weights
-from mtu_compile.model.networks import check_network
+from mtu_compile.model.networks import check_network, outline
 from mtu_compile.model.weights import Weights, find_weights
 
 INDEX = "model_index.json"
@@ -179,6 +179,12 @@ def load_component(cls: Any, folder: Path, *, dtype: Any) -> Any:
             hint="the weights and config.json do not belong together; fetch or build the model again",
         )
     return model.eval()
+
+
+def outline_component(cls: Any, folder: Path, *, dtype: Any) -> Any:
+    """``load_component`` without a weight read: all but the numbers, in no memory (PyTorch's ``meta`` device)."""
+    network = outline(cls, folder / "config.json")
+    return network if network.dtype == dtype else network.to(dtype)
 
 
 @contextmanager

@@ -41,21 +41,29 @@ def check_network(name: str, path: Path, weights: Weights) -> None:
     Raises:
         ModelError: values that contradict each other, or weights that are missing or of another shape.
     """
-    config, cls = read_json(path), CLASSES[name]
+    network = outline(CLASSES[name], path)
+    _compare({key: tuple(one.shape) for key, one in network.named_parameters()}, path, weights)
+
+
+def outline(cls: Any, path: Path) -> Any:
+    """The network that its ``config.json`` at ``path`` describes, without memory for its weights.
+
+    Raises:
+        ModelError: values that contradict each other.
+    """
+    config, name = read_json(path), cls.__name__
     try:
         with torch.device("meta"):
             if cls.__module__.startswith("transformers"):
-                network = cls(CLIPTextConfig.from_dict(config))
-            else:
-                known = inspect.signature(cls.__init__).parameters
-                network = cls(**{key: value for key, value in config.items() if key in known})
+                return cls(CLIPTextConfig.from_dict(config)).eval()
+            known = inspect.signature(cls.__init__).parameters
+            return cls(**{key: value for key, value in config.items() if key in known}).eval()
     except MtuError as error:
         raise ModelError(f"{path}: {error.message}", hint=error.hint) from error
     except Exception as error:  # whatever a library says to values that it does not expect together
         raise ModelError(
             f"{path}: no {name} can be made of it: {first_line(error)}", hint="fetch or build the model again"
         ) from error
-    _compare({key: tuple(one.shape) for key, one in network.named_parameters()}, path, weights)
 
 
 def _compare(wanted: Mapping[str, tuple[int, ...]], path: Path, weights: Weights) -> None:

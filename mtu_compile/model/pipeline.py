@@ -37,6 +37,7 @@ from mtu_compile.model.folder import (
     check_folder,
     load_component,
     make_portable,
+    outline_component,
     silent_libraries,
     zeros_for_empty_prompt,
 )
@@ -111,7 +112,12 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, **components: Any
+        cls,
+        folder: str | Path,
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+        weights: bool = True,
+        **components: Any,
     ) -> MTUPipeline:
         """Load an MTU pipeline folder.
 
@@ -121,6 +127,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         Args:
             folder: a local folder.
             torch_dtype: of UNet, autoencoder and text encoder.
+            weights: read them; without, the pipeline says what it is, and cannot be run.
             components: ready-made components instead of the folder's.
 
         Raises:
@@ -130,17 +137,15 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         listed = check_folder(folder)
         if "unet" not in components:
             require_multi_task(folder)
-        family = family_of(listed)
+        family, load = family_of(listed), load_component if weights else outline_component
         loaders: dict[str, Callable[[], Any]] = {
-            "unet": lambda: load_component(MTUUNet2DConditionModel, folder / "unet", dtype=torch_dtype),
-            "vae": lambda: _load_vae(folder / "vae", family, torch_dtype),
+            "unet": lambda: load(MTUUNet2DConditionModel, folder / "unet", dtype=torch_dtype),
+            "vae": lambda: _load_vae(folder / "vae", family, torch_dtype, load),
             "scheduler": lambda: load_scheduler(listed["scheduler"][1], folder / "scheduler"),
         }
         for branch in family.texts:
             loaders |= {
-                branch.encoder: partial(
-                    load_component, CLASSES[branch.kind], folder / branch.encoder, dtype=torch_dtype
-                ),
+                branch.encoder: partial(load, CLASSES[branch.kind], folder / branch.encoder, dtype=torch_dtype),
                 branch.tokenizer: partial(load_tokenizer, folder / branch.tokenizer),
             }
         parts = {name: components[name] if name in components else load() for name, load in loaders.items()}
@@ -391,11 +396,11 @@ def _unet_batch(task: Task, noisy: Tensor, condition: Tensor | None) -> Tensor:
     return torch.cat([batch, conditions], dim=1)
 
 
-def _load_vae(folder: Path, family: Family, dtype: torch.dtype) -> AutoencoderKL:
+def _load_vae(folder: Path, family: Family, dtype: torch.dtype, load: Callable[..., Any]) -> AutoencoderKL:
     """The autoencoder; in float32 where float16 does not hold its numbers and its family's pipelines know that."""
     if dtype == torch.float16 and family.upcasts_vae and read_json(folder / "config.json").get("force_upcast", True):
         dtype = torch.float32
-    return fold_statistics(load_component(AutoencoderKL, folder, dtype=dtype))
+    return fold_statistics(load(AutoencoderKL, folder, dtype=dtype))
 
 
 def load_scheduler(name: str, folder: Path) -> Any:

@@ -11,6 +11,8 @@ from mtu_compile.planner import BuildPlan, HostPlan, Unet, survey
 from mtu_compile.stages.contexts import task_context
 from mtu_compile.stages.host_needs import with_time
 from mtu_compile.stages.job import Model, Specialised, Workload
+from mtu_compile.stages.on_target import OnTarget
+from mtu_compile.steps import Steps, Work, step
 from targets.base import Precision, Target
 
 
@@ -49,8 +51,15 @@ def device_needs(
 
 
 def require_importable(
-    target: Target, precision: Precision, unets: Mapping[str, Specialised], parts: Mapping[str, Path]
+    steps: Steps, target: Target, precision: Precision, unets: Mapping[str, Specialised], parts: Mapping[str, Path]
 ) -> None:
     """``BuildError``, before anything is built, for a graph that the target's importer does not take."""
-    for graph in (*(unet.graph for unet in unets.values()), *parts.values()):
-        target.check_graph(graph, precision=precision)
+    here = OnTarget.of(target)
+    graphs = {unet.label: unet.graph for unet in unets.values()} | dict(parts)
+    steps.run_all([importable.of(f"import {name}", here, precision, graph) for name, graph in graphs.items()])
+
+
+@step(tools=("onnx", "onnx-ir"))
+def importable(work: Work, here: OnTarget, precision: Precision, graph: Path) -> None:
+    """``BuildError`` unless the target's importer takes ``graph``."""
+    here.target.check_graph(graph, precision=precision)

@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import passes
-from mtu_compile.accuracy.host.parity import Backend, Recorded, parity_of_tasks
+from mtu_compile.accuracy.host.parity import Backend, Parity, Recorded, parity_of_tasks
 from mtu_compile.bundle import EngineRef, EngineState
-from mtu_compile.core.progress import Progress
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.runtime.task_engine import TaskEngine
 from mtu_compile.stages.half_parts import parts_in_half, unet_in_half
 from mtu_compile.stages.job import BuiltUnet, Gate, Model, Parts, Specialised
+from mtu_compile.stages.on_target import OnTarget
 from mtu_compile.stages.precision import lower
+from mtu_compile.steps import Steps, Work, step
 from targets.base import Artifact, Precision, Target
 
 #: Recorded UNet calls each backend is compared on; enough for one trajectory's early, middle and late steps.
 PARITY_CALLS = 6
 
 
+#: What runs graphs here, to be compared; the vendors' own are in ``OnTarget``.
+TOOLS = ("onnx", "onnx-ir", "onnxruntime", "polygraphy", "numpy")
+
+
+@dataclass(frozen=True)
+class Engineered:
+    """An engine, and the seconds that building it took."""
+
+    artifact: Artifact
+    seconds: float
+
+
 def build_parts(
+    steps: Steps,
     target: Target,
     precision: Precision,
     model: Model,
     graphs: Mapping[str, Path],
     references: Sequence[Path],
     folder: Path,
-    work: Path,
-    progress: Progress,
 ) -> Parts:
     """Text encoder and autoencoder as engines in ``folder``, in the float type that suits a UNet in ``precision``.
 
@@ -41,37 +53,36 @@ def build_parts(
         model: the float original.
         graphs: by part, its float graph.
         references: float references of all tasks, which tell how large the parts' numbers get.
-        work: existing folder for what the bundle does not carry.
 
     Raises:
         NotFiniteError: a part overflows float16, and the target has no wider type.
         BuildError: the toolchain refused a graph.
     """
-    with progress.stage("text encoder and autoencoder"):
-        chosen = parts_in_half(target, precision, model, graphs, references, work)
-        engines = {}
-        for name, graph in graphs.items():
-            lowered, _ = lower(target, graph, chosen[name][0])
-            engines[name] = target.build(lowered, folder / name, precision=chosen[name][0], progress=progress)
+    chosen, engines, here = parts_in_half(steps, target, precision, model, graphs, references), {}, OnTarget.of(target)
+    for name, graph in graphs.items():
+        kind, label = chosen[name][0], name.replace("_", " ")
+        lowered, _ = lower(steps, target, graph, kind, label=label)
+        done = steps.run(engine.of(f"build {label}", here, kind, lowered, name, label))
+        engines[name] = _placed(steps, done.artifact, folder / name)
     ranges = {name: (kind, measured) for name, (kind, measured) in chosen.items() if measured is not None}
     return Parts(engines, ranges)
 
 
 def build_unet(
+    steps: Steps,
     target: Target,
     precision: Precision,
     unet: Specialised,
     graph: Path,
-    reference_files: Mapping[str, Path],
+    references: Mapping[str, Path],
     folder: Path,
     gate: Gate,
-    progress: Progress,
 ) -> BuiltUnet:
     """A UNet's lowered ``graph`` as an engine in ``folder``, and what every backend here computes from the graph.
 
     Args:
         unet: the UNet that ``graph`` was made of.
-        reference_files: by task, its float reference.
+        references: by task, file of its float reference.
         gate: whether numbers that float16 does not hold, and backends that disagree, fail the build.
 
     Raises:
@@ -79,44 +90,74 @@ def build_unet(
         BuildError: the toolchain refused the graph.
         AccuracyError: a backend computes something else than the others, and the gate is to fail.
     """
-    references = {task.name: Reference.load(reference_files[task.name]) for task in unet.tasks.values()}
-    measured = unet_in_half(target, precision, unet, graph, references, judge=gate != "off")
-    with progress.stage(f"build {unet.label}"):
+    here, label = OnTarget.of(target), unet.label
+    measured = unet_in_half(steps, here, precision, unet, graph, references, judge=gate != "off")
+    compiled = graph
+    if unet.shared and target.spec.shared_batch is not None:
+        compiled = steps.run(of_batch.of(f"batch {label}", graph, target.spec.shared_batch, label))
+    built = steps.run(engine.of(f"build {label}", here, precision, compiled, folder.name, label))
+    tables = steps.run(compared.of(f"parity {label}", here, unet, graph, references, built.artifact))
+    if gate == "fail":
+        for table in tables.values():
+            table.require()
+    artifact = _placed(steps, built.artifact, folder)
+    if any(row.backend == _as_built(target) for table in tables.values() for row in table.rows):
+        artifact = replace(artifact, state=EngineState.MEASURED, reason=None)
+    return BuiltUnet(artifact, built.seconds, measured, tables)
+
+
+@step(tools=TOOLS)
+def engine(work: Work, here: OnTarget, precision: Precision, graph: Path, name: str, label: str) -> Engineered:
+    """A lowered graph as an engine, in a folder called ``name``; ``label``: what it is, for people."""
+    with work.progress.stage(f"build {label}"):
         began = time.monotonic()
-        artifact = target.build(_as_compiled(target, unet, graph), folder, precision=precision, progress=progress)
-        seconds = round(time.monotonic() - began, 1)
-    with progress.stage(f"parity {unet.label}"):
+        artifact = here.target.build(graph, work.folder / name, precision=precision, progress=work.progress)
+        return Engineered(artifact, round(time.monotonic() - began, 1))
+
+
+@step(tools=TOOLS)
+def of_batch(work: Work, graph: Path, batch: int, label: str) -> Path:
+    """``graph``, which is for all tasks, for as many samples as the target compiles."""
+    frozen = work.folder / f"{graph.stem}-batch-{batch}.onnx"
+    with work.progress.stage(f"batch {label}"):
+        passes.run_pipeline(graph, frozen, ("mtu::freeze-shapes",), passes.PassContext(batch=batch))
+    return frozen
+
+
+@step(tools=TOOLS, cpu=True)
+def compared(
+    work: Work, here: OnTarget, unet: Specialised, graph: Path, references: Mapping[str, Path], built: Artifact
+) -> Mapping[str, Parity]:
+    """By task, what every backend here makes of ``graph``, and the engine ``built`` of it where its device is here."""
+    with work.progress.stage(f"parity {unet.label}"):
         tables = parity_of_tasks(
             graph,
             [
-                Recorded(references[task.name], task.guided, partial(_view, unet, task_id, task))
+                Recorded(Reference.load(references[task.name]), task.guided, partial(_view, unet, task_id, task))
                 for task_id, task in unet.tasks.items()
             ],
             calls=PARITY_CALLS,
-            extra=_device_backends(target, artifact),
-            native=_native(target, artifact),
+            extra=_device_backends(here.target, built),
+            native=_native(here.target, built),
         )
-        if gate == "fail":
-            for table in tables:
-                table.require()
-    if any(row.backend == _as_built(target) for table in tables for row in table.rows):
-        artifact = replace(artifact, state=EngineState.MEASURED, reason=None)
-    names = [task.name for task in unet.tasks.values()]
-    return BuiltUnet(artifact, seconds, measured, dict(zip(names, tables, strict=True)))
+    return {task.name: table for task, table in zip(unet.tasks.values(), tables, strict=True)}
+
+
+def _placed(steps: Steps, artifact: Artifact, folder: Path) -> Artifact:
+    """An engine that is kept, in the bundle's ``folder``."""
+    kept = artifact.path.parent
+    steps.place(kept, folder)
+
+    def moved(path: Path) -> Path:
+        return folder / path.relative_to(kept)
+
+    prebuilt = None if artifact.prebuilt is None else moved(artifact.prebuilt)
+    return replace(artifact, path=moved(artifact.path), prebuilt=prebuilt, files=tuple(map(moved, artifact.files)))
 
 
 def _view(unet: Specialised, task_id: int, task: Task, engine: Engine) -> Engine:
     """An engine of ``unet`` as one of its tasks sees it."""
     return TaskEngine(engine, task_id, unet.channels[task.name]) if unet.shared else engine
-
-
-def _as_compiled(target: Target, unet: Specialised, graph: Path) -> Path:
-    """``graph`` with the batch that the target compiles where one graph is for all tasks."""
-    if not unet.shared or target.spec.shared_batch is None:
-        return graph
-    frozen = graph.with_name(f"{graph.stem}-batch-{target.spec.shared_batch}.onnx")
-    passes.run_pipeline(graph, frozen, ("mtu::freeze-shapes",), passes.PassContext(batch=target.spec.shared_batch))
-    return frozen
 
 
 def _native(target: Target, artifact: Artifact) -> str | None:

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import passes
-from mtu_compile.stages.job import Model
+from mtu_compile.stages.job import Checkpoint, Model
+from mtu_compile.stages.opened import open_pipeline
+from mtu_compile.steps import Steps, Work, step
+
+#: What exports.
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
+
+
+def export(steps: Steps, model: Model) -> tuple[Path, Mapping[str, Path]]:
+    """The UNet with free sizes and the task as an input, and by name the other networks for one sample."""
+    unet = steps.run(exported_unet.of("export the UNet", model.checkpoint))
+    return unet, steps.run(exported_parts.of("export the other networks", model.checkpoint, model.size))
+
+
+@step(tools=TOOLS)
+def exported_unet(work: Work, checkpoint: Checkpoint) -> Path:
+    """``export_unet`` of a checkpoint."""
+    with work.progress.stage("export the UNet"):
+        return export_unet(_model(checkpoint), work.folder)
+
+
+@step(tools=TOOLS)
+def exported_parts(work: Work, checkpoint: Checkpoint, size: tuple[int, int]) -> Mapping[str, Path]:
+    """``export_parts`` of a checkpoint, for pictures of ``size``."""
+    with work.progress.stage("export the other networks"):
+        return export_parts(_model(checkpoint, size), work.folder)
+
+
+def _model(checkpoint: Checkpoint, size: tuple[int, int] = (0, 0)) -> Model:
+    return Model(checkpoint, open_pipeline(checkpoint), (), size)
 
 
 def export_unet(model: Model, work: Path) -> Path:

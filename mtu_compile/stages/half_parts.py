@@ -20,7 +20,10 @@ from mtu_compile.accuracy.host.half_range import (
 from mtu_compile.runtime import images
 from mtu_compile.runtime.fitting import fit_picture
 from mtu_compile.runtime.reference import Reference
-from mtu_compile.stages.job import Model, Specialised
+from mtu_compile.stages.job import Checkpoint, Model, Specialised
+from mtu_compile.stages.on_target import OnTarget
+from mtu_compile.stages.opened import open_pipeline
+from mtu_compile.steps import Steps, Work, step
 from targets.base import Precision, Target
 
 if TYPE_CHECKING:
@@ -33,13 +36,17 @@ FEEDS = 4
 CALLS = 3
 
 
+#: What runs the graphs that round.
+TOOLS = ("onnx", "onnx-ir", "onnxruntime", "transformers", "tokenizers", "numpy")
+
+
 def parts_in_half(
+    steps: Steps,
     target: Target,
     precision: Precision,
     model: Model,
     graphs: Mapping[str, Path],
     references: Sequence[Path],
-    work: Path,
 ) -> dict[str, tuple[Precision, HalfRange | None]]:
     """By part, the precision it is built in, and how far its numbers go where that was asked.
 
@@ -48,7 +55,6 @@ def parts_in_half(
         model: the float original.
         graphs: by part, its float graph.
         references: what the original made of each task, which the parts are tried on.
-        work: existing folder for what is written and removed.
 
     Raises:
         NotFiniteError: a part overflows float16, and the target has no wider type.
@@ -56,52 +62,81 @@ def parts_in_half(
     wanted = target.companion_precision(precision)
     if wanted != "fp16":
         return dict.fromkeys(graphs, (wanted, None))
-    chosen: dict[str, tuple[Precision, HalfRange | None]] = {}
-    feeds = _feeds(model.pipeline, [Reference.load(path) for path in references], model.size)
-    for name, graph in graphs.items():
-        if not feeds[name]:  # no task has a picture to encode
-            chosen[name] = (wanted, None)
-            continue
-        measured = half_range(graph, feeds[name], work)
-        chosen[name] = (part_precision(name, measured, target.spec), measured)
-    return chosen
+    title = "numbers of the other networks"
+    measured = steps.run(part_ranges.of(title, model.checkpoint, graphs, tuple(references), model.size))
+    return {
+        name: (wanted, None) if found is None else (part_precision(name, found, target.spec), found)
+        for name, found in measured.items()
+    }
+
+
+@step(tools=TOOLS, cpu=True)
+def part_ranges(
+    work: Work,
+    checkpoint: Checkpoint,
+    graphs: Mapping[str, Path],
+    references: tuple[Path, ...],
+    size: tuple[int, int],
+) -> Mapping[str, HalfRange | None]:
+    """By part, how far its numbers go; ``None`` where no task has a picture to encode."""
+    with work.progress.stage("numbers of the other networks"):
+        feeds = _feeds(open_pipeline(checkpoint), [Reference.load(path) for path in references], size)
+        return {
+            name: _finite(half_range(graph, feeds[name], work.folder)) if feeds[name] else None
+            for name, graph in graphs.items()
+        }
 
 
 def unet_in_half(
-    target: Target,
+    steps: Steps,
+    here: OnTarget,
     precision: Precision,
     unet: Specialised,
     graph: Path,
-    references: Mapping[str, Reference],
+    references: Mapping[str, Path],
     *,
     judge: bool,
-) -> dict[str, HalfRange]:
+) -> Mapping[str, HalfRange]:
     """By task, how far the numbers of a UNet's lowered graph go; nothing where the device does not compute in float16.
 
     Args:
         unet: the UNet that ``graph`` was made of.
-        references: by task, what the original made of it.
+        references: by task, file of what the original made of it.
         judge: refuse what goes further than float16.
 
     Raises:
         NotFiniteError: further than float16, and ``judge``.
     """
-    if not computes_in_half(target.spec, precision):
+    if not computes_in_half(here.target.spec, precision):
         return {}
+    return steps.run(unet_ranges.of(f"numbers {unet.label}", here, unet, graph, references, judge))
+
+
+@step(tools=TOOLS, cpu=True)
+def unet_ranges(
+    work: Work, here: OnTarget, unet: Specialised, graph: Path, references: Mapping[str, Path], judge: bool
+) -> Mapping[str, HalfRange]:
+    """``unet_in_half`` where the device computes in float16."""
     found = {}
     for task_id, task in unet.tasks.items():
-        trajectories = references[task.name].trajectories[:1]
+        trajectories = Reference.load(references[task.name]).trajectories[:1]
         calls = [(number, step) for one in trajectories for number, step in enumerate(one.inputs, start=1)]
         picked = [calls[i] for i in sorted({round(i) for i in np.linspace(0, len(calls) - 1, CALLS)})]
         feeds = [
             TaskCall(task.name, task_id, task.guided, unet.width, step) if unet.shared else step for _, step in picked
         ]
-        measured = half_range(graph, feeds, graph.parent)
+        with work.progress.stage(f"numbers {task.name}"):
+            measured = half_range(graph, feeds, work.folder)
         where = [(number, float(step["timestep"][0])) for number, step in picked]
         if judge:
-            require_half(measured, task.name, target.spec, where, len(calls))
-        found[task.name] = measured
+            require_half(measured, task.name, here.target.spec, where, len(calls))
+        found[task.name] = _finite(measured)
     return found
+
+
+def _finite(found: HalfRange) -> HalfRange:
+    """As it is kept: JSON has no infinite numbers."""
+    return HalfRange(**found.to_json())
 
 
 def _feeds(pipeline: MTUPipeline, references: Sequence[Reference], size: tuple[int, int]) -> dict[str, list[Feed]]:

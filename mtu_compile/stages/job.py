@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 from calibration.quant_settings import QuantSettings
 from calibration.samples import Sample
-from calibration.sets import CalibrationSet
 from mtu_compile import bundle
 from mtu_compile.accuracy.host.half_range import HalfRange
 from mtu_compile.accuracy.host.parity import Parity
@@ -18,6 +17,7 @@ from mtu_compile.bundle.quantisation import CompressionRecord, QuantisationRecor
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.routing import RoutingChoice
 from mtu_compile.core.tasks import Task, find_task
+from mtu_compile.steps import NOT_CONTENT, Ran
 from targets.base import Artifact, Precision
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class PlanOptions:
     size: tuple[int, int] | None = None
     memory: int | None = None
     build_memory: int | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class BuildOptions:
         seed: of everything random.
         fetch_wheels: put the packages a board needs into its bundle, for boards without internet.
         force: replace an existing output.
+        cache: folder where the results of steps are kept, or ``None`` to keep nothing.
+        executor: where steps are run (``steps.executors.named``).
     """
 
     model: Path
@@ -123,6 +126,8 @@ class BuildOptions:
     seed: int = 0
     fetch_wheels: bool = True
     force: bool = False
+    cache: Path | None = None
+    executor: str = "auto"
 
     @property
     def workload(self) -> Workload:
@@ -133,23 +138,43 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """Where the bundle is, what is in it, and how accurate it is (``None`` where the gate is off)."""
+    """Where the bundle is, what is in it, how accurate it is (``None`` where the gate is off), and its steps."""
 
     path: Path
     manifest: bundle.Manifest
     check: CheckResult | None
+    steps: tuple[Ran, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on the disk.
+
+    Attributes:
+        folder: where it is.
+        sha256: what it is (``core.hashing.model_sha256``).
+        as_task: the task that a plain pipeline is taken as.
+    """
+
+    folder: Path = field(metadata=NOT_CONTENT)
+    sha256: str
+    as_task: str | None = None
 
 
 @dataclass(frozen=True)
 class Model:
     """A model in memory, and what is made of it.
 
+    Steps have one with its weights. What runs the steps has one without, and is told only what there is.
+
     Attributes:
+        checkpoint: where it was read from.
         pipeline: the float original.
         tasks: those asked for.
         size: height and width of the pictures in pixels.
     """
 
+    checkpoint: Checkpoint
     pipeline: MTUPipeline
     tasks: tuple[Task, ...]
     size: tuple[int, int]
@@ -196,11 +221,13 @@ class Drawing:
         steps: denoising steps.
         seed: of the first picture's noise.
         fit: what becomes of pictures of other proportions.
+        sampler: instead of the model's own.
     """
 
     steps: int
     seed: int
     fit: Fit
+    sampler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -241,11 +268,11 @@ class Observed:
     """What the float original did on real inputs of one task.
 
     Attributes:
-        calibration: UNet inputs, or ``None`` where nothing is quantised.
-        reference: file of the float reference, in the bundle.
+        calibration: file of UNet inputs (``calibration.sets``), or ``None`` where nothing is quantised.
+        reference: file of the float reference.
     """
 
-    calibration: CalibrationSet | None
+    calibration: Path | None
     reference: Path
 
 

@@ -11,17 +11,19 @@ from calibration import quant_config
 from calibration.notices import RowNotice, row_notices
 from calibration.quant_settings import QuantSettings
 from calibration.samples import split_samples
-from calibration.set_folder import load_folder
-from calibration.sets import CalibrationSet
+from calibration.set_folder import load_folder, set_file
 from mtu_compile.core.errors import CalibrationError, ConfigError
 from mtu_compile.core.fit import Fit
+from mtu_compile.core.hashing import file_sha256, model_sha256
 from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.model.plain import require_multi_task, require_plain
-from mtu_compile.model.sampler import check_sampler, use_sampler
-from mtu_compile.stages.job import BuildOptions, Model, QuantRecipe, Rows
+from mtu_compile.model.sampler import check_sampler
+from mtu_compile.stages.job import BuildOptions, Checkpoint, Model, QuantRecipe, Rows
+from mtu_compile.stages.opened import outline_pipeline
+from mtu_compile.steps import Steps
 from targets.base import Target
 
 #: Folder of a model that holds the rows it is calibrated and checked with unless others are given.
@@ -83,24 +85,18 @@ def check_options(options: BuildOptions, target: Target) -> None:
 
 
 def load_model(options: ModelOptions, *, sampler: str | None = None) -> Model:
-    """The float model, with ``sampler`` instead of its own.
+    """The float model without its weights, and with ``sampler`` instead of its own.
 
     Raises:
         ConfigError: an unknown task or sampler, or a size the model cannot make.
         ModelError: a folder that is damaged or of another kind.
     """
-    from mtu_compile.model.as_task import load_as_task
-    from mtu_compile.model.pipeline import MTUPipeline
-
-    if options.as_task is None:
-        pipeline = MTUPipeline.from_pretrained(options.model)
-    else:
-        pipeline = load_as_task(options.model, options.as_task)
-    use_sampler(pipeline, sampler)
+    checkpoint = Checkpoint(options.model, model_sha256(options.model), options.as_task)
+    pipeline = outline_pipeline(checkpoint, sampler)
     known = pipeline.unet.tasks
     names = dict.fromkeys(options.tasks or (task.name for task in known))
     size = pipeline.resolve_size(*(options.size or (None, None)))
-    return Model(pipeline, tuple(find_task(known, name)[1] for name in names), size)
+    return Model(checkpoint, pipeline, tuple(find_task(known, name)[1] for name in names), size)
 
 
 def load_rows(
@@ -143,8 +139,11 @@ def note_rows(model: Model, rows: Mapping[str, Rows], fit: Fit, progress: Progre
     return notices
 
 
-def given_sets(folder: Path | None, model: Model, sha256: str) -> dict[str, CalibrationSet]:
-    """The calibration sets in ``folder``, each of this model (``sha256``) and fit for its task's graph; none for none.
+def given_sets(folder: Path | None, model: Model, steps: Steps) -> dict[str, Path]:
+    """Files of the calibration sets in ``folder``, each of this model and fit for its task's graph; none for none.
+
+    Args:
+        steps: will be given them.
 
     Raises:
         CalibrationError: a task without a set, or a set of another model or shape.
@@ -159,8 +158,9 @@ def given_sets(folder: Path | None, model: Model, sha256: str) -> dict[str, Cali
                 hint=f"it is for {', '.join(sets)}: make it again for all tasks of the build, or say --task",
             )
         shape = (task.unet_batch, model.channels(task), *model.latent_size)
-        sets[task.name].verify(task=task.name, model_sha256=sha256, shape=shape)
-    return sets
+        sets[task.name].verify(task=task.name, model_sha256=model.checkpoint.sha256, shape=shape)
+    files = {task.name: set_file(folder, task.name) for task in model.tasks}
+    return {name: steps.know(file, file_sha256(file)) for name, file in files.items()}
 
 
 def recipes(config: Path | None, tasks: Sequence[Task], *, search: bool) -> Mapping[str, QuantRecipe]:

@@ -11,18 +11,21 @@ from calibration.record import record_reference
 from calibration.samples import Sample
 from calibration.sets import CalibrationSet
 from mtu_compile.core.progress import Progress
-from mtu_compile.core.tasks import Task
-from mtu_compile.stages.job import Drawing, Model, Observed, Rows
+from mtu_compile.core.tasks import Task, find_task
+from mtu_compile.stages.job import Checkpoint, Drawing, Model, Observed, Rows
+from mtu_compile.stages.opened import open_pipeline
+from mtu_compile.steps import Call, Steps, Work, step
+
+#: What makes the original's pictures.
+TOOLS = ("torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow")
 
 
 def observe(
+    steps: Steps,
     model: Model,
     rows: Mapping[str, Rows],
     drawing: Drawing,
-    sets: Mapping[str, CalibrationSet],
-    model_sha256: str,
-    references: Path,
-    progress: Progress,
+    sets: Mapping[str, Path],
     *,
     quantised: bool,
 ) -> dict[str, Observed]:
@@ -30,21 +33,57 @@ def observe(
 
     Args:
         rows: by task, its rows.
-        sets: by task, the calibration sets that were given.
-        references: folder of the references.
+        sets: by task, files of the calibration sets that were given.
         quantised: capture a set for each task without one.
 
     Raises:
         CalibrationError: inputs that come from no denoising trajectory.
     """
-    observed = {}
+    made: dict[tuple[str, str], Call[Path]] = {}
     for task in model.tasks:
-        captured, used = sets.get(task.name), rows[task.name]
-        if captured is None and quantised:
-            captured = capture_set(model, task, used.calibrating, drawing, model_sha256, progress)
-        reference = record(model, task, used.checking, drawing, references, progress)
-        observed[task.name] = Observed(captured, reference)
-    return observed
+        whose, used = (model.checkpoint, task.name), rows[task.name]
+        if quantised and task.name not in sets:
+            made["calibrate", task.name] = captured.of(
+                f"calibrate {task.name}", *whose, used.calibrating, model.size, drawing
+            )
+        made["reference", task.name] = recorded.of(f"reference {task.name}", *whose, used.checking, model.size, drawing)
+    files = dict(zip(made, steps.run_all(list(made.values())), strict=True))
+    return {
+        task.name: Observed(files.get(("calibrate", task.name), sets.get(task.name)), files["reference", task.name])
+        for task in model.tasks
+    }
+
+
+@step(tools=TOOLS, cpu=True)
+def captured(
+    work: Work,
+    checkpoint: Checkpoint,
+    task: str,
+    rows: tuple[Sample, ...],
+    size: tuple[int, int],
+    drawing: Drawing,
+    calls: int = CALLS,
+) -> Path:
+    """``capture_set`` of a checkpoint's task, as a file."""
+    model = _model(checkpoint, size, drawing)
+    found = find_task(model.tasks, task)[1]
+    path = work.folder / f"{task}.safetensors"
+    capture_set(model, found, rows, drawing, checkpoint.sha256, work.progress, calls=calls).save(path)
+    return path
+
+
+@step(tools=TOOLS, cpu=True)
+def recorded(
+    work: Work, checkpoint: Checkpoint, task: str, rows: tuple[Sample, ...], size: tuple[int, int], drawing: Drawing
+) -> Path:
+    """``record`` of a checkpoint's task."""
+    model = _model(checkpoint, size, drawing)
+    return record(model, find_task(model.tasks, task)[1], rows, drawing, work.folder, work.progress)
+
+
+def _model(checkpoint: Checkpoint, size: tuple[int, int], drawing: Drawing) -> Model:
+    pipeline = open_pipeline(checkpoint, drawing.sampler)
+    return Model(checkpoint, pipeline, tuple(pipeline.unet.tasks), size)
 
 
 def capture_set(

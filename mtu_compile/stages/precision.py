@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,14 +22,15 @@ from calibration.ranges import graph_ranges
 from calibration.sets import CalibrationSet
 from calibration.switched_graph import SwitchedGraph
 from mtu_compile import bundle
-from mtu_compile.bundle import encode
 from mtu_compile.bundle.quantisation import AlignmentRecord, CompressionRecord, MixedRecord, QuantisationRecord
 from mtu_compile.core.errors import BuildError
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.schema import conform
 from mtu_compile.graph import io as graph_io
 from mtu_compile.stages.job import Lowered, QuantRecipe, Specialised
+from mtu_compile.stages.on_target import OnTarget
 from mtu_compile.stages.specialise import pass_records
+from mtu_compile.steps import Steps, Work, step
 from targets.base import Precision, Target
 from targets.costs.layers import compare_costs
 
@@ -51,103 +53,234 @@ INT8 = QuantSettings(
 )
 
 
+#: What quantises, compresses, lowers, and measures.
+TOOLS = ("nncf", "onnx", "onnx-ir", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A graph of several tasks in the range of one scale, and how it came there."""
+
+    graph: Path
+    record: AlignmentRecord
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A graph in INT8, and what NNCF did."""
+
+    graph: Path
+    report: QuantisationReport
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A graph with weights in 8 or 4 bits, and what was done to make it."""
+
+    graph: Path
+    record: CompressionRecord
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A quantised graph with the layers in float that stay so, and in the 8 bits asked for; and what is said of it.
+
+    Attributes:
+        graph: ``None``: as it was quantised.
+        record: for the manifest.
+    """
+
+    graph: Path | None
+    record: QuantisationRecord
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A graph as a target takes it, and the passes that made it so."""
+
+    graph: Path
+    passes: tuple[bundle.PassRecord, ...]
+
+
 def lower_unet(
+    steps: Steps,
     target: Target,
     precision: Precision,
     unet: Specialised,
-    sets: Mapping[str, CalibrationSet],
+    sets: Mapping[str, Path],
     recipe: QuantRecipe,
-    progress: Progress,
 ) -> Lowered:
     """A UNet's graph in ``precision``, as ``target`` takes it: quantised with calibration sets, or compressed.
 
     Args:
-        sets: by task, inputs of the UNet; none where ``precision`` is not calibrated.
+        sets: by task, files of inputs of the UNet; none where ``precision`` is not calibrated.
         recipe: how it is quantised.
 
     Raises:
         CalibrationError, PassError: a graph or inputs that cannot be quantised.
     """
     graph, quantisation, compression = unet.graph, dict[str, QuantisationRecord](), None
-    if sets and unet.shared:
-        merged = MergedSet.of(sets, unet.tasks, channels=unet.width)
-        unet, aligned = align_ranges(unet, merged, recipe, progress)
-        graph, found = quantise(target, precision, unet, merged, recipe, progress)
-        quantisation = {name: replace(one, alignment=aligned) for name, one in found.items()}
-    elif sets:
-        graph, quantisation = quantise(target, precision, unet, sets[unet.name], recipe, progress)
+    if sets:
+        unet, graph, quantisation = quantise(steps, target, precision, unet, sets, recipe)
     if precision in COMPRESSED:
-        graph, compression = compress(precision, unet, progress)
-    with progress.stage(f"lower {unet.label}"):
-        lowered, done = lower(target, graph, precision, original=unet.graph)
-    return Lowered(lowered, done, quantisation, compression)
-
-
-def align_ranges(
-    unet: Specialised, sets: MergedSet, recipe: QuantRecipe, progress: Progress
-) -> tuple[Specialised, AlignmentRecord]:
-    """The UNet of several tasks with each of them in the range of the one scale that every layer has in INT8."""
-    out, inputs = unet.graph.with_name("aligned.onnx"), {name: sets.of_task(name) for name in sets.sets}
-    with progress.stage(f"align {unet.label}", sum(map(len, inputs.values()))) as advance:
-        report = align(unet.graph, out, inputs, quantisation=recipe.settings or INT8, progress=advance)
-    return replace(unet, graph=out), conform(AlignmentRecord, report.to_json())
+        done = steps.run(compressed.of(f"compress {unet.label}", unet, precision))
+        graph, compression = done.graph, done.record
+    lowered, passed = lower(steps, target, graph, precision, original=unet.graph, label=unet.label)
+    return Lowered(lowered, passed, quantisation, compression)
 
 
 def quantise(
+    steps: Steps,
     target: Target,
     precision: Precision,
     unet: Specialised,
-    calibration: CalibrationSet | MergedSet,
+    sets: Mapping[str, Path],
     recipe: QuantRecipe,
-    progress: Progress,
-) -> tuple[Path, dict[str, QuantisationRecord]]:
-    """The UNet's Q/DQ graph in ``precision``, and by task what was done to make it."""
-    int8, chosen = unet.graph.with_name("int8.onnx"), dict[str, MixedRecord]()
-    report = _run_nncf(unet, calibration, int8, recipe.settings or INT8, progress)
+) -> tuple[Specialised, Path, dict[str, QuantisationRecord]]:
+    """The UNet as it was quantised, its Q/DQ graph in ``precision``, and by task what was done to make it.
+
+    A UNet of several tasks is aligned first: each of them is brought into the range of the one scale a layer has.
+    """
+    settings, aligned = recipe.settings or INT8, None
+    chosen: Mapping[str, MixedRecord] = {}
+    if unet.shared:
+        aligned = steps.run(aligned_unet.of(f"align {unet.label}", unet, sets, settings))
+        unet = replace(unet, graph=aligned.graph)
+    int8 = steps.run(int8_unet.of(f"quantise {unet.label}", unet, sets, settings))
     if recipe.settings is None and recipe.search and precision == "int8":
-        chosen = _choose(target, unet, calibration, int8, progress)
+        here, title = OnTarget.of(target), f"choose layers {unet.label}"
+        chosen = steps.run(chosen_layers.of(title, here, unet, sets, int8.graph))
         kept = next(iter(chosen.values())).float_layers
-        if len(kept) == sum(done for done, _ in report.layers.values()):
+        if len(kept) == sum(done for done, _ in int8.report.layers.values()):
             raise BuildError(
                 f"no layer of {unet.label} is worth INT8 on {target.spec.name}: each is slower than in float, or "
                 "costs too much accuracy",
                 hint="build in a float precision, or with --no-mixed-precision all the same",
             )
-        if kept:
-            report = dequantise_onnx(int8, unet.graph, kept, report)
-    graph, done = int8, {**report.to_json(), "ranges": graph_ranges(int8), "config": recipe.config}
-    if precision == "fp8":
-        graph = unet.graph.with_name("fp8.onnx")
-        done["fp8"] = to_fp8(int8, unet.graph, graph).to_json()
-    names = [task.name for task in unet.tasks.values()]
-    return graph, {name: conform(QuantisationRecord, {**done, "mixed": encode(chosen.get(name))}) for name in names}
+    float_layers = next(iter(chosen.values())).float_layers if chosen else ()
+    done = steps.run(finished.of(f"finish {unet.label}", unet, int8, float_layers, precision))
+    records = {
+        task.name: replace(
+            done.record,
+            mixed=chosen.get(task.name),
+            config=recipe.config,
+            alignment=None if aligned is None else aligned.record,
+        )
+        for task in unet.tasks.values()
+    }
+    return unet, done.graph or int8.graph, records
 
 
-def compress(precision: Precision, unet: Specialised, progress: Progress) -> tuple[Path, CompressionRecord]:
+@step(tools=TOOLS, cpu=True)
+def aligned_unet(work: Work, unet: Specialised, sets: Mapping[str, Path], settings: QuantSettings) -> Aligned:
+    """The UNet of several tasks with each of them in the range of the one scale that every layer has in INT8."""
+    merged = _merged(unet, sets)
+    out, inputs = work.folder / "aligned.onnx", {name: merged.of_task(name) for name in merged.sets}
+    with work.progress.stage(f"align {unet.label}", sum(map(len, inputs.values()))) as advance:
+        report = align(unet.graph, out, inputs, quantisation=settings, progress=advance)
+    return Aligned(out, conform(AlignmentRecord, report.to_json()))
+
+
+@step(tools=TOOLS, cpu=True)
+def int8_unet(work: Work, unet: Specialised, sets: Mapping[str, Path], settings: QuantSettings) -> Quantised:
+    """The UNet with every layer in INT8 that ``settings`` do not leave out."""
+    calibration, out = _inputs(unet, sets), work.folder / "int8.onnx"
+    with work.progress.stage(f"quantise {unet.label}", len(calibration.inputs)) as advance:
+        report = quantize_onnx(unet.graph, calibration, out, settings=settings, progress=lambda done, total: advance(1))
+    return Quantised(out, report)
+
+
+@step(tools=TOOLS, cpu=True)
+def chosen_layers(
+    work: Work, target: OnTarget, unet: Specialised, sets: Mapping[str, Path], int8: Path
+) -> Mapping[str, MixedRecord]:
+    """Measure what INT8 costs and gains each layer, and choose those that stay float; by task, what was measured."""
+    with tempfile.TemporaryDirectory(dir=work.folder) as folder:
+        return _choose(target.target, unet, _inputs(unet, sets), int8, Path(folder), work.progress)
+
+
+@step(tools=TOOLS)
+def finished(
+    work: Work, unet: Specialised, int8: Quantised, float_layers: tuple[str, ...], precision: Precision
+) -> Finished:
+    """The quantised UNet with ``float_layers`` in float again, or in FP8, and what is said of it."""
+    graph, report = int8.graph, int8.report
+    with work.progress.stage(f"finish {unet.label}"):
+        if float_layers:
+            graph = work.folder / "int8.onnx"
+            report = dequantise_onnx(int8.graph, unet.graph, float_layers, report, graph)
+        done = {**report.to_json(), "ranges": graph_ranges(graph)}
+        if precision == "fp8":
+            before, graph = graph, work.folder / "fp8.onnx"
+            done["fp8"] = to_fp8(before, unet.graph, graph).to_json()
+    return Finished(None if graph == int8.graph else graph, conform(QuantisationRecord, done))
+
+
+@step(tools=TOOLS)
+def compressed(work: Work, unet: Specialised, precision: Precision) -> Compressed:
     """The UNet's graph with INT8 or INT4 weights, and what was done to make it."""
-    with progress.stage(f"compress {unet.label}"):
-        graph = unet.graph.with_name("compressed.onnx")
+    with work.progress.stage(f"compress {unet.label}"):
+        graph = work.folder / "compressed.onnx"
         report = compress_onnx(unet.graph, graph, settings=COMPRESSED[precision])
-        return graph, conform(CompressionRecord, report.to_json())
+        return Compressed(graph, conform(CompressionRecord, report.to_json()))
 
 
 def lower(
-    target: Target, graph: Path, precision: Precision, *, original: Path | None = None
+    steps: Steps,
+    target: Target,
+    graph: Path,
+    precision: Precision,
+    *,
+    label: str,
+    original: Path | None = None,
 ) -> tuple[Path, tuple[bundle.PassRecord, ...]]:
     """Run the passes the target wants before it builds in ``precision``.
 
     Args:
+        label: what it is, for people.
         original: the float graph that ``graph`` was quantised from, if it is quantised.
     """
     ids = target.spec.lowering.get(precision, ())
     if not ids:
         return graph, ()
-    lowered, context = graph.with_name(f"{graph.stem}-lowered.onnx"), passes.PassContext(original=original)
-    return lowered, pass_records(passes.run_pipeline(graph, lowered, ids, context))
+    done = steps.run(lowered.of(f"lower {label}", graph, ids, original, label))
+    return done.graph, done.passes
+
+
+@step(tools=TOOLS)
+def lowered(work: Work, graph: Path, ids: tuple[str, ...], original: Path | None, label: str) -> Rewritten:
+    """``graph`` after the passes called ``ids``."""
+    with work.progress.stage(f"lower {label}"):
+        return Rewritten(*lower_in(work.folder, graph, ids, original=original))
+
+
+def lower_in(
+    folder: Path, graph: Path, ids: tuple[str, ...], *, original: Path | None = None
+) -> tuple[Path, tuple[bundle.PassRecord, ...]]:
+    """``graph`` after the passes called ``ids``, in ``folder``; the very one where there are none."""
+    if not ids:
+        return graph, ()
+    out, context = folder / f"{graph.stem}-lowered.onnx", passes.PassContext(original=original)
+    return out, pass_records(passes.run_pipeline(graph, out, ids, context))
+
+
+def _inputs(unet: Specialised, sets: Mapping[str, Path]) -> CalibrationSet | MergedSet:
+    """What is in the calibration sets' files, for the graph of one task or of several."""
+    return _merged(unet, sets) if unet.shared else CalibrationSet.load(sets[unet.name])
+
+
+def _merged(unet: Specialised, sets: Mapping[str, Path]) -> MergedSet:
+    loaded = {name: CalibrationSet.load(file) for name, file in sets.items()}
+    return MergedSet.of(loaded, unet.tasks, channels=unet.width)
 
 
 def _choose(
-    target: Target, unet: Specialised, calibration: CalibrationSet | MergedSet, int8: Path, progress: Progress
+    target: Target,
+    unet: Specialised,
+    calibration: CalibrationSet | MergedSet,
+    int8: Path,
+    folder: Path,
+    progress: Progress,
 ) -> dict[str, MixedRecord]:
     """Measure what INT8 costs and gains each layer, and choose those that stay float; by task, what was measured."""
     effort = Effort.of(graph_io.disk_bytes(unet.graph) // 4)
@@ -156,32 +289,26 @@ def _choose(
     else:
         tasks = {task.name: TaskInputs(calibration.inputs, task.guided) for task in unet.tasks.values()}
     with progress.stage(f"time layers {unet.label}"):
-        in_float, _ = lower(target, unet.graph, target.companion_precision("int8"))
-        quantised, _ = lower(target, int8, "int8", original=unet.graph)
+        ids = target.spec.lowering
+        in_float, _ = lower_in(folder, unet.graph, ids.get(target.companion_precision("int8"), ()))
+        quantised, _ = lower_in(folder, int8, ids.get("int8", ()), original=unet.graph)
         compare = compare_costs
         if isinstance(calibration, MergedSet):
             compare = partial(compare_costs_at, batch=target.spec.shared_batch or calibration.batch)
         costs = compare(target, in_float, quantised, rounds=effort.rounds)
-    multiplied = _as_multiplied(target, unet, int8)
-    switched = SwitchedGraph(unet.graph, multiplied, folder=unet.graph.parent, parallel=effort.parallel)
+    multiplied = _as_multiplied(target, unet, int8, folder)
+    switched = SwitchedGraph(unet.graph, multiplied, folder=folder, parallel=effort.parallel)
     with switched as graph:
         total = effort.estimates(len(task.inputs) for task in tasks.values())
         with progress.stage(f"measure layers {unet.label}", total) as advance:
             return choose_for_all(graph, tasks, effort=effort, costs=costs, progress=advance)
 
 
-def _run_nncf(
-    unet: Specialised, calibration: CalibrationSet | MergedSet, out: Path, settings: QuantSettings, progress: Progress
-) -> QuantisationReport:
-    with progress.stage(f"quantise {unet.label}", len(calibration.inputs)) as advance:
-        return quantize_onnx(unet.graph, calibration, out, settings=settings, progress=lambda done, total: advance(1))
-
-
-def _as_multiplied(target: Target, unet: Specialised, int8: Path) -> Path:
+def _as_multiplied(target: Target, unet: Specialised, int8: Path, folder: Path) -> Path:
     """``int8`` with the numbers the device multiplies, in float32 still."""
     ids = [name for name in target.spec.lowering.get("int8", ()) if name not in HALF]
     if not ids:
         return int8
-    multiplied = int8.with_name(f"{int8.stem}-multiplied.onnx")
+    multiplied = folder / f"{int8.stem}-multiplied.onnx"
     passes.run_pipeline(int8, multiplied, ids, passes.PassContext(original=unet.graph))
     return multiplied

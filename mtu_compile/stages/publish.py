@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calibration.notices import RowNotice
+from calibration.sets import CalibrationSet
 from mtu_compile import bundle
 from mtu_compile.bundle.plan import PlanRecord
-from mtu_compile.bundle.provenance import HalfRangeRecord, NoticeRecord, ParityRecord
+from mtu_compile.bundle.provenance import HalfRangeRecord, NoticeRecord, ParityRecord, StepRecord
 from mtu_compile.bundle.quantisation import CalibrationRecord
 from mtu_compile.bundle.requirements import BoardRequirements
 from mtu_compile.core import vendors
@@ -22,6 +23,7 @@ from mtu_compile.model.sampler import SCHEDULER, published_config, save_schedule
 from mtu_compile.planner import BuildPlan
 from mtu_compile.stages import wheels
 from mtu_compile.stages.job import CAPTURED, BuiltUnet, Lowered, Model, Observed, Parts, Specialised
+from mtu_compile.steps import Ran, Steps
 from targets.base import Artifact, Precision, Target
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def _text_parts(pipeline: MTUPipeline, engines: Mapping[str, bundle.EngineRef], 
     """The text encoders as the manifest has them, and their tokenizers in ``folder``."""
     texts, parts = pipeline.texts, []
     for (branch, encoder), tokenizer in zip(texts.branches(), texts.tokenizers, strict=True):
-        tokenizer.save_pretrained(folder / branch.tokenizer)
+        _save_tokenizer(tokenizer, folder / branch.tokenizer, texts.length)
         parts.append(
             bundle.TextPart(
                 f"{branch.tokenizer}/tokenizer.json",
@@ -112,7 +114,8 @@ def describe_task(
     task, calibration = unet.tasks[task_id], None
     if observed.calibration is not None:
         origin = CAPTURED if given_set is None else given_set.resolve().name
-        calibration = conform(CalibrationRecord, {**observed.calibration.describe(), "source": origin})
+        described = CalibrationSet.load(observed.calibration).describe()
+        calibration = conform(CalibrationRecord, {**described, "source": origin})
     span = built.ranges.get(task.name)
     provenance = bundle.TaskProvenance(
         notices=tuple(conform(NoticeRecord, notice.to_json()) for notice in notices),
@@ -130,7 +133,7 @@ def describe_task(
         default_steps=steps,
         passes=(*unet.passes, *lowered.passes),
         user_passes=unet.user_passes,
-        calibration=None if observed.calibration is None else observed.calibration.sha256,
+        calibration=None if calibration is None else calibration.sha256,
         accuracy_reason="not checked",
         reference=observed.reference.relative_to(folder).as_posix(),
         provenance=provenance,
@@ -138,15 +141,26 @@ def describe_task(
     )
 
 
+def reference(steps: Steps, kept: Path, folder: Path) -> Path:
+    """The file of a float reference that is kept, in the bundle in ``folder``."""
+    return steps.place(kept, folder / "reference" / kept.name)
+
+
 def describe_build(
-    planned: BuildPlan, parts: Parts, as_task: str | None, board: BoardRequirements | None, saved: int | None
+    planned: BuildPlan,
+    parts: Parts,
+    as_task: str | None,
+    board: BoardRequirements | None,
+    saved: int | None,
+    ran: Sequence[Ran],
 ) -> bundle.BuildProvenance:
     """What the manifest says of the build as a whole; ``saved`` are the bytes that shared weights save."""
     ranges = {
         name: conform(HalfRangeRecord, {"precision": precision, **measured.to_json()})
         for name, (precision, measured) in parts.ranges.items()
     }
-    return bundle.BuildProvenance(conform(PlanRecord, planned.to_json()), board, as_task, ranges, saved)
+    steps = tuple(StepRecord(one.step, one.title, one.cached, one.seconds) for one in ran)
+    return bundle.BuildProvenance(conform(PlanRecord, planned.to_json()), board, as_task, ranges, saved, steps)
 
 
 def pack_for_board(target: Target, folder: Path, progress: Progress, *, fetch: bool) -> BoardRequirements | None:
@@ -162,6 +176,12 @@ def pack_for_board(target: Target, folder: Path, progress: Progress, *, fetch: b
         packed = wheels.pack(folder / "wheels", target.spec.board_systems(), fetch=fetch)
     needed: BoardRequirements = conform(BoardRequirements, {**requirements, "wheels": packed})
     return needed
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path, length: int) -> None:
+    """What is written does not depend on what the tokenizer was used for: it remembers how it padded and cut last."""
+    tokenizer([""], padding="max_length", max_length=length, truncation=True)
+    tokenizer.save_pretrained(folder)
 
 
 def engine_ref(artifact: Artifact, folder: Path) -> bundle.EngineRef:

@@ -33,9 +33,6 @@ class Device:
     def host_engine(self, engine: Any) -> Any:
         return engine
 
-    def build(self, graph: Path, out: Path, **options: Any) -> Artifact:
-        return Artifact("openvino", out / "model.xml", {}, (), "fp32", "a toolchain", reason="none of its kind here")
-
 
 def row(backend: str) -> BackendResult:
     return BackendResult(backend, "1.0", 40.0, 50.0, 1.0, None, 60.0, True)
@@ -45,16 +42,19 @@ def row(backend: str) -> BackendResult:
     ("backends", "state", "reason"),
     [
         (("ONNX Runtime CPU", "CPU, as built"), EngineState.MEASURED, None),
-        (("ONNX Runtime CPU",), EngineState.BUILT, "none of its kind here"),
+        (("ONNX Runtime CPU",), EngineState.BUILT, "none here"),
     ],
 )
 def test_a_unet_is_measured_where_its_engine_was_among_the_backends(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backends: tuple[str, ...], state: EngineState, reason: str | None
 ) -> None:
     table = Parity("t2i", "model.onnx", "torch", 6, tuple(map(row, backends)), {})
-    monkeypatch.setattr(engines, "parity_of_tasks", lambda *given, **options: (table,))
-    monkeypatch.setattr(engines.Reference, "load", lambda path: None)
+    artifact = Artifact("openvino", tmp_path / "kept/model.xml", {}, (), "fp32", "a toolchain", reason="none here")
+    results = {"engine": engines.Engineered(artifact, 1.0), "compared": {"t2i": table}}
+    monkeypatch.setattr(engines.OnTarget, "of", lambda target: SimpleNamespace(target=target))
+    steps: Any = SimpleNamespace(run=lambda call: results[call.step.name], place=lambda path, destination: destination)
     built = engines.build_unet(
+        steps,
         Device(here=len(backends) > 1),  # type: ignore[arg-type]
         "fp32",
         Specialised("t2i", {0: PAPER_TASKS[0]}, {"t2i": 4}, 4, tmp_path / "model.onnx", ()),
@@ -62,8 +62,8 @@ def test_a_unet_is_measured_where_its_engine_was_among_the_backends(
         {"t2i": tmp_path / "reference"},
         tmp_path / "unet",
         "fail",
-        Progress(),
     )
+    assert built.artifact.path == tmp_path / "unet/model.xml"
     assert (built.artifact.state, built.artifact.reason) == (state, reason)
 
 

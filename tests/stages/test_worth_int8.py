@@ -10,18 +10,16 @@ import pytest
 
 import targets
 from mtu_compile.core.errors import BuildError
-from mtu_compile.core.progress import Progress
 from mtu_compile.stages import precision
 from mtu_compile.stages.job import QuantRecipe
 
 
-def test_where_every_layer_is_slower_in_int8_the_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unet: Any = SimpleNamespace(graph=tmp_path / "model.onnx", label="t2i")
+def test_where_every_layer_is_slower_in_int8_the_build_says_so(tmp_path: Path) -> None:
+    unet: Any = SimpleNamespace(graph=tmp_path / "model.onnx", label="t2i", shared=False)
     report = SimpleNamespace(layers={"Conv": (2, 3), "MatMul": (1, 1)})
     chosen = {"t2i": SimpleNamespace(float_layers=("conv_1", "conv_2", "linear"))}
-    monkeypatch.setattr(precision, "_run_nncf", lambda *_: report)
-    monkeypatch.setattr(precision, "_choose", lambda *_: chosen)
-    calibration: Any = None
+    results = {"int8_unet": SimpleNamespace(graph=tmp_path / "int8.onnx", report=report), "chosen_layers": chosen}
+    steps: Any = SimpleNamespace(run=lambda call: results[call.step.name])
     with pytest.raises(BuildError, match="no layer of t2i is worth INT8 on onnxruntime") as caught:
-        precision.quantise(targets.get("onnxruntime"), "int8", unet, calibration, QuantRecipe(), Progress())
+        precision.quantise(steps, targets.get("onnxruntime"), "int8", unet, {}, QuantRecipe())
     assert "--no-mixed-precision" in str(caught.value.hint)

@@ -1,0 +1,101 @@
+"""Steps in processes of their own, so that the most memory a build needs is that of its largest step.
+
+Loky (joblib's) starts the processes, carries what steps are given and what they raise, and notices one that dies. Here
+is what it leaves open: a process that has grown is ended, so that its memory comes back; all end with the build,
+however that ends; and what steps say of their progress reaches the build's terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any
+
+from mtu_compile.core.errors import MtuError
+from mtu_compile.core.progress import Progress
+from mtu_compile.steps.events import EventLog, Told, Watching
+from mtu_compile.steps.perform import Job, perform
+from mtu_compile.steps.store import Store
+
+#: Bytes a process may keep of what its last step used; starting another one costs seconds of imports.
+KEPT = 1_500_000_000
+#: Seconds between two looks at whether the build is still there, and at what steps say.
+LOOK = 0.25
+
+
+class InProcesses:
+    """Runs jobs in processes of this machine.
+
+    Args:
+        at_once: how many at the same time; each computes with as many threads as this process would.
+    """
+
+    def __init__(self, at_once: int = 1) -> None:
+        self.at_once = at_once
+        self._executor: Any = None
+
+    def run(self, store: Store, jobs: Sequence[Job], progress: Progress) -> None:
+        from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
+
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(
+                max_workers=self.at_once, initializer=_end_with, initargs=(os.getpid(),)
+            )
+        try:
+            with EventLog(store) as log, Watching(log, progress) as watching:
+                made = {self._executor.submit(perform_there, job, log.of(job.name)): job for job in jobs}
+                pending: set[Future[int]] = set(made)
+                while pending:
+                    _, pending = wait(pending, timeout=LOOK)
+                    watching.look()
+            grown = [future.result() for future in made]
+        except TerminatedWorkerError as error:
+            self.close()
+            raise MtuError(
+                f"the process of {_titles(jobs)} was killed, most likely because this machine ran out of memory",
+                hint="`mtu-compile plan` says how much a build needs; what was made before is kept for the next try",
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        if max(grown) > KEPT:
+            self.close()
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, kill_workers=True)
+            self._executor = None
+
+
+def _titles(jobs: Sequence[Job]) -> str:
+    return " or ".join(job.title for job in jobs)
+
+
+def perform_there(job: Job, events: Path) -> int:
+    """``perform`` in this process; the bytes of memory it has now."""
+    perform(job, Told(events))
+    return _resident()
+
+
+def _resident() -> int:
+    """Bytes of this process in memory, as Linux counts them; none where nobody says."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return KEPT + 1  # so that it is ended
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the build is gone, even if it was killed and could not say so."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
