@@ -257,6 +257,11 @@ def test_a_missing_or_foreign_entry_is_refused_by_name(raw: Any) -> None:
     optional |= {
         "instruction_sets",
         "routing",
+        "family",
+        "text_2",
+        "zeros_for_empty_prompt",
+        "states",
+        "pooled",
         "user_passes",
         "weights",
         "weights_bytes",
