@@ -19,7 +19,7 @@ from mtu_compile.accuracy.threshold_file import Limits
 from mtu_compile.core.errors import MtuError
 from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.progress import Progress
-from mtu_compile.planner import BuildPlan
+from mtu_compile.planner import BuildPlan, HostPlan
 from mtu_compile.stages import engines, load, observe, precision, publish
 from mtu_compile.stages.device_needs import device_needs, require_importable
 from mtu_compile.stages.export import export
@@ -67,7 +67,8 @@ def build_all(options: Sequence[BuildOptions], progress: Progress | None = None)
     """
     asked, outcomes = [_ask(one) for one in options], list[BuildResult | MtuError]()
     with running(options[0].cache, options[0].output.parent, progress or Progress()) as steps:
-        ready = [_prepare(one, steps) for one in asked]
+        given = _load(options[0], steps)
+        ready = [_prepare(one, given, steps) for one in asked]
         for turn, one in enumerate(ready):
             steps.again(one.ran)
             try:
@@ -88,15 +89,23 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A bundle that will fit its device, before what takes long."""
+class _Given:
+    """The model and what came with it, the same for every target."""
 
-    asked: _Asked
     model: Model
+    host: HostPlan
     rows: Mapping[str, Rows]
     sets: Mapping[str, Path]
     recipes: Mapping[str, QuantRecipe]
     notices: Mapping[str, tuple[RowNotice, ...]]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A bundle that will fit its device, before what takes long."""
+
+    asked: _Asked
+    given: _Given
     dynamic: Path
     parts: Mapping[str, Path]
     planned: BuildPlan
@@ -113,11 +122,9 @@ def _ask(options: BuildOptions) -> _Asked:
     return _Asked(options, target, edits, thresholds)
 
 
-def _prepare(asked: _Asked, steps: Steps) -> _Prepared:
-    """Load, export, plan: whatever is needed to refuse what cannot be built."""
-    options, progress = asked.options, steps.progress
-    steps.again()
-    with progress.stage("load"):
+def _load(options: BuildOptions, steps: Steps) -> _Given:
+    """Read the model and what came with it, and refuse what is wrong with them."""
+    with steps.progress.stage("load"):
         model = load.load_model(options, sampler=options.sampler)
         host = host_needs(model, options.build_memory)
         host.require()
@@ -127,7 +134,13 @@ def _prepare(asked: _Asked, steps: Steps) -> _Prepared:
         recipes = load.recipes(options.quant_config, model.tasks, search=options.mixed)
         if options.routing == "shared":
             load.one_recipe(recipes)
-    notices = load.note_rows(model, rows, options.fit, progress)
+    return _Given(model, host, rows, sets, recipes, load.note_rows(model, rows, options.fit, steps.progress))
+
+
+def _prepare(asked: _Asked, given: _Given, steps: Steps) -> _Prepared:
+    """Export and plan: whatever is needed to refuse what will not fit."""
+    options, model, progress = asked.options, given.model, steps.progress
+    steps.again()
     dynamic, parts = export(steps, model)
     with progress.stage("plan"):
         planned = device_needs(
@@ -138,12 +151,12 @@ def _prepare(asked: _Asked, steps: Steps) -> _Prepared:
             parts,
             routing=options.routing,
             memory=options.memory,
-            host=host,
+            host=given.host,
             workload=options.workload,
         )
         planned.require()
     progress.tell(planned.routing_in_words())
-    return _Prepared(asked, model, rows, sets, recipes, notices, dynamic, parts, planned, steps.ran)
+    return _Prepared(asked, given, dynamic, parts, planned, steps.ran)
 
 
 def _build(ready: _Prepared, steps: Steps, *, last: bool) -> BuildResult:
@@ -157,23 +170,23 @@ def _build(ready: _Prepared, steps: Steps, *, last: bool) -> BuildResult:
 
 def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bundle.Manifest:
     """The stages up to the engines in ``folder``."""
-    options, target, model = ready.asked.options, ready.asked.target, ready.model
+    options, target = ready.asked.options, ready.asked.target
+    given, model = ready.given, ready.given.model
     routing = ready.planned.routing
     unets = specialise(steps, ready.dynamic, model, ready.asked.edits, routing=routing)
     require_importable(steps, target, options.precision, unets, ready.parts)
     recipe_of = {
-        name: load.one_recipe({task.name: ready.recipes[task.name] for task in unet.tasks.values()})
+        name: load.one_recipe({task.name: given.recipes[task.name] for task in unet.tasks.values()})
         for name, unet in unets.items()
     }
     drawing = Drawing(options.steps, options.seed, options.fit, options.sampler)
     quantised = options.precision in QUANTISED
-    observed = observe.observe(steps, model, ready.rows, drawing, ready.sets, quantised=quantised)
+    observed = observe.observe(steps, model, given.rows, drawing, given.sets, quantised=quantised)
     references = [seen.reference for seen in observed.values()]
     parts = engines.build_parts(steps, target, options.precision, model, ready.parts, references, folder)
     source = bundle.Source(options.model.resolve().name, model.checkpoint.sha256)
     manifest = publish.describe_model(model, source, options.target, options.precision, parts, options.fit, folder)
     layout, folders = Layout.of(model.pipeline, model.tasks, routing), unet_folders(model.tasks, routing)
-    del model
     let_go()
 
     entries: dict[str, bundle.TaskEntry] = {}
@@ -202,7 +215,7 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
                 built,
                 steps=options.steps,
                 given_set=options.calibration,
-                notices=ready.notices[name],
+                notices=given.notices[name],
                 thresholds=ready.asked.thresholds.get(name),
                 folder=folder,
             )
