@@ -34,14 +34,7 @@ def outline_pipeline(checkpoint: Checkpoint, sampler: str | None = None) -> MTUP
     Raises:
         ConfigError, ModelError: as ``stages.load.load_model``.
     """
-    from mtu_compile.model.as_task import load_as_task
-    from mtu_compile.model.pipeline import MTUPipeline
-
-    folder, as_task = checkpoint.folder, checkpoint.as_task
-    if as_task is None:
-        pipeline = MTUPipeline.from_pretrained(folder, weights=False)
-    else:
-        pipeline = load_as_task(folder, as_task, weights=False)
+    pipeline = _read(checkpoint.folder, checkpoint.as_task, weights=False)
     use_sampler(pipeline, sampler)
     return pipeline
 
@@ -55,7 +48,13 @@ def let_go() -> None:
 @lru_cache(maxsize=1)
 def _open(folder: Path, sha256: str, as_task: str | None) -> MTUPipeline:
     """The pipeline in ``folder``; ``sha256``, so that a folder whose content has changed is read again."""
+    return _read(folder, as_task, weights=True)
+
+
+def _read(folder: Path, as_task: str | None, *, weights: bool) -> MTUPipeline:
     from mtu_compile.model.as_task import load_as_task
     from mtu_compile.model.pipeline import MTUPipeline
 
-    return MTUPipeline.from_pretrained(folder) if as_task is None else load_as_task(folder, as_task)
+    if as_task is None:
+        return MTUPipeline.from_pretrained(folder, weights=weights)
+    return load_as_task(folder, as_task, weights=weights)

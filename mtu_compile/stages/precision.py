@@ -143,6 +143,7 @@ def quantise(
     """
     settings, aligned = recipe.settings or INT8, None
     chosen: Mapping[str, MixedRecord] = {}
+    float_layers: tuple[str, ...] = ()
     if unet.shared:
         aligned = steps.run(aligned_unet.of(f"align {unet.label}", unet, sets, settings))
         unet = replace(unet, graph=aligned.graph)
@@ -150,14 +151,13 @@ def quantise(
     if recipe.settings is None and recipe.search and precision == "int8":
         here, title = OnTarget.of(target), f"choose layers {unet.label}"
         chosen = steps.run(chosen_layers.of(title, here, unet, sets, int8.graph))
-        kept = next(iter(chosen.values())).float_layers
-        if len(kept) == sum(done for done, _ in int8.report.layers.values()):
+        float_layers = next(iter(chosen.values())).float_layers
+        if len(float_layers) == sum(done for done, _ in int8.report.layers.values()):
             raise BuildError(
                 f"no layer of {unet.label} is worth INT8 on {target.spec.name}: each is slower than in float, or "
                 "costs too much accuracy",
                 hint="build in a float precision, or with --no-mixed-precision all the same",
             )
-    float_layers = next(iter(chosen.values())).float_layers if chosen else ()
     done = steps.run(finished.of(f"finish {unet.label}", unet, int8, float_layers, precision))
     records = {
         task.name: replace(
@@ -255,12 +255,12 @@ def lowered(work: Work, graph: Path, ids: tuple[str, ...], original: Path | None
 
 
 def lower_in(
-    folder: Path, graph: Path, ids: tuple[str, ...], *, original: Path | None = None
+    folder: Path, graph: Path, ids: tuple[str, ...], *, original: Path | None = None, suffix: str = "lowered"
 ) -> tuple[Path, tuple[bundle.PassRecord, ...]]:
     """``graph`` after the passes called ``ids``, in ``folder``; the very one where there are none."""
     if not ids:
         return graph, ()
-    out, context = folder / f"{graph.stem}-lowered.onnx", passes.PassContext(original=original)
+    out, context = folder / f"{graph.stem}-{suffix}.onnx", passes.PassContext(original=original)
     return out, pass_records(passes.run_pipeline(graph, out, ids, context))
 
 
@@ -296,19 +296,11 @@ def _choose(
         if isinstance(calibration, MergedSet):
             compare = partial(compare_costs_at, batch=target.spec.shared_batch or calibration.batch)
         costs = compare(target, in_float, quantised, rounds=effort.rounds)
-    multiplied = _as_multiplied(target, unet, int8, folder)
+    # The numbers the device multiplies, in float32 still.
+    exact = tuple(name for name in ids.get("int8", ()) if name not in HALF)
+    multiplied, _ = lower_in(folder, int8, exact, original=unet.graph, suffix="multiplied")
     switched = SwitchedGraph(unet.graph, multiplied, folder=folder, parallel=effort.parallel)
     with switched as graph:
         total = effort.estimates(len(task.inputs) for task in tasks.values())
         with progress.stage(f"measure layers {unet.label}", total) as advance:
             return choose_for_all(graph, tasks, effort=effort, costs=costs, progress=advance)
-
-
-def _as_multiplied(target: Target, unet: Specialised, int8: Path, folder: Path) -> Path:
-    """``int8`` with the numbers the device multiplies, in float32 still."""
-    ids = [name for name in target.spec.lowering.get("int8", ()) if name not in HALF]
-    if not ids:
-        return int8
-    multiplied = folder / f"{int8.stem}-multiplied.onnx"
-    passes.run_pipeline(int8, multiplied, ids, passes.PassContext(original=unet.graph))
-    return multiplied

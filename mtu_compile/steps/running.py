@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -174,8 +174,6 @@ class Steps:
 
 def _paths(value: Any) -> list[Path]:
     """The paths in what a step is given."""
-    from dataclasses import fields, is_dataclass
-
     if isinstance(value, Path):
         return [value]
     if is_dataclass(value) and not isinstance(value, type):

@@ -91,15 +91,8 @@ class Store:
 
     def find(self, name: str) -> Entry | None:
         """The entry, which stays for as long as this store is open; ``None`` if there is none, or it is being made."""
-        lock = self._lock(name)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return None
-        try:
-            return self._read(name)
-        finally:
-            lock.release()
+        with _if_free(self._lock(name)) as ours:
+            return self._read(name) if ours else None
 
     @contextmanager
     def making(self, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Entry | Path]:
@@ -191,19 +184,12 @@ class Store:
         shutil.rmtree(away, ignore_errors=True)
 
     def _remove_unneeded(self, name: str) -> bool:
-        lock = self._lock(name)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        try:
+        with _if_free(self._lock(name)) as ours:
             # asked only now: a build marks what it needs under the same lock
-            if name in self._needed():
+            if not ours or name in self._needed():
                 return False
             self._discard(name)
             return True
-        finally:
-            lock.release()
 
     def _needed(self) -> set[str]:
         """Names of what builds at work need."""
@@ -212,20 +198,31 @@ class Store:
     def _clear_dead(self) -> None:
         """Remove what processes that are dead left: leases, and what they had begun."""
         for place in (self.root / "leases").glob("*.lock"):
-            lock = FileLock(place)
-            with suppress(Timeout):
-                lock.acquire(timeout=0)
-                shutil.rmtree(place.with_suffix(""), ignore_errors=True)
-                shutil.rmtree(self.root / "events" / place.stem, ignore_errors=True)
-                lock.release()
+            with _if_free(FileLock(place)) as ours:
+                if ours:
+                    shutil.rmtree(place.with_suffix(""), ignore_errors=True)
+                    shutil.rmtree(self.root / "events" / place.stem, ignore_errors=True)
+            if ours:
                 place.unlink(missing_ok=True)
         for half in (self.root / "entries").glob(".*"):
             name = half.name[1:].rpartition(".")[0]
-            lock = self._lock(name)
-            with suppress(Timeout):
-                lock.acquire(timeout=0)
-                shutil.rmtree(half, ignore_errors=True)
-                lock.release()
+            with _if_free(self._lock(name)) as ours:
+                if ours:
+                    shutil.rmtree(half, ignore_errors=True)
+
+
+@contextmanager
+def _if_free(lock: FileLock) -> Iterator[bool]:
+    """Hold ``lock`` for the block, unless somebody else does; whether it is ours."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _title(folder: Path) -> str | None:

@@ -28,7 +28,7 @@ def branches(model: Any, most: int = MOST) -> Any:
 
     OpenVINO's CPU plugin has slower kernels for a batch that is free: it fuses chains of elementwise operations for
     fixed shapes only. Models compiled for each batch share nothing; the bodies of an ``If`` share their compiled
-    weights. Three bodies of Stable Diffusion 1.5's size take as long as models of their own, in 1.14 of the memory of
+    weights. Three bodies of Stable Diffusion 1.5's size take as long as models of their own, in 1.25 of the memory of
     one (docs/decisions/0019-batch-of-a-shared-engine.md).
 
     Args:
@@ -54,8 +54,9 @@ def branches(model: Any, most: int = MOST) -> Any:
         sizes = ops.shape_of(given[_free(model)])
         count = ops.gather(sizes, ops.constant(0), ops.constant(0))
         node = ops.if_op(ops.equal(count, ops.constant(samples, count.get_element_type())).output(0))
-        this, that = _body(model, samples), inputs()
+        this = _body(model, samples)
         if samples + 1 < most:
+            that = inputs()
             rest = openvino.Model([ops.result(choose(that, samples + 1))], that)
         else:
             rest = _body(model, samples + 1)
