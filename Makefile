@@ -18,7 +18,7 @@ setup: $(READY) ## make .venv with everything the compiler, the tests and the tr
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[compile,rtx,train,bench,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[compile,rtx,train,bench,deploy,serve,cluster,dev]'
 	@touch $@
 
 npu-compiler: $(READY) ## set up Intel's NPU compiler (Debian/Ubuntu without an Intel NPU: under Wine)
