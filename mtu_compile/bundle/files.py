@@ -5,33 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mtu_compile.bundle.manifest import BUILT, MANIFEST, Manifest, check_relative
+from mtu_compile.bundle import signature
+from mtu_compile.bundle.manifest import BUILT, MANIFEST, MOST_MANIFEST_BYTES, SIGNATURE, Manifest, check_relative
+from mtu_compile.bundle.plain import GET_AGAIN, plain_sha256, read_small, regular_file
 from mtu_compile.core.errors import BundleError
-from mtu_compile.core.files import what_else
-from mtu_compile.core.hashing import file_sha256
 from mtu_compile.core.schema import parse_json
+
+if TYPE_CHECKING:
+    from mtu_compile.bundle.keys import PublicKey
 
 #: The manifest's own hash: SHA-256 of the file as it would be without this entry.
 SELF_HASH = "manifest_sha256"
-_MANIFEST_LIMIT = 64 << 20  # bytes; a manifest has kilobytes, so anything near this is not one
-_GET_AGAIN = "the bundle was changed or damaged after it was built; copy it again, or rebuild it"
+#: Files that the manifest does not list: itself, and what vouches for it.
+OWN = frozenset({MANIFEST, SIGNATURE})
+#: Values in a manifest: real ones have some thousands. Python takes 100 bytes for one of which JSON has 2.
+_MOST_VALUES = 1_000_000
 
 
-def read(path: Path | str, verify: bool = True) -> Manifest:
+def read(path: Path | str, verify: bool = True, trusted: Sequence[PublicKey] | None = None) -> Manifest:
     """The manifest of the bundle at ``path``.
 
     Args:
         path: the bundle's folder.
         verify: compare every file (and the manifest) with its recorded hash. Without it only the manifest is read
             and checked for sense, for a developer who edits a bundle by hand.
+        trusted: demand a signature by one of these keys, before anything of the bundle is parsed.
 
     Raises:
-        BundleError: no bundle there, an unknown schema version, or any byte or file changed, missing or added.
+        BundleError: no bundle there, an unknown schema version, any byte or file changed, missing or added; or not
+            signed by anybody trusted.
     """
     root = Path(path)
     if not root.is_dir():
@@ -40,51 +47,63 @@ def read(path: Path | str, verify: bool = True) -> Manifest:
     file = root / MANIFEST
     if not file.is_symlink() and not file.exists():
         raise BundleError(f"{str(root)!r} has no {MANIFEST}", hint="name the folder that mtu-compile wrote")
-    _regular_file(file, MANIFEST)
-    if file.stat().st_size > _MANIFEST_LIMIT:
-        raise BundleError(f"{MANIFEST} is {file.stat().st_size} bytes long, which no manifest is", hint=_GET_AGAIN)
-    content = file.read_bytes()
+    content, signed = read_small(file, MANIFEST, MOST_MANIFEST_BYTES), signature.read_signature(root)
+    if trusted is not None:
+        signature.verify_bytes(content, signed, trusted)
+    elif verify and signed is not None:
+        signature.parse(content, signed)
+    manifest = parse(content, verify=verify)
+    if verify:
+        verify_files(root, manifest)
+    return manifest
+
+
+def parse(content: bytes, verify: bool = True) -> Manifest:
+    """What the bytes of a manifest say, which were not found to be anybody's yet; raises as ``read``."""
+    if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise BundleError(f"{MANIFEST} has more than {_MOST_VALUES} values, which no manifest has", hint=GET_AGAIN)
     try:
         raw = parse_json(content.decode())
     except ValueError as error:
-        raise BundleError(f"{MANIFEST} is not JSON: {error}", hint=_GET_AGAIN) from error
+        raise BundleError(f"{MANIFEST} is not JSON: {error}", hint=GET_AGAIN) from error
     if not isinstance(raw, dict):
-        raise BundleError(f"{MANIFEST} is not a JSON object", hint=_GET_AGAIN)
+        raise BundleError(f"{MANIFEST} is not a JSON object", hint=GET_AGAIN)
     recorded = raw.pop(SELF_HASH, None)
     manifest = Manifest.from_json(raw)  # first, so that another schema version is called by its name
     if verify and content != _sealed(raw):
         detail = "has no hash of itself" if recorded is None else "does not agree with its own hash"
-        raise BundleError(f"{MANIFEST} {detail}", hint=_GET_AGAIN)
+        raise BundleError(f"{MANIFEST} {detail}", hint=GET_AGAIN)
     manifest.check()
-    if verify:
-        verify_files(root, manifest)
     return manifest
 
 
 def verify_files(path: Path | str, manifest: Manifest) -> None:
     """``BundleError`` with the file's name if the folder differs from ``manifest.files`` in any file or byte."""
     root = Path(path)
-    found = set(_scan(root)) - {MANIFEST}
+    found = set(_scan(root)) - OWN
     for name in sorted(manifest.files.keys() - found):
-        raise BundleError(f"{name} is missing from the bundle", hint=_GET_AGAIN)
+        raise BundleError(f"{name} is missing from the bundle", hint=GET_AGAIN)
     for name in sorted(found - manifest.files.keys()):
         raise BundleError(f"{name} does not belong to the bundle", hint="remove it, or get the bundle again")
     for name, recorded in manifest.files.items():
-        if file_sha256(resolve(root, name)) != recorded:
-            raise BundleError(f"{name} is not the file the bundle was built with", hint=_GET_AGAIN)
+        if plain_sha256(resolve(root, name), name) != recorded:
+            raise BundleError(f"{name} is not the file the bundle was built with", hint=GET_AGAIN)
 
 
 def write(folder: Path, manifest: Manifest) -> Manifest:
     """Hash every file of ``folder`` and write its ``manifest.json``; the manifest as written.
 
+    A signature of what the bundle was before is removed.
+
     Raises:
         BundleError: the manifest contradicts itself, or names a file that is not there.
     """
-    files = {name: file_sha256(folder / name) for name in sorted(_scan(folder)) if name != MANIFEST}
+    files = {name: plain_sha256(folder / name, name) for name in sorted(_scan(folder)) if name not in OWN}
     complete = replace(manifest, files=files)
     complete.check()
     content = _sealed(complete.to_json())
     Manifest.from_json({k: v for k, v in json.loads(content).items() if k != SELF_HASH})  # it has to be readable
+    (folder / SIGNATURE).unlink(missing_ok=True)
     (folder / MANIFEST).write_bytes(content)
     return complete
 
@@ -97,7 +116,7 @@ def resolve(root: Path | str, name: str) -> Path:
         path = path / part
         if path.is_symlink():
             break
-    _regular_file(path, name)
+    regular_file(path, name)
     return path
 
 
@@ -127,14 +146,5 @@ def _scan(root: Path) -> Iterator[str]:
                     if name != BUILT:
                         folders.append(name + "/")
                 else:
-                    _regular_file(Path(entry.path), name)
+                    regular_file(Path(entry.path), name)
                     yield name
-
-
-def _regular_file(path: Path, name: str) -> None:
-    try:
-        kind = what_else(path)
-    except OSError as error:
-        raise BundleError(f"{name} is missing from the bundle", hint=_GET_AGAIN) from error
-    if kind is not None:
-        raise BundleError(f"{name} is {kind}; a bundle holds only plain files", hint=_GET_AGAIN)

@@ -14,17 +14,18 @@ def _is_text(value: str) -> bool:
     return all(letter.isprintable() or letter in "\n\t" for letter in value)
 
 
-def _matches(pattern: str, expected: str) -> Rule:
+def matches(pattern: str, expected: str) -> Rule:
+    """A text that a regular expression fits as a whole, called ``expected`` in words."""
     compiled = re.compile(pattern)
     return Rule(lambda value: compiled.fullmatch(value) is not None, expected, pattern)
 
 
 Text = Annotated[str, Rule(_is_text, "text without control characters")]
 #: What something is called: a target, a kind of engine, a pass.
-Name = Annotated[str, _matches(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,99}", "a name of letters, digits and '_.:+-'")]
-Sha256 = Annotated[str, _matches(r"[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
+Name = Annotated[str, matches(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,99}", "a name of letters, digits and '_.:+-'")]
+Sha256 = Annotated[str, matches(r"[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
 #: ``"8.7"``, ``"3.10"``, ``"2026.4.1"``, ``"2.13.0+cpu"``.
-Version = Annotated[str, _matches(r"[0-9A-Za-z][0-9A-Za-z.+_!-]{0,99}", "a version")]
+Version = Annotated[str, matches(r"[0-9A-Za-z][0-9A-Za-z.+_!-]{0,99}", "a version")]
 
 Bytes = Annotated[int, Range(0, 2**53)]
 Count = Annotated[int, Range(0, 2**31 - 1)]

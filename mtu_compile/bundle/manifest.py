@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
@@ -38,6 +39,12 @@ from mtu_compile.core.schema import Mismatch, conform
 from mtu_compile.core.tasks import Task
 
 MANIFEST = "manifest.json"
+
+#: Signature of the manifest, beside it; see ``bundle.signature``.
+SIGNATURE = "signature.json"
+
+#: Bytes; the largest manifests so far have some hundred kilobytes.
+MOST_MANIFEST_BYTES = 16 << 20
 
 #: Folder of engines that the machine the bundle lies on built from it; not part of what the manifest vouches for.
 BUILT = "built"
@@ -272,8 +279,7 @@ class Manifest:
         self._check_texts()
         for path in self.files:
             check_relative(path, "files")
-            if PurePosixPath(path).parts[0] == BUILT:
-                raise BundleError(f"{MANIFEST}: files names {path!r}, and {BUILT}/ is for what a board builds")
+        check_distinct(self.files)
         for where, path in self.references():
             check_relative(path, where)
             if path not in self.files:
@@ -353,3 +359,23 @@ def check_relative(path: str, where: str) -> None:
             f"{MANIFEST}: {where} names {path!r}, which is not a plain path inside the bundle",
             hint="do not use this bundle; get it again from where it was built",
         )
+
+
+def check_distinct(paths: Iterable[str]) -> None:
+    """``BundleError`` if two paths are one where case does not count or letters are composed (Windows, macOS).
+
+    Nor may any be in the place of the manifest, of the signature, of what a board builds, or of another's folder.
+    """
+    seen = {_folded(name): (name, False) for name in (MANIFEST, SIGNATURE, BUILT)}
+    for path in paths:
+        parts = path.split("/")
+        for end in range(1, len(parts) + 1):
+            here = ("/".join(parts[:end]), end < len(parts))  # and whether it is a folder
+            before = seen.setdefault(_folded(here[0]), here)
+            if before is not here and not (before == here and here[1]):
+                raise BundleError(f"{MANIFEST}: files names {path!r}, which collides with {before[0]!r}")
+
+
+def _folded(path: str) -> str:
+    """One text for all that some file system takes for the same name."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
