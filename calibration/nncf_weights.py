@@ -30,6 +30,7 @@ def weights_in_files(model: onnx.ModelProto) -> Iterator[None]:
     It has to be told not to compress weights (``BackendParameters.COMPRESS_WEIGHTS``): ``fold_weights`` does.
     """
     import nncf.onnx.engine
+    import nncf.onnx.graph.onnx_helper as helper
     import nncf.onnx.quantization.quantize_model as last
     import nncf.onnx.statistics.aggregator as statistics
     import onnxruntime
@@ -43,6 +44,7 @@ def weights_in_files(model: onnx.ModelProto) -> Iterator[None]:
     patches: list[tuple[Any, str, Any]] = [
         (nncf.onnx.engine, "rt", sessions),
         (last, "load_external_data_for_model", lambda model, folder: None),
+        (helper, "get_array_from_tensor", _read),
         (statistics, "ONNXStatisticsAggregator", _one_weight_at_a_time(statistics.ONNXStatisticsAggregator)),
     ]
     originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
@@ -53,6 +55,16 @@ def weights_in_files(model: onnx.ModelProto) -> Iterator[None]:
     finally:
         for module, name, original in originals:
             setattr(module, name, original)
+
+
+def _read(model: onnx.ModelProto, tensor: onnx.TensorProto) -> NDArray[Any]:
+    """``tensor``, from its file if it is in one. ONNX's own reader would leave all of it in the graph as well."""
+    import onnx
+    from nncf.onnx.graph.model_metadata import MetadataKey, get_metadata
+
+    alone = onnx.TensorProto()
+    alone.CopyFrom(tensor)
+    return onnx.numpy_helper.to_array(alone, get_metadata(model, MetadataKey.EXTERNAL_DATA_DIR) or "")
 
 
 def _one_weight_at_a_time(base: Any) -> Any:

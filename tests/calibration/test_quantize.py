@@ -12,7 +12,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from nncf.onnx.graph.model_transformer import ONNXModelTransformer
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 import passes
 import targets
@@ -238,6 +240,21 @@ def test_external_data_gives_the_same_graph(quantised, tmp_path):
     assert report.bytes_before > source.stat().st_size + 4096
     samples = make_samples(2, seed=9)
     assert np.allclose(run_ort(quantised.path, samples), run_ort(tmp_path / "out" / "int8.onnx", samples), atol=1e-5)
+
+
+def test_weights_that_nncf_looks_at_stay_in_their_file(tmp_path, monkeypatch):
+    # A graph that has taken them all in is more than a protobuf may have, at Stable Diffusion 1.5's size.
+    source, seen = write_graph(tmp_path / "in" / "float.onnx", external=True), []
+    transform = ONNXModelTransformer.__init__
+
+    def watched(self, model, *args, **kwargs):
+        seen.append([tensor for tensor in model.graph.initializer if uses_external_data(tensor)])
+        assert not any(tensor.raw_data for tensor in seen[-1])
+        transform(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(ONNXModelTransformer, "__init__", watched)
+    report = quantize_onnx(source, make_samples(2), tmp_path / "int8.onnx")
+    assert report.weights > 1 and any(seen)
 
 
 def test_large_results_go_to_a_file_of_their_own(tmp_path, monkeypatch):
