@@ -7,7 +7,7 @@ MODEL := examples/emoji/model
 DEMO := build/demo
 HERE := not slow and not gpu and not npu and not jetson
 
-.PHONY: help setup npu-compiler schema demo test test-all test-int8 test-slow interop lint format types imports check-all bench eval ablation example claim routers clean
+.PHONY: help setup npu-compiler schema demo test test-all test-int8 test-slow interop lint format types imports check-all bench bench-peers eval ablation example claim routers clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,23 @@ check-all: lint types imports test-all ## what CI runs
 bench: $(READY) ## side-by-side timings; writes build/bench/*.json (see docs/benchmarks.md)
 	$(BIN)/python -m bench.unet example
 	$(BIN)/python -m bench.build example
+
+# Peers want other versions of transformers than this project, and than each other.
+bench-peers: $(READY) ## this project beside diffusers, optimum-intel, OpenVINO GenAI, ONNX Runtime and stable-diffusion.cpp
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-peers/bin/python -m pip install --quiet --no-deps optimum-intel==2.2.0 optimum==2.3.0
+	.venv-peers/bin/python -m pip install --quiet transformers==5.5.4 huggingface-hub==1.21.0 diffusers==0.39.0 openvino==2026.4.1 \
+		openvino-tokenizers==2026.4.1.0 openvino-genai==2026.4.1.0 nncf==3.4.0 requests setuptools pillow accelerate
+	.venv-peers/bin/python -m pip install --quiet stable-diffusion-cpp-python==0.4.7 || true
+	$(PYTHON) -m venv .venv-peers-onnx
+	.venv-peers-onnx/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-peers-onnx/bin/python -m pip install --quiet optimum-onnx==0.1.0 transformers==4.57.6 diffusers==0.35.2 \
+		onnxruntime==1.32.0 onnx onnxscript accelerate
+	@[ -d build/emoji/held-out ] || $(BIN)/python -m examples.emoji.make_tasks
+	$(BIN)/python -m bench.peers example
+	$(BIN)/python -m bench.peers sd15
+	$(BIN)/python -m bench.peers.page
 
 eval: $(READY) ## accuracy on held-out pictures: INT8 as built, all INT8, bf16, with step times; writes docs/accuracy.md
 	@[ -d build/emoji/held-out ] || $(BIN)/python -m examples.emoji.make_tasks

@@ -76,11 +76,17 @@ def machine() -> dict[str, str]:
     }
 
 
-def write(name: str, results: Mapping[str, object]) -> Path:
+def read(path: Path) -> dict[str, Any]:
+    """Figures that were kept; none if there are none."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def write(name: str, results: Mapping[str, object], *, quiet: bool = False) -> Path:
     """Keep the figures as JSON and print them."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     data = {"machine": machine(), **results}
     path.write_text(json.dumps(data, indent=2, default=lambda o: asdict(o)) + "\n")
-    print(path.read_text())
+    if not quiet:
+        print(path.read_text())
     return path

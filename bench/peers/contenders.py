@@ -1,0 +1,73 @@
+"""Who takes part, and with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+#: Environments by name: (directory, what installs it), made by `make bench-peers`.
+OURS, PEERS, ONNX = ".venv", ".venv-peers", ".venv-peers-onnx"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table.
+
+    Attributes:
+        name: as the table has it.
+        module: of ``bench.peers``, what knows the library.
+        environment: the virtual environment it runs in.
+        options: given to the module's functions.
+        shares: name of the contender whose prepared files it uses.
+        ours: whether it is what this project makes.
+        float_name: of a quantised contender, the one its pictures are compared with, as noise is each library's own.
+    """
+
+    name: str
+    module: str
+    environment: str = PEERS
+    options: Mapping[str, str] = field(default_factory=dict)
+    shares: str | None = None
+    ours: bool = False
+    float_name: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder its files are in."""
+        return (self.shares or self.name).replace(" ", "-").replace(",", "")
+
+
+#: The first is what the others are timed beside.
+CONTENDERS = (
+    Contender(
+        "ours, INT8, static", "ours", OURS, {"precision": "int8", "routing": "static"}, None, True, "ours, bf16, static"
+    ),
+    Contender(
+        "ours, INT8, shared", "ours", OURS, {"precision": "int8", "routing": "shared"}, None, True, "ours, bf16, static"
+    ),
+    Contender("ours, bf16, static", "ours", OURS, {"precision": "bf16", "routing": "static"}, ours=True),
+    Contender(
+        "OpenVINO GenAI, hybrid INT8",
+        "openvino_genai",
+        PEERS,
+        shares="optimum-intel, hybrid INT8",
+        float_name="OpenVINO GenAI, float",
+    ),
+    Contender("OpenVINO GenAI, float", "openvino_genai", PEERS, shares="optimum-intel, float"),
+    Contender(
+        "optimum-intel, hybrid INT8", "optimum_intel", PEERS, {"weights": "hybrid"}, float_name="optimum-intel, float"
+    ),
+    Contender("optimum-intel, float", "optimum_intel", PEERS, {"weights": "fp16"}),
+    Contender("stable-diffusion.cpp, f16", "stable_diffusion_cpp", PEERS, {"type": "f16"}),
+    Contender(
+        "stable-diffusion.cpp, q8_0",
+        "stable_diffusion_cpp",
+        PEERS,
+        {"type": "q8_0"},
+        float_name="stable-diffusion.cpp, f16",
+    ),
+    Contender("diffusers, torch.compile, bf16", "diffusers_torch", PEERS, {"dtype": "bfloat16", "compile": "yes"}),
+    Contender("diffusers, bf16", "diffusers_torch", PEERS, {"dtype": "bfloat16"}),
+    Contender("diffusers, fp32", "diffusers_torch", PEERS, {"dtype": "float32"}),
+    Contender("ONNX Runtime (optimum-onnx), fp32", "optimum_onnx", ONNX),
+)
