@@ -1,4 +1,4 @@
-"""The side-by-side table: what is measured is shown, what failed says why, and the plain twin of the example is its task."""
+"""The side-by-side table: what is measured is shown, and what failed says why."""
 
 from __future__ import annotations
 
