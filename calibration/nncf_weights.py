@@ -64,7 +64,8 @@ def _read(model: onnx.ModelProto, tensor: onnx.TensorProto) -> NDArray[Any]:
 
     alone = onnx.TensorProto()
     alone.CopyFrom(tensor)
-    return onnx.numpy_helper.to_array(alone, get_metadata(model, MetadataKey.EXTERNAL_DATA_DIR) or "")
+    values: NDArray[Any] = onnx.numpy_helper.to_array(alone, get_metadata(model, MetadataKey.EXTERNAL_DATA_DIR) or "")
+    return values
 
 
 def _one_weight_at_a_time(base: Any) -> Any:
