@@ -106,6 +106,10 @@ class BundleError(MtuError):
     exit_code = EXIT_INPUT
 
 
+class DeployError(MtuError):
+    """A board that could not be reached, or could not be left with the new bundle; it goes on with the one it had."""
+
+
 def first_line(error: BaseException) -> str:
     """What an exception of somebody else's says first, or else its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

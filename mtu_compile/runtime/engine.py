@@ -73,10 +73,12 @@ class EngineBase(ABC):
         name: ``folder/file`` of the graph, for messages.
         inputs: what has to be given, by name; set by the engine when it is opened.
         outputs: what comes back, by name; likewise.
+        device: what runs the network, in the words of the vendor's runtime, asked after it was opened; likewise.
     """
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    device: str = ""
 
     def __init__(self, path: Path) -> None:
         self.name = f"{path.parent.name}/{path.name}"

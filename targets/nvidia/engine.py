@@ -93,7 +93,9 @@ class TensorRTEngine(EngineBase):
         self._build_hint = f"mtu-compile board build {root or 'BUNDLE'}"
         trt = load_tensorrt(self.kind)
         self._cudart = load_cudart()
-        self._require(device_info(), recipe)
+        found = device_info()
+        self.device = f"{found.name}, compute capability {found.compute_capability}"
+        self._require(found, recipe)
         if prebuilt is None:
             raise TargetError(f"no engine was built for {self.name}", hint=self._build_hint)
         with ExitStack() as resources:

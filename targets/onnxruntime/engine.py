@@ -57,6 +57,7 @@ class OnnxRuntimeEngine(EngineBase):
         session = open_session(path, session_options())
         self.inputs = {spec.name: spec for spec in map(_spec, session.get_inputs())}
         self.outputs = {spec.name: spec for spec in map(_spec, session.get_outputs())}
+        self.device = f"{', '.join(session.get_providers())}: {cpu_isa.name()}"
         self._session: Any = session
 
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

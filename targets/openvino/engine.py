@@ -124,6 +124,7 @@ class OpenVINOEngine(EngineBase):
             raise TargetError(f"openvino cannot load {self.name} on {device}: {reason(error)}") from error
         if any(part.split(".")[0] != device.split(".")[0] for part in used) or not used:
             raise TargetError(f"openvino put {self.name} on {', '.join(used)} instead of {device}")
+        self.device = f"{', '.join(used)}: {core.get_property(device, 'FULL_DEVICE_NAME')}"
         # Not those of the compiled model: to its ports clings what nodes that were optimised away were called.
         self.inputs = {spec.name: spec for spec in map(_spec, model.inputs)}
         if self._any_batch is not None or branched:
