@@ -1,11 +1,11 @@
-"""A board's end of a deployment: reads requests from standard input, writes answers to standard output, JSON, one a line.
+"""A board's end of a deployment: reads requests from standard input, writes answers to standard output, JSON by lines.
 
-``python -m mtu_compile.board.agent --root FOLDER`` is started over SSH for as long as a deployment lasts, with our wheel
-alone: Python's own library is all it needs. A request is ``{"do": step, …arguments}``; what comes back is any number of
-``{"stage": title}``, and last ``{"ok": result}`` or ``{"error": {"kind", "message", "hint"}}``. ``{"do": "ping"}`` is not
-answered: it says that the host is still there. An agent that hears nothing for ``--silence`` seconds, or whose input
-ends, ends itself at once, in the middle of whatever it does; every step is made for that. So a cut cable does not leave
-a board locked.
+``python -m mtu_compile.board.agent --root FOLDER`` is started over SSH for as long as a deployment lasts, with our
+wheel alone: Python's own library is all it needs. A request is ``{"do": step, …arguments}``; what comes back is any
+number of ``{"stage": title}``, and last ``{"ok": result}`` or ``{"error": {"kind", "message", "hint"}}``.
+``{"do": "ping"}`` is not answered: it says that the host is still there. An agent that hears nothing for ``--silence``
+seconds, or whose input ends, ends itself at once, in the middle of whatever it does; every step is made for that. So a
+cut cable does not leave a board locked.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ PROTOCOL = 1
 
 #: Steps that change nothing, and so need no lock.
 _WATCHING = frozenset({"status"})
-_STEPS = frozenset(
-    {*_WATCHING, "offer", "accept", "unpack", "install", "build", "check", "activate", "rollback", "prune", "trust_keys"}
-)
+_DEPLOYING = ("offer", "accept", "unpack", "install", "build", "check", "activate")
+_STEPS = frozenset({*_WATCHING, *_DEPLOYING, "rollback", "prune", "trust_keys"})
 #: Exit code of an agent that was left alone.
 _ALONE = 75
 

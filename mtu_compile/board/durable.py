@@ -18,11 +18,11 @@ def write(path: Path, content: bytes, mode: int = 0o644) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with open(descriptor, "wb") as file:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
             file.write(content)
             file.flush()
             os.fsync(descriptor)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -32,8 +32,8 @@ def link(source: Path, path: Path) -> None:
     """Make ``path`` another name of ``source``, in the place of what had it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
-        os.link(source, temporary)
-        os.replace(temporary, path)  # does nothing where both are the same file, and leaves the temporary name
+        temporary.hardlink_to(source)
+        temporary.replace(path)  # does nothing where both are the same file, and leaves the temporary name
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -42,8 +42,8 @@ def point(path: Path, target: str) -> None:
     """Make ``path`` a symbolic link to ``target``, in the place of another one, by one rename."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
-        os.symlink(target, temporary)
-        os.replace(temporary, path)
+        temporary.symlink_to(target)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -51,7 +51,7 @@ def point(path: Path, target: str) -> None:
 
 def rename(source: Path, path: Path) -> None:
     """Give a folder or file its final name; its content has to be on the disk already."""
-    os.rename(source, path)
+    source.rename(path)
     sync_folder(path.parent)
 
 
@@ -87,7 +87,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     doomed = path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(4)}.removed")
-    os.rename(path, doomed)
+    path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -92,7 +92,9 @@ def measure(root: Path) -> Measured:
                 latents=trajectory.noise,
             )
             image = time.perf_counter() - began
-            tasks[name] = TaskTiming(round(median(times) * 1e3, 3), len(times), round(image, 3), reference.steps, device)
+            tasks[name] = TaskTiming(
+                round(median(times) * 1e3, 3), len(times), round(image, 3), reference.steps, device
+            )
     return Measured(tasks, peak_bytes())
 
 

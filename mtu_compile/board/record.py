@@ -18,7 +18,7 @@ FORMAT = "mtu-version-1"
 class State(Enum):
     """How far a version got. Each is reached from the one before it, by a step that is safe to repeat.
 
-    ``CHECKED`` is the only state that can become active; whether a version *is* active, the link ``current`` alone says.
+    Only what is ``CHECKED`` can become active; whether a version *is* active, the link ``current`` alone says.
     """
 
     OFFERED = "offered"
@@ -82,7 +82,7 @@ class Record:
 
 
 def read(folder: Path) -> Record | None:
-    """The record in a version's folder; ``None`` if there is none that can be read, and the version has to begin anew."""
+    """The record in a version's folder; ``None`` without one that can be read: the version begins anew."""
     try:
         return Record.from_json(json.loads((folder / FILE).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -1,4 +1,4 @@
-"""What an agent does when it is asked to: each step leaves the board as it was, or further on, and is safe to repeat."""
+"""What an agent does when it is asked to: a step leaves the board as it was, or further on, and is safe to repeat."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 from mtu_compile.board import durable, environment, facts, record
 from mtu_compile.board.record import Record, State
-from mtu_compile.board.store import SIGNATURE, Store
+from mtu_compile.board.store import Store
 from mtu_compile.board.trusted import Trust
-from mtu_compile.bundle import MANIFEST
+from mtu_compile.bundle import MANIFEST, SIGNATURE
 from mtu_compile.core import errors
 from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import AccuracyError, BundleError, DeployError, MtuError
@@ -48,7 +48,7 @@ class Steps:
             "root": str(store.root),
             "active": active,
             "previous": previous,
-            "keys": [key.key_id for key in self.trust.keys()],
+            "keys": [key.key_id for key in self.trust.given()],
             "highest_release": None if highest is None else highest.release,
             "versions": {one: store.record(one).to_json() for one in store.ids()},
         }
@@ -198,7 +198,7 @@ class Steps:
     def activate(self, *, version: str) -> dict[str, Any]:
         """Switch to a version that was proven."""
         folder = self.store.offered(version)
-        if self.store.current != version and self.trust.keys():
+        if self.store.current != version and self.trust.given():
             self.trust.judge(folder, unsigned=False)  # again: meanwhile the board may have got other keys
         before = self.store.current
         self.store.activate(version)

@@ -20,7 +20,6 @@ a name that begins with a dot, and is removed by it. Python's own library alone.
 from __future__ import annotations
 
 import fcntl
-import os
 import shlex
 import shutil
 import time
@@ -32,14 +31,12 @@ from pathlib import Path
 from mtu_compile import bundle
 from mtu_compile.board import durable, record
 from mtu_compile.board.record import Record, State
-from mtu_compile.bundle import BUILT, MANIFEST, Manifest
+from mtu_compile.bundle import BUILT, MANIFEST, SIGNATURE, Manifest
 from mtu_compile.core.claims import remove
 from mtu_compile.core.errors import BundleError, DeployError
 from mtu_compile.core.hashing import file_sha256
 
 CURRENT = "current"
-#: The signature beside a bundle's manifest.
-SIGNATURE = "signature.json"
 
 _READ_ONLY = 0o444
 
@@ -179,9 +176,10 @@ class Store:
         known = record.read(folder)
         if known is None:
             return self.keep(version, described)
-        said = {name: getattr(described, name) for name in ("source", "target", "precision")}
-        signed = {} if described.release is None else {"release": described.release, "key": described.key}
-        return self.keep(version, replace(known, **said, **signed))
+        known = replace(known, source=described.source, target=described.target, precision=described.precision)
+        if described.release is not None:
+            known = replace(known, release=described.release, key=described.key)
+        return self.keep(version, known)
 
     def unpack(self, version: str) -> Record:
         """Assemble a version's bundle beside those that are here; one that is there already is mended where it differs.
@@ -203,7 +201,7 @@ class Store:
                 for name, sha256 in manifest.files.items():
                     path = partial / name
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    os.link(self.object(sha256), path)
+                    path.hardlink_to(self.object(sha256))
                 self._copy_offer(version, partial)
                 durable.sync_tree(partial)
                 durable.rename(partial, self.bundle(version))
@@ -233,9 +231,7 @@ class Store:
     def _copy_offer(self, version: str, root: Path) -> None:
         for name in (MANIFEST, SIGNATURE):
             source = self.offered(version) / name
-            if source.is_file() and not (
-                (root / name).is_file() and (root / name).read_bytes() == source.read_bytes()
-            ):
+            if source.is_file() and not ((root / name).is_file() and (root / name).read_bytes() == source.read_bytes()):
                 durable.write(root / name, source.read_bytes())
 
     def equip(self, version: str, environment: str, python: str) -> Record:
@@ -243,7 +239,7 @@ class Store:
         site = self.environments / environment / "site"
         script = (
             "#!/bin/sh\n# mtu-compile with the packages that came with this bundle\n"
-            f"PYTHONPATH={shlex.quote(str(site))} exec {shlex.quote(python)} -m mtu_compile \"$@\"\n"
+            f'PYTHONPATH={shlex.quote(str(site))} exec {shlex.quote(python)} -m mtu_compile "$@"\n'
         )
         durable.write(self.versions / version / "mtu-compile", script.encode(), 0o755)
         return self.keep(version, replace(self.record(version).reached(State.INSTALLED), environment=environment))
@@ -254,7 +250,7 @@ class Store:
     def current(self) -> str | None:
         """The version that is active; ``None`` if none is."""
         try:
-            name = Path(os.readlink(self.root / CURRENT)).name
+            name = (self.root / CURRENT).readlink().name
         except OSError:
             return None
         return name if self.bundle(name).is_dir() else None
@@ -294,7 +290,9 @@ class Store:
         """
         active, before = self.current, self.previous
         if active is None or before is None:
-            raise DeployError("there is no version to go back to", hint="`mtu-compile boards status` lists what is there")
+            raise DeployError(
+                "there is no version to go back to", hint="`mtu-compile boards status` lists what is there"
+            )
         known = self.record(before)
         self.keep(before, replace(known, sequence=self._next()))
         durable.point(self.root / CURRENT, f"versions/{before}")
@@ -324,7 +322,7 @@ class Store:
             doomed = [one for one in doomed if self.record(one).sequence is not None]
         for one in doomed:
             durable.remove(self.versions / one)
-        left = [one for one in self.ids()]
+        left = self.ids()
         environments = {self.record(one).environment for one in left}
         for path in self.environments.iterdir():
             if path.name not in environments:

@@ -31,7 +31,7 @@ class Trust:
         self._keys = self._folder / "keys"
         self._highest = self._folder / "highest.json"
 
-    def keys(self) -> tuple[PublicKey, ...]:
+    def given(self) -> tuple[PublicKey, ...]:
         """The keys the board was given."""
         return read_trusted([self._keys]) if self._keys.is_file() else ()
 
@@ -69,7 +69,7 @@ class Trust:
         Raises:
             BundleError: not signed by whom the board trusts, an older release, or no manifest.
         """
-        keys = self.keys()
+        keys = self.given()
         if not keys:
             if not unsigned:
                 raise BundleError(
@@ -83,7 +83,7 @@ class Trust:
 
     def check_wheels(self, manifest: Manifest, wheels: Mapping[str, str]) -> None:
         """``BundleError`` if the board has keys, and one of ``wheels`` (SHA-256 by name) is no file of the bundle."""
-        if not self.keys():
+        if not self.given():
             return
         vouched = set(manifest.files.values())
         for name, sha256 in wheels.items():

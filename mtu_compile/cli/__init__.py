@@ -23,6 +23,8 @@ COMMANDS = {
     "inspect": "inspect",
     "export-static": "export_static",
     "board": "board",
+    "deploy": "deploy",
+    "boards": "boards",
     "targets": "targets",
     "cache": "cache",
     "upcycle": "upcycle",

@@ -28,6 +28,8 @@ class Vendor:
         engines: by kind, a class that opens a network (``mtu_compile.runtime.engine``).
         builders: by kind, what builds such engines on the board they run on (``mtu_compile.runtime.builder``).
         packages: distributions of the vendor's own, whose versions a bundle records.
+        extras: by kind, the extra of our own package that brings what opens such engines; none where a board's own
+            system has it.
         backends: what runs graphs on any machine, to be compared with each other (``targets.backend.Offer``).
     """
 
@@ -35,6 +37,7 @@ class Vendor:
     engines: Mapping[str, str] = field(default_factory=dict)
     builders: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
+    extras: Mapping[str, str] = field(default_factory=dict)
     backends: tuple[str, ...] = ()
 
 

@@ -9,6 +9,7 @@ VENDOR = Vendor(
         "tensorrt-rtx": "targets.nvidia.engine:TensorRTRTXEngine",
     },
     packages=("tensorrt", "tensorrt-rtx-cu13"),
+    extras={"tensorrt-rtx": "rtx"},
     builders={
         "tensorrt": "targets.nvidia.board:BUILDER",
         "tensorrt-rtx": "targets.nvidia.board:BUILDER",

@@ -6,5 +6,6 @@ VENDOR = Vendor(
     targets=("targets.onnxruntime.target:TARGETS",),
     engines={"onnxruntime": "targets.onnxruntime.engine:OnnxRuntimeEngine"},
     packages=("onnxruntime",),
+    extras={"onnxruntime": "onnxruntime"},
     backends=("targets.onnxruntime.backend:backend",),
 )

@@ -9,5 +9,6 @@ VENDOR = Vendor(
         "openvino-float": "targets.openvino.float_engine:OpenVINOFloatEngine",
     },
     packages=("openvino",),
+    extras={"openvino": "openvino", "openvino-float": "openvino"},
     backends=("targets.openvino.host:backend",),
 )
