@@ -13,9 +13,13 @@ import shutil
 from pathlib import Path
 
 
-def write(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file all at once: after a crash ``path`` has its old content or ``content``, whole."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+def write(path: Path, content: bytes, mode: int = 0o644, *, via: Path | None = None) -> None:
+    """Write a file all at once: after a crash ``path`` has its old content or ``content``, whole.
+
+    Args:
+        via: folder on the same file system for the unfinished file, where it may not be seen beside ``path``.
+    """
+    temporary = _temporary(path, via)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
@@ -28,9 +32,9 @@ def write(path: Path, content: bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
-def link(source: Path, path: Path) -> None:
-    """Make ``path`` another name of ``source``, in the place of what had it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+def link(source: Path, path: Path, *, via: Path | None = None) -> None:
+    """Make ``path`` another name of ``source``, in the place of what had it; ``via`` as in ``write``."""
+    temporary = _temporary(path, via)
     try:
         temporary.hardlink_to(source)
         temporary.replace(path)  # does nothing where both are the same file, and leaves the temporary name
@@ -40,7 +44,7 @@ def link(source: Path, path: Path) -> None:
 
 def point(path: Path, target: str) -> None:
     """Make ``path`` a symbolic link to ``target``, in the place of another one, by one rename."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    temporary = _temporary(path, None)
     try:
         temporary.symlink_to(target)
         temporary.replace(path)
@@ -89,6 +93,10 @@ def remove(path: Path) -> None:
     doomed = path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(4)}.removed")
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _temporary(path: Path, via: Path | None) -> Path:
+    return (via or path.parent) / f".{path.name}.{secrets.token_hex(4)}.new"
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -17,7 +17,7 @@ from mtu_compile.board.record import Record, State
 from mtu_compile.board.store import Store
 from mtu_compile.board.trusted import Trust
 from mtu_compile.bundle import MANIFEST, SIGNATURE
-from mtu_compile.core import errors
+from mtu_compile.core import errors, vendors
 from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import AccuracyError, BundleError, DeployError, MtuError
 
@@ -165,7 +165,10 @@ class Steps:
 
     def build(self, *, version: str) -> dict[str, Any]:
         """Build the engines that only this board can; those that are there and whole stay."""
-        result = self._prove("build", version)
+        kinds = {ref.kind for _, ref in self.store.manifest(version).engines()}
+        result: dict[str, Any] = {"engines": [], "notes": []}
+        if kinds & vendors.builders().keys():
+            result = self._prove("build", version)
         self.store.keep(version, self.store.record(version).reached(State.BUILT))
         return result
 
@@ -214,6 +217,9 @@ class Steps:
 
     def prune(self, *, unfinished: bool = True) -> dict[str, Any]:
         """Remove what is neither active nor could be gone back to."""
+        for wheel in (self.store.root / "agent").glob("*.whl"):
+            if str(wheel) not in sys.path:  # of other versions than this one, none of which runs: the lock is ours
+                wheel.unlink()
         removed, freed = self.store.prune(unfinished=unfinished)
         return {"removed": list(removed), "freed_bytes": freed}
 

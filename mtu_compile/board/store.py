@@ -80,9 +80,10 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what begins with a dot: only the holder of the lock makes such names."""
-        folders = (self.root, self.objects, self.incoming, self.environments, self.versions, *self._version_folders())
-        for folder in folders:
-            for path in folder.iterdir():
+        versions = self._version_folders()
+        folders = (self.root, self.objects, self.incoming, self.environments, self.versions, *versions)
+        for folder in (*folders, self.root / "agent", self.root / "trusted", *(one / "offer" for one in versions)):
+            for path in folder.iterdir() if folder.is_dir() else ():
                 if path.name.startswith("."):
                     remove(path)
 
@@ -219,7 +220,7 @@ class Store:
                     continue
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            durable.link(self.object(sha256), path)
+            durable.link(self.object(sha256), path, via=self.versions / version)
         for path in sorted(root.rglob("*"), reverse=True):
             name = path.relative_to(root).as_posix()
             foreign = name.split("/")[0] != BUILT and name not in manifest.files and name not in (MANIFEST, SIGNATURE)
@@ -232,14 +233,14 @@ class Store:
         for name in (MANIFEST, SIGNATURE):
             source = self.offered(version) / name
             if source.is_file() and not ((root / name).is_file() and (root / name).read_bytes() == source.read_bytes()):
-                durable.write(root / name, source.read_bytes())
+                durable.write(root / name, source.read_bytes(), via=self.versions / version)
 
     def equip(self, version: str, environment: str, python: str) -> Record:
         """Say which environment a version runs with, and put its command line beside it."""
-        site = self.environments / environment / "site"
         script = (
             "#!/bin/sh\n# mtu-compile with the packages that came with this bundle\n"
-            f'PYTHONPATH={shlex.quote(str(site))} exec {shlex.quote(python)} -m mtu_compile "$@"\n'
+            'here=$(dirname "$(readlink -f "$0")")\n'
+            f'PYTHONPATH="$here/../../environments/{environment}/site" exec {shlex.quote(python)} -m mtu_compile "$@"\n'
         )
         durable.write(self.versions / version / "mtu-compile", script.encode(), 0o755)
         return self.keep(version, replace(self.record(version).reached(State.INSTALLED), environment=environment))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtu_compile.bundle import ed25519
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import ConfigError, InputError, ToolchainMissing
 
@@ -51,8 +52,10 @@ class PublicKey:
 
     def signed(self, signature: bytes, message: bytes) -> bool:
         """Whether ``signature`` (64 bytes) is this key's, of ``message``."""
-        from cryptography.exceptions import InvalidSignature
-
+        try:
+            from cryptography.exceptions import InvalidSignature
+        except ImportError:  # a board
+            return ed25519.verify(self.raw, signature, message)
         try:
             _ed25519().Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)
         except InvalidSignature:
@@ -226,9 +229,9 @@ def _content(path: Path) -> bytes:
 def _ed25519() -> Any:
     """``cryptography``, which only those need who ask for signatures."""
     try:
-        from cryptography.hazmat.primitives.asymmetric import ed25519
+        from cryptography.hazmat.primitives.asymmetric import ed25519 as found
     except ImportError as error:
         raise ToolchainMissing(
             "signatures need the package cryptography, which is not installed", hint="pip install 'mtu-compile[deploy]'"
         ) from error
-    return ed25519
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from mtu_compile.bundle import Manifest
 from mtu_compile.core import vendors
-from mtu_compile.core.errors import DeployError, ToolchainMissing
+from mtu_compile.core.errors import ConfigError, DeployError, ToolchainMissing
 from mtu_compile.core.hashing import file_sha256
 from mtu_compile.stages import wheels
 
@@ -63,10 +63,15 @@ def extras(manifest: Manifest, python: str) -> tuple[str, ...]:
 
 
 def of_extra(name: str) -> tuple[str, ...]:
-    """The requirements of one extra of our own package."""
+    """The requirements of one extra of our own package; ``ConfigError`` if it has no such extra."""
     from packaging.requirements import Requirement
 
     found = []
+    if name not in (distribution(wheels.DISTRIBUTION).metadata.get_all("Provides-Extra") or ()):
+        raise ConfigError(
+            f"{wheels.DISTRIBUTION} as it is installed here has no extra {name!r}",
+            hint="it was installed before there was one: install it again",
+        )
     for text in distribution(wheels.DISTRIBUTION).requires or ():
         requirement = Requirement(text)
         marker = requirement.marker

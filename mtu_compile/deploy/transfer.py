@@ -81,7 +81,7 @@ async def _send(
     flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | (asyncssh.FXF_TRUNC if start == 0 else 0)
     with source.open("rb") as file:
         file.seek(start)
-        async with sftp.open(target, flags) as remote:
+        async with sftp.open(target, flags, encoding=None) as remote:
             waiting: set[asyncio.Task[int]] = set()
             offset = start
             try:
