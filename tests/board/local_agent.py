@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -51,10 +52,8 @@ class LocalAgent:
 
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):
             self.process.stdin.close()
-        except OSError:
-            pass
         self.process.wait(20)
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Boards that a test makes: network namespaces of their own, each with a real OpenSSH server, on this machine's kernel.
+"""Boards that a test makes: network namespaces of their own on this machine, each with a real OpenSSH server.
 
-A board shares this machine's files, so that a test can look at them; its root folder is its own, and its network is: its
-cable can be pulled, and everything that runs on it ends when its power goes.
+A board shares this machine's files, so that a test can look at them; its root folder is its own, and its network is:
+its cable can be pulled, and everything that runs on it ends when its power goes.
 """
 
 from __future__ import annotations
@@ -154,7 +154,10 @@ def hosts(count: int, folder: Path, key: Path) -> Iterator[list[Host]]:
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / "host_key")
             shutil.copyfile(f"{key}.pub", home / "authorized_keys")
             here, there = f"mtu{tag}{number}h", f"mtu{tag}{number}b"
-            gateway, address = f"10.{213 + net % 40}.{net}.{4 * number + 1}", f"10.{213 + net % 40}.{net}.{4 * number + 2}"
+            gateway, address = (
+                f"10.{213 + net % 40}.{net}.{4 * number + 1}",
+                f"10.{213 + net % 40}.{net}.{4 * number + 2}",
+            )
             run(IP, "netns", "add", name)
             host = Host(name, address, home, here)
             made.append(host)
