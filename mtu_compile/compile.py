@@ -25,7 +25,17 @@ from mtu_compile.stages.device_needs import device_needs, require_importable
 from mtu_compile.stages.export import export
 from mtu_compile.stages.gate import pass_gate
 from mtu_compile.stages.host_needs import host_needs
-from mtu_compile.stages.job import BuildOptions, BuildResult, Drawing, Model, PlanOptions, QuantRecipe, Rows, Workload
+from mtu_compile.stages.job import (
+    BuildOptions,
+    BuildResult,
+    Drawing,
+    Model,
+    PlanOptions,
+    QuantRecipe,
+    Rows,
+    Specialised,
+    Workload,
+)
 from mtu_compile.stages.layout import Layout, unet_folders
 from mtu_compile.stages.opened import let_go
 from mtu_compile.stages.running import running
@@ -65,17 +75,11 @@ def build_all(options: Sequence[BuildOptions], progress: Progress | None = None)
     Raises:
         MtuError: as ``build``, for whatever can be refused of any of them before the first is built.
     """
-    asked, outcomes = [_ask(one) for one in options], list[BuildResult | MtuError]()
+    asked = [_ask(one) for one in options]
     with running(options[0].cache, options[0].output.parent, progress or Progress()) as steps:
         given = _load(options[0], steps)
         ready = [_prepare(one, given, steps) for one in asked]
-        for turn, one in enumerate(ready):
-            steps.again(one.ran)
-            try:
-                outcomes.append(_build(one, steps, last=turn == len(ready) - 1))
-            except MtuError as error:
-                outcomes.append(error)
-    return outcomes
+        return steps.each(lambda own, one: _build(one, own, last=own.in_turn and one is ready[-1]), ready)
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,12 @@ def _load(options: BuildOptions, steps: Steps) -> _Given:
         model = load.load_model(options, sampler=options.sampler)
         host = host_needs(model, options.build_memory)
         host.require()
-        steps.use(options.executor, host.weights_bytes)
         rows = load.build_rows(options, model.tasks)
         sets = load.given_sets(options.calibration, model, steps)
         recipes = load.recipes(options.quant_config, model.tasks, search=options.mixed)
         if options.routing == "shared":
             load.one_recipe(recipes)
+    steps.use(options.executor, host.weights_bytes, {model.checkpoint.folder: model.checkpoint.sha256})
     return _Given(model, host, rows, sets, recipes, load.note_rows(model, rows, options.fit, steps.progress))
 
 
@@ -159,12 +163,18 @@ def _prepare(asked: _Asked, given: _Given, steps: Steps) -> _Prepared:
     return _Prepared(asked, given, dynamic, parts, planned, steps.ran)
 
 
-def _build(ready: _Prepared, steps: Steps, *, last: bool) -> BuildResult:
+def _build(ready: _Prepared, steps: Steps, *, last: bool) -> BuildResult | MtuError:
     """All that is left, from the specialised graphs to the checked bundle; after the ``last`` nothing is needed."""
     options, target = ready.asked.options, ready.asked.target
-    with bundle.staging(options.output, replace=options.force) as folder:
-        manifest = _compile(ready, steps, folder, last=last)
-        manifest, checked = pass_gate(folder, bundle.write(folder, manifest), target, options.gate, steps.progress)
+    steps.again(ready.ran)
+    try:
+        with bundle.staging(options.output, replace=options.force) as folder:
+            manifest = _compile(ready, steps, folder, last=last)
+            with steps.alone():
+                written = bundle.write(folder, manifest)
+                manifest, checked = pass_gate(folder, written, target, options.gate, steps.progress)
+    except MtuError as error:
+        return error
     return BuildResult(options.output, manifest, checked, tuple(steps.ran))
 
 
@@ -189,11 +199,10 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
     layout, folders = Layout.of(model.pipeline, model.tasks, routing), unet_folders(model.tasks, routing)
     let_go()
 
-    entries: dict[str, bundle.TaskEntry] = {}
-    for key, unet in unets.items():
+    def build_tasks(steps: Steps, unet: Specialised) -> dict[str, bundle.TaskEntry]:
         tasks = {task_id: task.name for task_id, task in unet.tasks.items()}
         sets = {name: found for name in tasks.values() if (found := observed[name].calibration) is not None}
-        lowered = precision.lower_unet(steps, target, options.precision, unet, sets, recipe_of[key])
+        lowered = precision.lower_unet(steps, target, options.precision, unet, sets, recipe_of[unet.name])
         built = engines.build_unet(
             steps,
             target,
@@ -206,8 +215,8 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
         )
         if last:
             steps.release(unet.graph, lowered.graph)
-        for task_id, name in tasks.items():
-            entries[name] = publish.describe_task(
+        return {
+            name: publish.describe_task(
                 unet,
                 task_id,
                 replace(observed[name], reference=publish.reference(steps, observed[name].reference, folder)),
@@ -219,6 +228,11 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
                 thresholds=ready.asked.thresholds.get(name),
                 folder=folder,
             )
+            for task_id, name in tasks.items()
+        }
+
+    built = steps.each(build_tasks, list(unets.values()))
+    entries = {name: entry for of_unet in built for name, entry in of_unet.items()}
     entries, saved = share_weights(target, folder, entries, steps.progress)
     target.publish(folder, layout.index, layout.configs)
     board = publish.pack_for_board(target, folder, steps.progress, fetch=options.fetch_wheels)

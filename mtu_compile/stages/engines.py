@@ -58,12 +58,15 @@ def build_parts(
         NotFiniteError: a part overflows float16, and the target has no wider type.
         BuildError: the toolchain refused a graph.
     """
-    chosen, engines, here = parts_in_half(steps, target, precision, model, graphs, references), {}, OnTarget.of(target)
-    for name, graph in graphs.items():
+    chosen, here = parts_in_half(steps, target, precision, model, graphs, references), OnTarget.of(target)
+
+    def build(steps: Steps, name: str) -> Artifact:
         kind, label = chosen[name][0], name.replace("_", " ")
-        lowered, _ = lower(steps, target, graph, kind, label=label)
+        lowered, _ = lower(steps, target, graphs[name], kind, label=label)
         done = steps.run(engine.of(f"build {label}", here, kind, lowered, name, label))
-        engines[name] = _placed(steps, done.artifact, folder / name)
+        return _placed(steps, done.artifact, folder / name)
+
+    engines = dict(zip(graphs, steps.each(build, list(graphs)), strict=True))
     ranges = {name: (kind, measured) for name, (kind, measured) in chosen.items() if measured is not None}
     return Parts(engines, ranges)
 

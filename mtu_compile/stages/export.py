@@ -16,8 +16,10 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 def export(steps: Steps, model: Model) -> tuple[Path, Mapping[str, Path]]:
     """The UNet with free sizes and the task as an input, and by name the other networks for one sample."""
-    unet = steps.run(exported_unet.of("export the UNet", model.checkpoint))
-    return unet, steps.run(exported_parts.of("export the other networks", model.checkpoint, model.size))
+    return steps.run_both(
+        exported_unet.of("export the UNet", model.checkpoint),
+        exported_parts.of("export the other networks", model.checkpoint, model.size),
+    )
 
 
 @step(tools=TOOLS)

@@ -91,7 +91,8 @@ def load_model(options: ModelOptions, *, sampler: str | None = None) -> Model:
         ConfigError: an unknown task or sampler, or a size the model cannot make.
         ModelError: a folder that is damaged or of another kind.
     """
-    checkpoint = Checkpoint(options.model, model_sha256(options.model), options.as_task)
+    # resolved: steps may be run by somebody who is in another folder
+    checkpoint = Checkpoint(options.model.resolve(), model_sha256(options.model), options.as_task)
     pipeline = outline_pipeline(checkpoint, sampler)
     known = pipeline.unet.tasks
     names = dict.fromkeys(options.tasks or (task.name for task in known))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import targets
 from mtu_compile.core import vendors
+from mtu_compile.core.errors import TargetError
 from mtu_compile.core.hashing import file_sha256
 from mtu_compile.steps.key import tool_version
 from targets.base import Availability, Target
@@ -40,5 +42,16 @@ class OnTarget:
 
     @property
     def target(self) -> Target:
-        """The target itself."""
-        return targets.get(self.name)
+        """The target itself.
+
+        Raises:
+            TargetError: its toolchain is another one on this machine than where the build was begun.
+        """
+        target = targets.get(self.name)
+        if (here := OnTarget.of(target)) != self:
+            other = ", ".join(name for name in vars(self) if getattr(here, name) != getattr(self, name))
+            raise TargetError(
+                f"{socket.gethostname()} would build otherwise for {self.name} than this machine: {other} differs",
+                hint="workers of a cluster need the toolchains of the machine that builds",
+            )
+        return target

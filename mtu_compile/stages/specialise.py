@@ -8,6 +8,7 @@ from pathlib import Path
 
 import passes
 from mtu_compile import bundle
+from mtu_compile.core.errors import PassError
 from mtu_compile.core.routing import Routing
 from mtu_compile.core.tasks import Task
 from mtu_compile.stages.contexts import shared_context, task_context
@@ -39,7 +40,13 @@ class Rewritten:
 def load_edits(names: Sequence[str]) -> tuple[Edit, ...]:
     """The user's own passes of these names; ``ConfigError`` as ``passes.load_passes``."""
     loaded = passes.load_passes(names)
-    return tuple(Edit(name, one.id, one.sha256) for name, one in zip(names, loaded, strict=True))
+    return tuple(Edit(_anywhere(name), one.id, one.sha256) for name, one in zip(names, loaded, strict=True))
+
+
+def _anywhere(name: str) -> str:
+    """A pass's name for somebody who may be in another folder."""
+    file, colon, attribute = name.rpartition(":")
+    return f"{Path(file).resolve()}:{attribute}" if colon and file.endswith(".py") else name
 
 
 def specialise(
@@ -97,6 +104,8 @@ def rewritten(
     with work.progress.stage(f"passes {label}"):
         done = passes.run_pipeline(dynamic, graph, ids, context)
     for edit, loaded in zip(edits, passes.load_passes([edit.name for edit in edits]), strict=True):
+        if loaded.sha256 != edit.sha256:
+            raise PassError(f"{edit.id} is not what it was when the build began", hint="build again")
         with work.progress.stage(f"{edit.id} {label}"):
             edited = graph.with_name(f"edited-{len(records) + 1}.onnx")
             result = passes.run_user_pass(loaded, graph, edited)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,10 +15,10 @@ from mtu_compile.steps.store import Store
 
 
 class EventLog:
-    """A folder for the lines of each job, for as long as jobs run."""
+    """A folder for the lines of each job of those that were begun together, for as long as they run."""
 
     def __init__(self, store: Store) -> None:
-        self.folder = store.events
+        self.folder = store.events / secrets.token_hex(4)
 
     def __enter__(self) -> EventLog:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -25,6 +26,8 @@ class EventLog:
 
     def __exit__(self, *exception: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # others are at work
+            self.folder.parent.rmdir()
 
     def of(self, name: str) -> Path:
         """Where the job called ``name`` writes."""
@@ -36,6 +39,10 @@ class Told(Progress):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def begin(self, title: str, where: str) -> None:
+        """The job called ``title`` is begun by ``where``, maybe after somebody else was lost with it."""
+        self._say("begin", title, where)
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
@@ -65,6 +72,7 @@ class Watching:
     def __init__(self, log: EventLog, progress: Progress) -> None:
         self.log, self.progress = log, progress
         self._read: dict[Path, int] = {}
+        self._where: dict[Path, str] = {}
         self._drawn: Path | None = None
         self._stages: list[tuple[ExitStack, Advance]] = []
 
@@ -74,8 +82,7 @@ class Watching:
     def __exit__(self, *exception: object) -> None:
         if exception[0] is None:
             self.look()
-        while self._stages:
-            self._stages.pop()[0].close()
+        self._end_stages()
 
     def look(self) -> None:
         """Say whatever is new."""
@@ -89,7 +96,9 @@ class Watching:
                 self._say(path, *json.loads(line))
 
     def _say(self, path: Path, kind: str, *what: Any) -> None:
-        if kind == "note":
+        if kind == "begin":
+            self._begin(path, *what)
+        elif kind == "note":
             self.progress.note(*what)
         elif kind == "tell":
             self.progress.tell(*what)
@@ -105,3 +114,15 @@ class Watching:
             else:
                 self._stages.pop()[0].close()
                 self._drawn = path if self._stages else None
+
+    def _begin(self, path: Path, title: str, where: str) -> None:
+        if path in self._where:
+            self.progress.note(f"{self._where[path]} was lost; {title} is run again by {where}")
+            if self._drawn == path:
+                self._end_stages()
+        self._where[path] = where
+
+    def _end_stages(self) -> None:
+        while self._stages:
+            self._stages.pop()[0].close()
+        self._drawn = None

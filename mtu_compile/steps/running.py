@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +18,12 @@ from mtu_compile.steps.key import digest, made_of
 from mtu_compile.steps.perform import Job
 from mtu_compile.steps.step import Call
 from mtu_compile.steps.store import Store
+from mtu_compile.steps.together import Locks, SharedProgress, all_at_once
 from mtu_compile.steps.value import from_json
 
 R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
 
 #: Seconds; of what took less nobody needs to hear that it was there already.
 WORTH_A_LINE = 0.1
@@ -61,12 +66,54 @@ class Steps:
         self._known: dict[Path, str] = {}
         self._made: dict[str, tuple[Call[Any], Entry]] = {}
         self._intact: set[str] = set()
+        self._locks = Locks()
 
-    def use(self, name: str, weights: int) -> None:
-        """Run steps by the executor called ``name`` from now on, those of a model of so many bytes of weights."""
+    def use(self, name: str, weights: int, inputs: Mapping[Path, str] | None = None) -> None:
+        """Run steps by the executor called ``name`` from now on, those of a model of so many bytes of weights.
+
+        Args:
+            inputs: hashes of model folders that steps read, beside what they were told to ``know``.
+
+        Raises:
+            ConfigError: there is no such executor, or it cannot run them.
+        """
         if self._named != (name, weights):
             self.executor.close()
             self.executor, self._named = executor_for(name, weights), (name, weights)
+            self.executor.prepare(self.store, {**self._known, **(inputs or {})}, self.progress)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether one thing is done after the other."""
+        return self.executor.at_once == 1
+
+    def each(self, work: Callable[[Steps, T], R], over: Sequence[T]) -> list[R]:
+        """``work`` of each of ``over``, which do not depend on each other: at once where the executor has room for it.
+
+        Args:
+            work: is given steps to run its own by; what these ``ran`` is put together in the order of ``over``.
+
+        Raises:
+            Exception: the first that ``work`` raised; if all are at work at once, after the others came to their end.
+        """
+        branches = [copy(self) for _ in over]
+        progress = self.progress if isinstance(self.progress, SharedProgress) else SharedProgress(self.progress)
+        for branch in branches:
+            branch.ran = []
+            branch.progress = self.progress if self.in_turn else progress
+        pairs = list(zip(branches, over, strict=True))
+        if self.in_turn:
+            done = [work(branch, one) for branch, one in pairs]
+        else:
+            done = all_at_once(lambda pair: work(*pair), pairs, self.executor.close)
+        self.ran += [ran for branch in branches for ran in branch.ran]
+        return done
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While this process itself computes: one thing at a time."""
+        with self._locks.held("this process"):
+            yield
 
     def close(self) -> None:
         """End what still runs."""
@@ -85,6 +132,11 @@ class Steps:
         """The result of one step; see ``run_all``."""
         return self.run_all([call])[0]
 
+    def run_both(self, one: Call[R], other: Call[S]) -> tuple[R, S]:
+        """The results of two steps that do not depend on each other; see ``run_all``."""
+        both: list[Any] = self.run_all([one, other])
+        return both[0], both[1]
+
     def run_all(self, calls: Sequence[Call[R]]) -> list[R]:
         """The results of steps that do not depend on each other.
 
@@ -92,15 +144,22 @@ class Steps:
             MtuError: as the steps do; what others of ``calls`` made is kept all the same.
         """
         names = [self._name(call) for call in calls]
-        found = {name: self.store.find(name) for name in names}
-        missing = {name: call for name, call in zip(names, calls, strict=True) if found[name] is None}
-        if missing:
-            for call in missing.values():
+        if missing := [call for name, call in zip(names, calls, strict=True) if self.store.find(name) is None]:
+            for call in missing:
                 self._verify_inputs(call.given)
             names = [self._name(call) for call in calls]  # an input that had to be made again may be another now
-            missing = {name: call for name, call in zip(names, calls, strict=True) if self.store.find(name) is None}
-            self.executor.run(self.store, [self._job(name, call) for name, call in missing.items()], self.progress)
-        return [self._result(name, call, name not in missing) for name, call in zip(names, calls, strict=True)]
+        made: set[str] = set()
+        if missing:
+            with self._locks.held(*set(names)):  # another thread may be making the same
+                jobs = {
+                    name: self._job(name, call)
+                    for name, call in zip(names, calls, strict=True)
+                    if self.store.find(name) is None
+                }
+                if jobs:
+                    self.executor.run(self.store, list(jobs.values()), self.progress)
+                made = set(jobs)
+        return [self._result(name, call, name not in made) for name, call in zip(names, calls, strict=True)]
 
     def place(self, path: Path, destination: Path) -> Path:
         """``path``, a file or folder of a result, copied to ``destination``, after every byte of it was verified."""
@@ -114,17 +173,23 @@ class Steps:
         """``path`` of a result, after all of that result was verified, and made again if it had been damaged."""
         name = self._entry_of(path)
         if name is not None and name not in self._intact:
-            call, entry = self._made[name]
-            try:
-                entry.verify()
-            except (Damaged, OSError):
-                self.store.remove(name)
-                self.progress.tell(f"{call.title}: what was kept is damaged, and is made again")
-                self._verify_inputs(call.given)
-                self.executor.run(self.store, [self._job(name, call)], self.progress)
-                self._result(name, call, cached=False)
-            self._intact.add(name)
+            with self._locks.held(name):
+                self._make_intact(name)
         return path
+
+    def _make_intact(self, name: str) -> None:
+        if name in self._intact:
+            return
+        call, entry = self._made[name]
+        try:
+            entry.verify()
+        except (Damaged, OSError):
+            self.store.remove(name)
+            self.progress.tell(f"{call.title}: what was kept is damaged, and is made again")
+            self._verify_inputs(call.given)
+            self.executor.run(self.store, [self._job(name, call)], self.progress)
+            self._result(name, call, cached=False)
+        self._intact.add(name)
 
     def release(self, *paths: Path) -> None:
         """These results are not needed any more, and are removed where nothing is to be kept."""

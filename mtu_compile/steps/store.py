@@ -85,6 +85,11 @@ class Store:
         self._alive.release()
         Path(self._alive.lock_file).unlink(missing_ok=True)
 
+    @property
+    def lease(self) -> Path:
+        """A file that is locked for as long as this store is open, by which others see whether its build lives."""
+        return Path(self._alive.lock_file)
+
     def folder(self, name: str) -> Path:
         """Where the entry called ``name`` is, if it is."""
         return self.root / "entries" / name

@@ -8,35 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mtu_compile.core.errors import ConfigError, MtuError, NotFiniteError
-from mtu_compile.core.progress import Advance, Progress
+from mtu_compile.core.progress import Progress
 from mtu_compile.steps import Steps, Store
 from mtu_compile.steps.executors import InThisProcess, executor_for
 from mtu_compile.steps.executors.in_processes import InProcesses
+from tests.steps.heard import Heard
 from tests.steps.some_steps import Marks, drawn, failed, killed, repeated, written
 
 ROOT = Path(__file__).parents[2]
-
-
-class Heard(Progress):
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[object] = []
-
-    @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
-        self.said.append((title, total))
-        yield self.said.append
-        self.said.append("end")
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +85,7 @@ from pathlib import Path
 from mtu_compile.core.progress import Progress
 from mtu_compile.steps import Steps, Store
 from mtu_compile.steps.executors.in_processes import InProcesses
+from tests.steps.heard import Heard
 from tests.steps.some_steps import Marks, awaited
 executor = InProcesses()
 try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mtu_compile.core.progress import Progress
 from mtu_compile.steps.perform import Job, perform_in
@@ -11,6 +12,11 @@ from mtu_compile.steps.store import Store
 
 class InThisProcess:
     """Runs jobs here and now."""
+
+    at_once = 1
+
+    def prepare(self, store: Store, inputs: Mapping[Path, str], progress: Progress) -> None:
+        """Whatever a step needs is here."""
 
     def run(self, store: Store, jobs: Sequence[Job], progress: Progress) -> None:
         for job in jobs:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,30 @@ from typing import Any
 from mtu_compile.core.errors import MtuError
 from mtu_compile.core.progress import Progress
 from mtu_compile.steps.events import EventLog, Told, Watching
+from mtu_compile.steps.executors.memory import KEPT, resident
 from mtu_compile.steps.perform import Job, perform
 from mtu_compile.steps.store import Store
 
-#: Bytes a process may keep of what its last step used; starting another one costs seconds of imports.
-KEPT = 1_500_000_000
 #: Seconds between two looks at whether the build is still there, and at what steps say.
 LOOK = 0.25
 
 
 class InProcesses:
-    """Runs jobs in processes of this machine.
+    """Runs jobs in a process of this machine, one after the other: each takes all its cores, and much of its memory."""
 
-    Args:
-        at_once: how many at the same time; each computes with as many threads as this process would.
-    """
+    at_once = 1
 
-    def __init__(self, at_once: int = 1) -> None:
-        self.at_once = at_once
+    def __init__(self) -> None:
         self._executor: Any = None
+
+    def prepare(self, store: Store, inputs: Mapping[Path, str], progress: Progress) -> None:
+        """Processes of this machine have what this one has."""
 
     def run(self, store: Store, jobs: Sequence[Job], progress: Progress) -> None:
         from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
         if self._executor is None:
-            self._executor = ProcessPoolExecutor(
-                max_workers=self.at_once, initializer=_end_with, initargs=(os.getpid(),)
-            )
+            self._executor = ProcessPoolExecutor(max_workers=1, initializer=_end_with, initargs=(os.getpid(),))
         try:
             with EventLog(store) as log, Watching(log, progress) as watching:
                 made = {self._executor.submit(perform_there, job, log.of(job.name)): job for job in jobs}
@@ -78,16 +75,7 @@ def _titles(jobs: Sequence[Job]) -> str:
 def perform_there(job: Job, events: Path) -> int:
     """``perform`` in this process; the bytes of memory it has now."""
     perform(job, Told(events))
-    return _resident()
-
-
-def _resident() -> int:
-    """Bytes of this process in memory, as Linux counts them; none where nobody says."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return KEPT + 1  # so that it is ended
+    return resident()
 
 
 def _end_with(parent: int) -> None:
