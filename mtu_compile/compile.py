@@ -110,9 +110,9 @@ class _Prepared:
 
     asked: _Asked
     given: _Given
-    dynamic: Path
     parts: Mapping[str, Path]
     planned: BuildPlan
+    unets: Mapping[str, Specialised]
     ran: Sequence[Ran]
 
 
@@ -142,7 +142,7 @@ def _load(options: BuildOptions, steps: Steps) -> _Given:
 
 
 def _prepare(asked: _Asked, given: _Given, steps: Steps) -> _Prepared:
-    """Export and plan: whatever is needed to refuse what will not fit."""
+    """Export, plan and specialise: whatever is needed to refuse what will not fit, or is not taken."""
     options, model, progress = asked.options, given.model, steps.progress
     steps.again()
     dynamic, parts = export(steps, model)
@@ -160,7 +160,9 @@ def _prepare(asked: _Asked, given: _Given, steps: Steps) -> _Prepared:
         )
         planned.require()
     progress.tell(planned.routing_in_words())
-    return _Prepared(asked, given, dynamic, parts, planned, steps.ran)
+    unets = specialise(steps, dynamic, model, asked.edits, routing=planned.routing)
+    require_importable(steps, asked.target, options.precision, unets, parts)
+    return _Prepared(asked, given, parts, planned, unets, steps.ran)
 
 
 def _build(ready: _Prepared, steps: Steps, *, last: bool) -> BuildResult | MtuError:
@@ -182,9 +184,7 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
     """The stages up to the engines in ``folder``."""
     options, target = ready.asked.options, ready.asked.target
     given, model = ready.given, ready.given.model
-    routing = ready.planned.routing
-    unets = specialise(steps, ready.dynamic, model, ready.asked.edits, routing=routing)
-    require_importable(steps, target, options.precision, unets, ready.parts)
+    routing, unets = ready.planned.routing, ready.unets
     recipe_of = {
         name: load.one_recipe({task.name: given.recipes[task.name] for task in unet.tasks.values()})
         for name, unet in unets.items()

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mtu_compile.core.errors import BundleError
+from mtu_compile.core.tensor_files import order_metadata
 
 FORMAT = "mtu-reference-1"
 
@@ -75,7 +76,7 @@ class Reference:
         return [every[i] for i in chosen]
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file."""
+        """Write one safetensors file; the same bytes for the same reference."""
         tensors: dict[str, NDArray[np.generic]] = {}
         described = []
         for i, one in enumerate(self.trajectories):
@@ -89,6 +90,7 @@ class Reference:
                     tensors[f"{i}.{key}"] = np.ascontiguousarray(picture)
         head = {"task": self.task, "steps": self.steps, "producer": self.producer}
         save_file(tensors, path, {"format": FORMAT, "head": json.dumps(head), "trajectories": json.dumps(described)})
+        order_metadata(path)
 
     @classmethod
     def load(cls, path: Path) -> Reference:

@@ -18,15 +18,25 @@ from mtu_compile.core.progress import Progress
 from mtu_compile.steps import Steps, Store
 from mtu_compile.steps.executors import cluster as of_clusters
 from mtu_compile.steps.executors.there import Expected
-from tests.steps.clusters import ROOT, DaskCluster, dask_cluster, free_port, until
+from tests.steps.clusters import ROOT, DaskCluster, DidNotStart, RayCluster, dask_cluster, free_port, ray_cluster, until
 from tests.steps.heard import Heard
 from tests.steps.some_steps import Marks, awaited, drawn, failed, killed, killed_once, repeated, written
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
-    with dask_cluster(tmp_path_factory.mktemp("dask")) as started:
-        yield started
+@pytest.fixture(scope="module", params=["dask", pytest.param("ray", marks=pytest.mark.heavy)])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DaskCluster | RayCluster]:
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "dask":
+        with dask_cluster(folder) as started:
+            yield started
+        return
+    try:
+        with ray_cluster(folder) as nodes:
+            yield nodes
+    except DidNotStart as error:
+        pytest.skip(f"no Ray cluster starts on this machine: {error}")
 
 
 @pytest.fixture
@@ -36,7 +46,7 @@ def marks(tmp_path: Path) -> Marks:
 
 
 @pytest.fixture
-def begin(cluster: DaskCluster, tmp_path: Path) -> Iterator[Callable[..., Steps]]:
+def begin(cluster: DaskCluster | RayCluster, tmp_path: Path) -> Iterator[Callable[..., Steps]]:
     """A build of a model of so many bytes; all end with the test."""
     with Store(tmp_path / "cache") as store:
         steps = Steps(store, Heard())
@@ -60,9 +70,7 @@ def test_results_progress_and_errors_are_those_of_this_process(
     begin: Callable[..., Steps], marks: Marks, tmp_path: Path
 ) -> None:
     steps = begin()
-    assert (
-        not steps.in_turn and "dask://127.0.0.1" in heard(steps).told[0] and heard(steps).told[0].count("worker") == 2
-    )
+    assert not steps.in_turn and "://127.0.0.1" in heard(steps).told[0] and heard(steps).told[0].count("worker") == 2
     text = steps.run(written.of("write", "ab", marks))
     found = steps.run_all([repeated.of(f"repeat {times}", text, times, marks) for times in (1, 2, 3)])
     assert [one["repeated"].file.read_text() for one in found] == ["ab", "abab", "ababab"]
@@ -80,7 +88,7 @@ def test_results_progress_and_errors_are_those_of_this_process(
 
 
 def test_a_worker_that_is_killed_costs_only_its_step(
-    cluster: DaskCluster, begin: Callable[..., Steps], marks: Marks
+    cluster: DaskCluster | RayCluster, begin: Callable[..., Steps], marks: Marks
 ) -> None:
     steps = begin()
 
@@ -88,15 +96,11 @@ def test_a_worker_that_is_killed_costs_only_its_step(
         if words != "kill":
             return steps.run(awaited.of(f"wait {words}", words, marks)).read_text()
         until(lambda: marks.count("awaited") == 2)  # at once
-        worker = parent(int(next(marks.folder.iterdir()).name.split("-")[1]))
-        next(one for one in cluster.processes if one.pid == worker).kill()
+        cluster.kill(parent(int(next(marks.folder.iterdir()).name.split("-")[1])))
         (marks.folder / "go").touch()
         return words
 
-    try:
-        assert steps.each(work, ["one", "kill", "two"]) == ["one", "kill", "two"]
-    finally:
-        cluster.worker()
+    assert steps.each(work, ["one", "kill", "two"]) == ["one", "kill", "two"]
     (said,) = heard(steps).warnings
     assert "was lost; wait " in said and "is run again by the worker of process" in said
     assert marks.count("awaited") == 3  # the other's went on
@@ -207,7 +211,7 @@ with Store(Path(sys.argv[1])) as store:
 
 
 def test_when_a_build_is_killed_its_steps_on_the_cluster_end(
-    cluster: DaskCluster, marks: Marks, tmp_path: Path, begin: Callable[..., Steps]
+    cluster: DaskCluster | RayCluster, marks: Marks, tmp_path: Path, begin: Callable[..., Steps]
 ) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "cache"), str(marks.folder), cluster.name]
     build = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)

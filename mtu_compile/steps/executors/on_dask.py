@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.errors import ConfigError, first_line
 from mtu_compile.steps.executors.cluster import ANSWER, Cluster, Left
 
 
@@ -28,7 +28,8 @@ class OnDask(Cluster):
             self._client = Client(f"tcp://{self.address}", timeout=ANSWER, set_as_default=False, name="mtu-compile")
         except (OSError, TimeoutError) as error:
             raise ConfigError(
-                f"no Dask scheduler answers at {self.address}", hint="start one with `dask scheduler`"
+                f"no Dask scheduler answers at {self.address}: {first_line(error)}",
+                hint="start one with `dask scheduler`",
             ) from error
 
     def close(self) -> None:

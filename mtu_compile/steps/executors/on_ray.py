@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.errors import ConfigError, first_line
 from mtu_compile.steps.executors.cluster import TRIES, Cluster, Left
 
 
@@ -26,7 +26,7 @@ class OnRay(Cluster):
             ray.init(str(self), logging_level="ERROR", log_to_driver=False)
         except (OSError, TimeoutError, RuntimeError) as error:
             raise ConfigError(
-                f"no Ray cluster answers at {self.address}",
+                f"no Ray cluster answers at {self.address}: {first_line(error)}",
                 hint="`ray start --head` starts one; the port is that of its client server, 10001 by default",
             ) from error
         self._left = False
