@@ -92,7 +92,8 @@ WORST = (EXIT_OTHER, EXIT_INPUT, EXIT_TOOLCHAIN, EXIT_USAGE, EXIT_ACCURACY)
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Where steps are run: here in this process, local in processes of their own, auto as suits the model's size.",
+    help="Where steps are run: here in this process, local in processes of their own, auto as suits the model's size; "
+    "or by a cluster whose workers see the cache and the model, dask://HOST:PORT or ray://HOST:PORT.",
 )
 @seed_option("Of everything random.")
 @click.option(
