@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import CheckerPass, LiftConstantsToInitializersPass
 
 from mtu_compile.core.errors import ModelError, PassError, first_line
+from mtu_compile.graph.tensors import check_content, check_place, is_external, tensors
 
 #: Weights larger than this are written beside the model. Protobuf ends at 2 GiB; much earlier, one file means holding
 #: all weights in memory twice to write them.
@@ -38,7 +38,23 @@ def load(path: Path) -> ir.Model:
 
 
 def from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
-    """``load`` of a graph that is in memory, whose external data lies in ``folder`` and was checked."""
+    """``load`` of a graph that is in memory, whose external data lies in ``folder`` and was checked.
+
+    Raises:
+        ModelError: its nodes, values or types are nonsense.
+    """
+    try:
+        return _from_proto(proto, folder)
+    except Exception as error:  # whatever onnx_ir raises of nonsense: SerdeError, TypeError, ValueError, IndexError, …
+        deepest: BaseException = error
+        while deepest.__cause__ is not None:
+            deepest = deepest.__cause__
+        raise ModelError(
+            f"the ONNX graph {proto.graph.name!r} is damaged: {first_line(deepest)}", hint="export the model again"
+        ) from error
+
+
+def _from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
     model: ir.Model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, folder.resolve())
     for value in model.graph.initializers.values():
@@ -73,37 +89,21 @@ def load_proto(path: Path) -> onnx.ModelProto:
     if not proto.graph.output:
         raise ModelError(f"{path} holds no graph", hint="export the model again")
     check_external_data(proto, path.parent)
+    for tensor in tensors(proto):
+        check_content(tensor)
     return proto
 
 
 def check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
     """Refuse external data that is missing, truncated, or reached outside ``folder`` by any way.
 
-    ``..``, absolute paths, and links (symbolic ones that leave the folder, and hard ones) are refused: a model file is
-    data from elsewhere and must not make us read other files of this machine.
+    Raises:
+        ModelError: see ``tensors.check_place``.
     """
     root = folder.resolve()
-    for tensor in _tensors(proto):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        if not location or _leaves_folder(location) or not (root / location).resolve().is_relative_to(root):
-            raise ModelError(
-                f"weight {tensor.name!r} lies outside the model's folder, at {location!r}",
-                hint="external data has to lie beside the model; export the model again",
-            )
-        file = root / location
-        if not file.is_file():
-            raise ModelError(f"{file} is missing: it holds weight {tensor.name!r}", hint="copy it beside the model")
-        if file.stat().st_nlink > 1:  # onnx and onnx_ir refuse to read it, too
-            raise ModelError(f"{file} is a hard link: it may be a file of another place", hint="make a copy of it")
-        try:
-            end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
-        except ValueError as error:
-            raise ModelError(f"weight {tensor.name!r} has no readable place in {file}") from error
-        if end > file.stat().st_size:
-            raise ModelError(f"{file} is truncated: it ends before weight {tensor.name!r}", hint="copy it again")
+    for tensor in tensors(proto):
+        if is_external(tensor):
+            check_place(tensor, root)
 
 
 def save(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_BYTES) -> Path:
@@ -145,8 +145,8 @@ def check(model: ir.Model, maker: str) -> None:
 
 def weight_files(proto: onnx.ModelProto) -> frozenset[str]:
     """Where external weights lie, relative to the model's folder."""
-    tensors = (tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)
-    return frozenset(entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location")
+    external = (tensor for tensor in tensors(proto) if is_external(tensor))
+    return frozenset(entry.value for tensor in external for entry in tensor.external_data if entry.key == "location")
 
 
 def disk_bytes(path: Path) -> int:
@@ -157,34 +157,5 @@ def disk_bytes(path: Path) -> int:
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initialisers."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-def _leaves_folder(location: str) -> bool:
-    posix, windows = PurePosixPath(location), PureWindowsPath(location)
-    return posix.is_absolute() or bool(windows.anchor) or ".." in posix.parts or ".." in windows.parts
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from _graph_tensors(proto.graph)
-    for function in proto.functions:
-        for node in function.node:
-            yield from _node_tensors(node)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        yield from _node_tensors(node)
-
-
-def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
-    for attribute in node.attribute:
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _graph_tensors(graph)
+    constants = (value.const_value for value in model.graph.initializers.values())
+    return sum(constant.nbytes for constant in constants if constant is not None)

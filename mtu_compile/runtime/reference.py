@@ -17,7 +17,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mtu_compile.core.errors import BundleError
+from mtu_compile.bundle.kinds import Seed, Steps, Text
+from mtu_compile.core.errors import BundleError, MtuError
+from mtu_compile.core.schema import conform, parse_json
 from mtu_compile.core.tensor_files import order_metadata
 
 FORMAT = "mtu-reference-1"
@@ -100,33 +102,84 @@ class Reference:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise BundleError(f"{path.name} is not a reference of this version")
+                head = conform(_Head, parse_json(metadata["head"]), "head")
+                described = conform(tuple[_Asked, ...], parse_json(metadata["trajectories"]), "trajectories")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            head, described = json.loads(metadata["head"]), json.loads(metadata["trajectories"])
             trajectories = tuple(_trajectory(tensors, i, one) for i, one in enumerate(described))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise BundleError(f"reference {path.name} cannot be read: {error}") from error
+        except BundleError:
+            raise
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, MtuError) as error:
+            # KeyError: a tensor is not there; TypeError: of a type that numpy has not
+            raise BundleError(
+                f"reference {path.name} cannot be read: {error}", hint="build the bundle again"
+            ) from error
         for name, array in tensors.items():
             if not np.isfinite(array).all():
                 raise BundleError(
                     f"reference {path.name} has NaN or Inf values in {name!r}", hint="build the bundle again"
                 )
-        return cls(trajectories=trajectories, **head)
+        return cls(head.task, head.steps, head.producer, trajectories)
 
 
-def _trajectory(tensors: Mapping[str, NDArray[np.float32]], i: int, described: Mapping[str, object]) -> Trajectory:
+@dataclass(frozen=True)
+class _Head:
+    """What a file says of itself."""
+
+    task: Text
+    steps: Steps
+    producer: Text
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked for in one trajectory."""
+
+    prompt: str
+    seed: Seed
+
+
+def _trajectory(tensors: Mapping[str, NDArray[np.generic]], i: int, asked: _Asked) -> Trajectory:
+    """One trajectory; ``KeyError`` or ``ValueError`` if its tensors are not there or do not fit each other."""
+    outputs = _tensor(tensors, f"{i}.output", (None, None, None, None, None))
+    steps = len(outputs)
     prefix = f"{i}.input."
-    names = [name[len(prefix) :] for name in tensors if name.startswith(prefix)]
-    steps = len(tensors[f"{i}.output"])
-    pictures = {key: Image.fromarray(tensors[f"{i}.{key}"]) for key in PICTURES if f"{i}.{key}" in tensors}
+    inputs = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+    if inputs["timestep"].ndim != 2 or inputs["timestep"].size == 0:
+        raise ValueError(f"{prefix}timestep is {list(inputs['timestep'].shape)}")
+    for name, array in inputs.items():
+        if array.ndim == 0 or len(array) != steps or array.dtype not in (np.float32, np.int64):
+            raise ValueError(f"{prefix}{name} is {array.dtype} {list(array.shape)}, and there are {steps} steps")
+    pictures = {key: _picture(tensors, f"{i}.{key}") for key in PICTURES if f"{i}.{key}" in tensors}
     return Trajectory(
-        prompt=str(described["prompt"]),
-        seed=int(str(described["seed"])),
+        prompt=asked.prompt,
+        seed=asked.seed,
         image=pictures.get("image"),
         mask=pictures.get("mask"),
-        inputs=[{name: tensors[prefix + name][step] for name in names} for step in range(steps)],
-        outputs=tensors[f"{i}.output"],
-        noise=tensors[f"{i}.noise"],
-        latents=tensors[f"{i}.latents"],
+        inputs=[{name: array[step] for name, array in inputs.items()} for step in range(steps)],
+        outputs=outputs,
+        noise=_tensor(tensors, f"{i}.noise", (1, None, None, None)),
+        latents=_tensor(tensors, f"{i}.latents", (1, None, None, None)),
         picture=pictures["picture"],
         target=pictures.get("target"),
     )
+
+
+def _tensor(
+    tensors: Mapping[str, NDArray[np.generic]], name: str, shape: tuple[int | None, ...]
+) -> NDArray[np.float32]:
+    """A float32 tensor of a shape, of which ``None`` is any size of at least 1."""
+    array = tensors[name]
+    fits = array.ndim == len(shape) and all(
+        size >= 1 and wanted in (None, size) for size, wanted in zip(array.shape, shape, strict=True)
+    )
+    if not fits or array.dtype != np.float32:
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+    return array  # type: ignore[return-value]
+
+
+def _picture(tensors: Mapping[str, NDArray[np.generic]], name: str) -> Image.Image:
+    """[H, W] or [H, W, 3] uint8 as a picture, grey or RGB."""
+    array = tensors[name]
+    if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,)) or array.ndim < 2 or array.size == 0:
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, and no picture")
+    return Image.fromarray(array)
