@@ -7,7 +7,7 @@ MODEL := examples/emoji/model
 DEMO := build/demo
 HERE := not slow and not gpu and not npu and not jetson
 
-.PHONY: help setup npu-compiler schema demo test test-all test-int8 test-slow interop lint format types imports check-all bench bench-peers eval ablation example claim routers clean
+.PHONY: help setup npu-compiler schema demo test test-all test-int8 test-slow fuzz interop lint format types imports check-all bench bench-peers eval ablation example claim routers clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,13 @@ test-int8: $(READY) ## run the tests of INT8 layers alone; with ONEDNN_MAX_CPU_I
 
 test-slow: $(READY) ## run the largest tests too (SD 1.5-sized graphs: 16 GB of memory)
 	$(BIN)/python -m pytest -m 'slow or not slow' -n 0
+
+# One process each, one after the other; what is learnt is kept in build/fuzz, and a fault ends its run with its input there.
+FUZZ ?= reference onnx archive manifest signature signed-manifest
+RUNS ?= 200000
+fuzz: $(READY) ## fuzz the readers of what comes from elsewhere for an hour or two (RUNS=inputs for each, FUZZ="names")
+	@for name in $(FUZZ); do mkdir -p build/fuzz/$$name; \
+		$(BIN)/python -m tests.fuzz $$name -runs=$(RUNS) -artifact_prefix=build/fuzz/$$name- build/fuzz/$$name || exit 1; done
 
 # optimum-intel wants an older transformers than this project, so it gets an environment of its own.
 interop: $(READY) ## open an example bundle with optimum-intel, in .venv-optimum

@@ -8,7 +8,7 @@ again and never loaded.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from mtu_compile import bundle
 from mtu_compile.board.machine import Board, probe
 from mtu_compile.bundle import BUILT, EngineRef, Manifest
+from mtu_compile.bundle.keys import PublicKey
 from mtu_compile.core import vendors
 from mtu_compile.core.amounts import readable
 from mtu_compile.core.claims import sweep_folder
@@ -81,7 +82,12 @@ class BoardBuildResult:
 
 
 def build_bundle(
-    path: Path, *, force: bool = False, ignore_memory: bool = False, progress: Progress | None = None
+    path: Path,
+    *,
+    force: bool = False,
+    ignore_memory: bool = False,
+    trusted: Sequence[PublicKey] | None = None,
+    progress: Progress | None = None,
 ) -> BoardBuildResult:
     """Build every engine of a bundle that is not built here yet.
 
@@ -89,10 +95,11 @@ def build_bundle(
         path: the bundle.
         force: build anew what is built, and what the bundle brings prebuilt.
         ignore_memory: go on where the estimate says that memory or disk are too small.
+        trusted: demand a signature by one of these keys before anything of the bundle is read.
         progress: told of every engine, and of the builder's steps.
 
     Raises:
-        BundleError: the bundle is damaged.
+        BundleError: the bundle is damaged, or not signed by anybody trusted.
         ToolchainMissing: the vendor's library, or what asks for its device, is not installed.
         TargetError: nothing of the bundle is built on a board; another device or an older library than it needs; too
             little memory or disk.
@@ -102,7 +109,7 @@ def build_bundle(
     progress = progress or Progress()
     root = path.resolve()
     with progress.stage("verify"):
-        manifest = bundle.read(root)
+        manifest = bundle.read(root, trusted=trusted)
     board = probe()
     notes = check_board(manifest, board)
     (root / BUILT).mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ does not have: no torch, no Polygraphy. Inputs and outputs of the float original
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mtu_compile import bundle, runtime
@@ -14,23 +15,31 @@ from mtu_compile.accuracy.calls import StepMetrics
 from mtu_compile.accuracy.recorded import calls_of, compare_recorded
 from mtu_compile.accuracy.threshold_file import judged_by, read_thresholds
 from mtu_compile.accuracy.verdict import CheckResult, check_task
+from mtu_compile.bundle.keys import PublicKey
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Progress
 from mtu_compile.runtime import proven
 from mtu_compile.runtime.reference import Reference
 
 
-def check_bundle(path: Path, *, thresholds: Path | None = None, progress: Progress | None = None) -> CheckResult:
+def check_bundle(
+    path: Path,
+    *,
+    thresholds: Path | None = None,
+    trusted: Sequence[PublicKey] | None = None,
+    progress: Progress | None = None,
+) -> CheckResult:
     """Run every task's engine on this machine's device, on what the float original was recorded with.
 
     Args:
         path: the bundle's folder.
         thresholds: file of thresholds to judge by instead of those the bundle carries.
+        trusted: demand a signature by one of these keys before anything of the bundle is read.
         progress: told of every stage.
 
     Raises:
         ConfigError: ``thresholds`` is no file of thresholds for this bundle.
-        BundleError: the bundle is damaged, or carries no reference for a task.
+        BundleError: the bundle is damaged, not signed by anybody trusted, or carries no reference for a task.
         ToolchainMissing, TargetError: an engine is not built, or cannot be opened or run here.
         AccuracyError: outputs are missing, of another shape, or not finite; a merely inaccurate engine is a failure in
             the result.
@@ -38,7 +47,7 @@ def check_bundle(path: Path, *, thresholds: Path | None = None, progress: Progre
     progress = progress or Progress()
     given = None if thresholds is None else read_thresholds(thresholds)
     with progress.stage("verify"):
-        loaded = runtime.load(path, warn=False)
+        loaded = runtime.load(path, warn=False, trusted=trusted)
     manifest = judged_by(loaded.manifest, given, thresholds)
     verdicts = {}
     with loaded:

@@ -58,6 +58,13 @@ def read(path: Path | str, verify: bool = True, trusted: Sequence[PublicKey] | N
     return manifest
 
 
+def read_to_sign(path: Path) -> Manifest:
+    """``read`` of a bundle that is to be signed: a signature of what it was before may lie there."""
+    manifest = parse(read_small(path / MANIFEST, MANIFEST, MOST_MANIFEST_BYTES))
+    verify_files(path, manifest)
+    return manifest
+
+
 def parse(content: bytes, verify: bool = True) -> Manifest:
     """What the bytes of a manifest say, which were not found to be anybody's yet; raises as ``read``."""
     if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_VALUES:

@@ -25,6 +25,11 @@ COMMANDS = {
     "board": "board",
     "deploy": "deploy",
     "boards": "boards",
+    "key": "key",
+    "sign": "sign",
+    "verify": "verify",
+    "pack": "pack",
+    "unpack": "unpack",
     "targets": "targets",
     "cache": "cache",
     "upcycle": "upcycle",
@@ -105,7 +110,12 @@ def main() -> None:
 
 
 def _fail(message: str, hint: str | None, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {_harmless(message)}", err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {_harmless(hint)}", err=True)
     sys.exit(code)
+
+
+def _harmless(text: str) -> str:
+    """``text`` without what a terminal obeys or cannot show: messages quote files that somebody else wrote."""
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)

@@ -10,7 +10,7 @@ import click
 
 from mtu_compile.cli.check import conclude
 from mtu_compile.cli.console import ConsoleProgress, table
-from mtu_compile.cli.options import json_option, quiet_option, thresholds_option
+from mtu_compile.cli.options import json_option, quiet_option, thresholds_option, trust_option, trusted_keys
 from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import TargetError
 
@@ -78,14 +78,16 @@ def info(bundle: Path | None, as_json: bool) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Build again what is built.")
 @click.option("--ignore-memory", is_flag=True, help="Try although the estimate says that memory or disk are too small.")
+@trust_option
 @json_option
 @quiet_option
-def build(bundle: Path, force: bool, ignore_memory: bool, as_json: bool, quiet: bool) -> None:
+def build(bundle: Path, force: bool, ignore_memory: bool, trust: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
     """Build the engines of BUNDLE that only this device can build; an interrupted build goes on where it stopped."""
     from mtu_compile.board import build_bundle
 
     progress = ConsoleProgress(quiet or as_json)
-    result = build_bundle(bundle, force=force, ignore_memory=ignore_memory, progress=progress)
+    trusted = trusted_keys(trust)
+    result = build_bundle(bundle, force=force, ignore_memory=ignore_memory, trusted=trusted, progress=progress)
     for note in () if quiet else result.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:
@@ -106,11 +108,13 @@ def build(bundle: Path, force: bool, ignore_memory: bool, as_json: bool, quiet: 
 @command.command("check")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @thresholds_option
+@trust_option
 @json_option
 @quiet_option
-def check(bundle: Path, thresholds: Path | None, as_json: bool, quiet: bool) -> None:
+def check(bundle: Path, thresholds: Path | None, trust: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
     """Run BUNDLE's engines on this device and compare them with the recorded float original; below, exit 3."""
     from mtu_compile.board import check_bundle
 
-    result = check_bundle(bundle, thresholds=thresholds, progress=ConsoleProgress(quiet or as_json))
+    progress, trusted = ConsoleProgress(quiet or as_json), trusted_keys(trust)
+    result = check_bundle(bundle, thresholds=thresholds, trusted=trusted, progress=progress)
     conclude(result, "board check", bundle, as_json=as_json, quiet=quiet)

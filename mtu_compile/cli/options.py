@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -13,6 +13,9 @@ from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.fit import FITS
 from mtu_compile.core.routing import RoutingChoice
 from mtu_compile.core.seeds import MAX_SEED
+
+if TYPE_CHECKING:
+    from mtu_compile.bundle.keys import PublicKey
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -33,6 +36,24 @@ thresholds_option = click.option(
     metavar="FILE",
     help="Judge by the thresholds of this file, not the model's own (docs/accuracy.md).",
 )
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Demand a signature by one of the public keys in FILE, before anything else is done; may be repeated.",
+)
+
+
+def trusted_keys(files: tuple[Path, ...]) -> tuple[PublicKey, ...] | None:
+    """The keys that ``--trust`` names; ``None`` without it, which asks for no signature."""
+    if not files:
+        return None
+    from mtu_compile.bundle.keys import read_trusted
+
+    return read_trusted(files)
+
+
 model_argument = click.argument("model", required=False, type=click.Path(path_type=Path))
 task_option = click.option("--task", "tasks", multiple=True, help="Only this task; may be repeated.")
 as_task_option = click.option(

@@ -11,7 +11,16 @@ import click
 from click.core import ParameterSource
 
 from mtu_compile.cli.console import ConsoleProgress
-from mtu_compile.cli.options import Offset, Size, json_option, quiet_option, scheduler_option, seed_option
+from mtu_compile.cli.options import (
+    Offset,
+    Size,
+    json_option,
+    quiet_option,
+    scheduler_option,
+    seed_option,
+    trust_option,
+    trusted_keys,
+)
 from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.fit import FITS, Fit
 
@@ -21,7 +30,7 @@ if TYPE_CHECKING:
     from mtu_compile.runtime.masks import MaskMode
 
 #: What goes with ``--batch``; all else is in its file.
-_OF_A_BATCH = frozenset({"bundle", "batch", "most_samples", "output", "as_json", "quiet"})
+_OF_A_BATCH = frozenset({"bundle", "batch", "most_samples", "output", "trust", "as_json", "quiet"})
 
 
 @click.command("run")
@@ -76,6 +85,7 @@ _OF_A_BATCH = frozenset({"bundle", "batch", "most_samples", "output", "as_json",
     type=click.Path(path_type=Path),
     help="Picture to write (.png, .jpg); with --batch, folder for them.",
 )
+@trust_option
 @json_option
 @quiet_option
 @click.pass_context
@@ -100,13 +110,14 @@ def command(
     batch: Path | None,
     most_samples: int | None,
     output: Path,
+    trust: tuple[Path, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Make one picture with BUNDLE, or all that a file asks for."""
     if batch is not None:
         _only_of_a_batch(context)
-        _run_batch(bundle, batch, most_samples, output, as_json=as_json, quiet=quiet)
+        _run_batch(bundle, batch, most_samples, output, trust=trust, as_json=as_json, quiet=quiet)
         return
     if most_samples is not None:
         raise ConfigError("--most-samples is for --batch", hint="a single picture has a UNet call for all its samples")
@@ -116,9 +127,10 @@ def command(
     from mtu_compile.runtime import images
 
     images.check_writable(output)
+    trusted = trusted_keys(trust)
     progress = ConsoleProgress(quiet or as_json)
     with progress.stage("load and verify"):
-        loaded = runtime.load(bundle)
+        loaded = runtime.load(bundle, trusted=trusted)
     source = None if image is None else images.open_image(image)
     painted = None if mask is None else images.open_mask(mask)
     began = time.monotonic()
@@ -150,7 +162,16 @@ def command(
         click.echo(str(output))
 
 
-def _run_batch(bundle: Path, file: Path, most_samples: int | None, output: Path, *, as_json: bool, quiet: bool) -> None:
+def _run_batch(
+    bundle: Path,
+    file: Path,
+    most_samples: int | None,
+    output: Path,
+    *,
+    trust: tuple[Path, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Make the pictures that ``file`` asks for, in the folder ``output``."""
     from mtu_compile import runtime
     from mtu_compile.runtime import images
@@ -166,7 +187,7 @@ def _run_batch(bundle: Path, file: Path, most_samples: int | None, output: Path,
         images.check_writable(path)
     progress = ConsoleProgress(quiet or as_json)
     with progress.stage("load and verify"):
-        loaded = runtime.load(bundle)
+        loaded = runtime.load(bundle, trusted=trusted_keys(trust))
     began, done_before, said = time.monotonic(), 0, set[str]()
     with progress.stage(f"{len(requests)} pictures", loaded.batch_calls(requests)) as advance:
 

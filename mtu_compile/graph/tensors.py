@@ -12,6 +12,8 @@ import onnx_ir as ir
 from mtu_compile.core.errors import ModelError
 
 _AGAIN = "export the model again"
+#: What says where an external constant lies. There is ``basepath``, too, which libraries set themselves.
+_ENTRIES = frozenset({"location", "offset", "length", "checksum"})
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -47,8 +49,10 @@ def check_place(tensor: onnx.TensorProto, root: Path) -> None:
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    if len(entries) != len(tensor.external_data):
-        raise ModelError(f"weight {tensor.name!r} has two places", hint=_AGAIN)
+    if not all(isinstance(word, str) for item in entries.items() for word in item):  # protobuf leaves what is no UTF-8
+        raise ModelError(f"weight {tensor.name!r} has no readable place", hint=_AGAIN)
+    if len(entries) != len(tensor.external_data) or not entries.keys() <= _ENTRIES:
+        raise ModelError(f"weight {tensor.name!r} has two places, or one that no exporter writes", hint=_AGAIN)
     if not location or _leaves_folder(location) or not (root / location).resolve().is_relative_to(root):
         raise ModelError(
             f"weight {tensor.name!r} lies outside the model's folder, at {location!r}",
@@ -82,7 +86,8 @@ def byte_count(tensor: onnx.TensorProto) -> int:
     """Bytes that a constant's shape takes; ``ValueError`` or ``TypeError`` for a type or shape that has none."""
     if any(size < 0 for size in tensor.dims):
         raise ValueError(f"its shape is {list(tensor.dims)}")
-    return -(-math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth // 8)
+    bits: int = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
+    return -(-bits // 8)
 
 
 def _leaves_folder(location: str) -> bool:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mtu_compile import bundle
 from mtu_compile.bundle import Manifest, TaskEntry
+from mtu_compile.bundle.keys import PublicKey
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.notices import Notice
 from mtu_compile.core.sizes import Offset, Size
@@ -52,7 +53,14 @@ class Result:
     notices: tuple[Notice, ...] = ()
 
 
-def load(path: Path | str, verify: bool = True, *, opener: Opener | None = None, warn: bool = True) -> Runtime:
+def load(
+    path: Path | str,
+    verify: bool = True,
+    *,
+    opener: Opener | None = None,
+    warn: bool = True,
+    trusted: Sequence[PublicKey] | None = None,
+) -> Runtime:
     """A bundle, ready to run.
 
     Args:
@@ -60,13 +68,14 @@ def load(path: Path | str, verify: bool = True, *, opener: Opener | None = None,
         verify: compare every file with its hash first.
         opener: opens the bundle's networks; as the bundle says if not given.
         warn: log a warning if the bundle was not proven at this CPU's instruction set.
+        trusted: demand a signature by one of these keys (``bundle.keys.read_trusted``) before anything of it is read.
 
     Raises:
-        BundleError: the bundle is not whole, or not as it was built.
+        BundleError: the bundle is not whole, or not as it was built; or not signed by anybody trusted.
     """
     # Engines are opened later: a link that is switched to another version meanwhile must not lead to its files.
     root = Path(path).resolve()
-    manifest = bundle.read(root, verify=verify)
+    manifest = bundle.read(root, verify=verify, trusted=trusted)
     if warn and (message := proven.warning(root, manifest)):
         _log.warning(message)
     return Runtime(root, manifest, opener)

@@ -1,7 +1,7 @@
 """Fuzz one reader: ``python -m tests.fuzz NAME [options of libFuzzer] [folder for what it learns]``.
 
-An input that is a fault is written where libFuzzer is told (``-artifact_prefix=``), and the exit code is not 0. The last
-line says how many inputs there were, and how many of them were taken.
+An input that is a fault is written where libFuzzer is told (``-artifact_prefix=``), and the exit code is not 0. The
+last line says how many inputs there were, and how many of them were taken.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Archives(Harness):
             raise Wrong("it wrote outside its folder")
 
 
-class _closing:  # noqa: N801 - stands in for a function
+class _closing:
     """``archive._closing`` for files in memory."""
 
     def __init__(self, out: BinaryIO) -> None:
