@@ -70,7 +70,7 @@ def parse(content: bytes, verify: bool = True) -> Manifest:
     if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_VALUES:
         raise BundleError(f"{MANIFEST} has more than {_MOST_VALUES} values, which no manifest has", hint=GET_AGAIN)
     try:
-        raw = parse_json(content.decode())
+        raw = parse_json(content.decode(), strict_keys=True)
     except ValueError as error:
         raise BundleError(f"{MANIFEST} is not JSON: {error}", hint=GET_AGAIN) from error
     if not isinstance(raw, dict):

@@ -136,7 +136,7 @@ def parse(manifest: bytes, signature: bytes) -> _Record:
         BundleError: it is not in its one and only form, or of another manifest.
     """
     try:
-        raw: Any = parse_json(signature.decode())
+        raw: Any = parse_json(signature.decode(), strict_keys=True)
         record = conform(_Record, raw)
     except Mismatch as mismatch:
         raise mismatch.at(SIGNATURE, error=BundleError, hint=_SIGN) from mismatch

@@ -141,10 +141,15 @@ def read_json(
         raise error(f"{path} is not JSON: {problem}", hint=hint) from problem
 
 
-def parse_json(text: str, *, infinities: bool = False) -> Any:
-    """``json.loads`` without what JSON does not have (``NaN``, ``Infinity``) and not too deep; ``ValueError`` else."""
+def parse_json(text: str, *, infinities: bool = False, strict_keys: bool = False) -> Any:
+    """``json.loads`` without what JSON does not have (``NaN``, ``Infinity``) and not too deep; ``ValueError`` else.
+
+    With ``strict_keys``, a key that is there twice, of which readers take one or the other, is refused, and so is one
+    with letters that do not print.
+    """
+    pairs = _strict_object if strict_keys else None
     try:
-        value = json.loads(text, parse_constant=_infinity if infinities else _refuse_constant)
+        value = json.loads(text, parse_constant=_infinity if infinities else _refuse_constant, object_pairs_hook=pairs)
     except RecursionError as deep:
         raise ValueError(f"it has more than {DEEPEST} levels") from deep
     level, depth = [value], 1
@@ -153,6 +158,17 @@ def parse_json(text: str, *, infinities: bool = False) -> Any:
         if depth > DEEPEST:
             raise ValueError(f"it has more than {DEEPEST} levels")
     return value
+
+
+def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {show(twice)} is there twice")
+    if odd := next((key for key in found if not key.isprintable()), None):
+        raise ValueError(f"the key {odd[:60]!a} has letters that do not print")
+    return found
 
 
 def _infinity(name: str) -> float:

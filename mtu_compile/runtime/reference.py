@@ -102,8 +102,10 @@ class Reference:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise BundleError(f"{path.name} is not a reference of this version")
-                head = conform(_Head, parse_json(metadata["head"]), "head")
-                described = conform(tuple[_Asked, ...], parse_json(metadata["trajectories"]), "trajectories")
+                head = conform(_Head, parse_json(metadata["head"], strict_keys=True), "head")
+                described = conform(
+                    tuple[_Asked, ...], parse_json(metadata["trajectories"], strict_keys=True), "trajectories"
+                )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             trajectories = tuple(_trajectory(tensors, i, one) for i, one in enumerate(described))
         except BundleError:

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from mtu_compile import bundle
 from mtu_compile.board import check_bundle
+from mtu_compile.bundle import keys, signature
 from mtu_compile.cli.board import command
 from mtu_compile.core.errors import AccuracyError, BundleError, TargetError
 
@@ -121,3 +122,15 @@ def test_networks_that_are_not_built_are_not_replaced_by_others(checked: Path) -
     bundle.write(checked, replace(manifest, tasks=tasks))
     with pytest.raises(TargetError):
         check_bundle(checked)
+
+
+def test_a_board_runs_only_what_is_signed_by_whom_it_trusts(checked: Path, tmp_path: Path) -> None:
+    key = keys.new_private()
+    keys.write_pair(tmp_path / "key", key)
+    trust = ("--trust", tmp_path / "key.pub")
+    assert "is not signed" in str(run(checked, *trust).exception)
+    signature.sign(checked, key, release=1)
+    assert run(checked, *trust).exit_code == 0
+    spoil(checked, "unet/model.onnx", "w_out", 1.0)  # writes the manifest anew, as somebody without the key can
+    assert run(checked).exit_code == 0
+    assert isinstance(refused := run(checked, *trust).exception, BundleError) and "is not signed" in refused.message

@@ -1,4 +1,4 @@
-"""``key``, ``sign``, ``verify``, ``pack`` and ``unpack``, and commands that demand a signature, as a user types them."""
+"""``key``, ``sign``, ``verify``, ``pack`` and ``unpack``, and commands that demand a signature, as users type them."""
 
 from __future__ import annotations
 
