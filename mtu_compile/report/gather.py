@@ -17,8 +17,10 @@ from mtu_compile.accuracy.task_metrics import PictureMetrics
 from mtu_compile.accuracy.verdict import CheckResult, TaskCheck
 from mtu_compile.bundle import contents
 from mtu_compile.bundle.quantisation import CalibrationRecord, MixedRecord
+from mtu_compile.core.amounts import readable
 from mtu_compile.core.progress import Progress
 from mtu_compile.core.version import __version__
+from mtu_compile.deploy import figures
 from mtu_compile.report.data import Fact, Network, PicturePair, Report, TaskReport
 from mtu_compile.report.metrics import label, metric_lines
 from mtu_compile.report.routing import compare_forms
@@ -60,7 +62,7 @@ def gather(path: Path, *, clip: Path | None = None, progress: Progress | None = 
             networks=networks,
             other_files=_other_files(path, manifest, networks),
             ranges=shared_scales(bundle_ranges(manifest)),
-            facts=tuple(_facts(manifest, check, target.spec.device)),
+            facts=tuple(_facts(path, manifest, check, target.spec.device)),
             commands=tuple(_commands(path, manifest)),
             forms=compare_forms(path, manifest, networks),
         )
@@ -144,7 +146,25 @@ def _other_files(path: Path, manifest: bundle.Manifest, networks: tuple[Network,
     return sizes
 
 
-def _facts(manifest: bundle.Manifest, check: CheckResult, device: str) -> Iterator[Fact]:
+def _board_facts(board: figures.BoardFigures) -> Iterator[Fact]:
+    """What one board measured when the bundle was deployed to it."""
+    facts, tasks = board.facts, board.measured["tasks"]
+    what = ", ".join(str(facts[key]) for key in ("model", "cpu", "system") if facts.get(key))
+    drivers = [f"{key} {facts[key]}" for key in ("jetpack", "nvidia_driver", "npu_driver") if facts.get(key)]
+    versions = ", ".join([*drivers, *(f"{name} {version}" for name, version in board.versions.items())])
+    where = f"on {board.name} ({what}; {versions}), told {board.at}"
+    steps = ", ".join(f"{name} {timing['step_ms']:.1f} ms" for name, timing in tasks.items())
+    images = ", ".join(f"{name} {timing['image_s']:.2f} s" for name, timing in tasks.items())
+    devices = "; ".join(dict.fromkeys(str(timing["device"]) for timing in tasks.values()))
+    yield Fact(f"a UNet call on {board.name}: {steps}; a picture: {images}", f"{where}; ran on {devices}", "measured")
+    if (peak := board.measured["peak_bytes"]) is not None:
+        yield Fact(f"memory on {board.name}: {readable(peak)}", f"{where}; most the check had resident", "measured")
+    worst = ", ".join(f"{name} {task['worst_sqnr_db']} dB" for name, task in board.accuracy["tasks"].items())
+    verdict = "every task passes" if board.passed else "below a threshold"
+    yield Fact(f"accuracy on {board.name}: {verdict}; worst UNet call of {worst}", where, "measured")
+
+
+def _facts(path: Path, manifest: bundle.Manifest, check: CheckResult, device: str) -> Iterator[Fact]:
     """What is said of several tasks in the same words is one fact."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for topic, name, how, kind in (*_accuracy_facts(manifest, check), *_build_facts(manifest)):
@@ -164,7 +184,11 @@ def _facts(manifest: bundle.Manifest, check: CheckResult, device: str) -> Iterat
     ]
     if estimates:
         yield Fact("latency of the networks", f"the toolchain's own figure: {estimates[0]}", "estimate")
-    yield Fact(f"latency on {device}", "a report times nothing", "not measured")
+    boards = figures.read(path)
+    for one in boards:
+        yield from _board_facts(one)
+    if not boards:
+        yield Fact(f"latency on {device}", "a report times nothing, and no board has", "not measured")
     if (plan := manifest.provenance.plan) is not None:
         yield Fact(f"memory on {device}", plan.method, "estimate")
 

@@ -60,6 +60,7 @@ class Host:
     folder: Path
     cable: str
     environment: dict[str, str] = field(default_factory=dict)
+    more: tuple[str, ...] = ()
     _server: subprocess.Popen[bytes] | None = None
 
     @property
@@ -70,8 +71,9 @@ class Host:
         """Switch it on."""
         config = self.folder / "sshd_config"
         setenv = "".join(f'SetEnv {key}="{value}"\n' for key, value in self.environment.items())
+        listen = "".join(f"ListenAddress {one}\n" for one in (self.address, *self.more))
         config.write_text(
-            f"ListenAddress {self.address}\nHostKey {self.folder}/host_key\nPidFile none\nUsePAM no\nStrictModes no\n"
+            f"{listen}HostKey {self.folder}/host_key\nPidFile none\nUsePAM no\nStrictModes no\n"
             f"AuthorizedKeysFile {self.folder}/authorized_keys\nPermitRootLogin yes\nPasswordAuthentication no\n"
             f"Subsystem sftp internal-sftp\nMaxSessions 50\nMaxStartups 100\nUseDNS no\n{setenv}"
         )
@@ -90,6 +92,12 @@ class Host:
                     return
             time.sleep(0.05)
         raise AssertionError((self.folder / "sshd.log").read_text())
+
+    @property
+    def server(self) -> int:
+        """The process that listens."""
+        assert self._server is not None
+        return self._server.pid
 
     def processes(self) -> list[int]:
         """All that runs in it."""
@@ -117,6 +125,11 @@ class Host:
     def set_environment(self, **environment: str) -> None:
         """What every login finds in its environment, from the next login on."""
         self.environment = environment
+        self.reboot()
+
+    def listen_on(self, address: str) -> None:
+        """Answer at another address, too."""
+        self.more = (address,)
         self.reboot()
 
     def pull_cable(self) -> None:
