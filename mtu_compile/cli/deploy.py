@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -18,8 +19,9 @@ from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import MtuError
 
 if TYPE_CHECKING:
-    from mtu_compile.deploy.deployment import Outcome
+    from mtu_compile.deploy.deployment import Options, Outcome, Package
     from mtu_compile.deploy.fleet import FleetResult
+    from mtu_compile.deploy.inventory import Inventory, Place
 
 
 @click.command("deploy")
@@ -59,31 +61,27 @@ def command(
 ) -> None:
     """Take BUNDLE to boards over SSH, prove it there, and with --activate switch to it.
 
-    Each board is left running the new bundle, proven on its own device, or the one it had. What was measured on a board
-    is kept beside the bundle, and shown by `mtu-compile report`.
+    BUNDLE is a folder, or the single file that `mtu-compile pack` makes. Each board is left running the new bundle,
+    proven on its own device, or the one it had. What was measured on a board is kept beside the bundle, and shown by
+    `mtu-compile report`.
 
     The exit code is that of the board that failed first: 3 below an accuracy threshold there, 4 a toolchain is missing
     there, 5 the bundle was refused, 1 not reached or anything else.
     """
     boards = boards_of(destinations, inventory, only, labels, parallel, root, canary)
-    from mtu_compile.deploy import deployment, figures, fleet
+    from mtu_compile.deploy import deployment
     from mtu_compile.deploy.connection import load
 
     load()
     progress = ConsoleProgress(quiet or as_json)
     options = deployment.Options(activate, dry_run, unsigned, recheck, silence, retries)
-    with progress.stage("verify the bundle"):
-        package = deployment.Package.read(bundle)
-
-    watch = _Lines(progress)
-
-    async def one(name: str, place: Any) -> Outcome:
-        outcome = await deployment.deploy(name, place, package, options, watch)
-        if outcome.figures is not None:
-            figures.record(package.path, name, outcome.figures)
-        return outcome
-
-    result = asyncio.run(fleet.run(boards, one, keep_going=keep_going))
+    kept = bundle.with_name(f"{bundle.name}.boards") if bundle.is_file() else None
+    with contextlib.ExitStack() as stack:
+        if kept is not None:
+            bundle = _unpacked(bundle, stack, progress)
+        with progress.stage("verify the bundle"):
+            package = deployment.Package.read(bundle)
+        result = _run(boards, package, options, kept, keep_going, progress)
     if as_json:
         click.echo(json.dumps({"boards": {name: _to_json(one) for name, one in result.outcomes.items()}}, indent=2))
     elif dry_run:
@@ -93,6 +91,39 @@ def command(
     _print_errors(result)
     if result.exit_code:
         sys.exit(result.exit_code)
+
+
+def _unpacked(archive: Path, stack: contextlib.ExitStack, progress: ConsoleProgress) -> Path:
+    """The bundle in an archive, in a folder that is removed with ``stack``."""
+    from mtu_compile.bundle.archive import unpack
+    from mtu_compile.core.atomic import scratch
+
+    folder = stack.enter_context(scratch("mtu-compile-deploy")) / "bundle"
+    with progress.stage("unpack the bundle"):
+        unpack(archive, folder)
+    return folder
+
+
+def _run(
+    boards: Inventory,
+    package: Package,
+    options: Options,
+    kept: Path | None,
+    keep_going: bool,
+    progress: ConsoleProgress,
+) -> FleetResult:
+    """Deploy to every board; what it measured is kept beside the bundle, or in the folder ``kept``."""
+    from mtu_compile.deploy import deployment, figures, fleet
+
+    watch = _Lines(progress)
+
+    async def one(name: str, place: Place) -> Outcome:
+        outcome = await deployment.deploy(name, place, package, options, watch)
+        if outcome.figures is not None:
+            figures.record(package.path, name, outcome.figures, folder=kept)
+        return outcome
+
+    return asyncio.run(fleet.run(boards, one, keep_going=keep_going))
 
 
 class _Lines:

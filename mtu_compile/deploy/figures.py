@@ -46,9 +46,16 @@ class BoardFigures:
         return bool(self.accuracy["passed"])
 
 
-def record(root: Path, name: str, figures: Mapping[str, Any]) -> Path:
-    """Keep what a board measured of the bundle ``root``, in the place of what it measured before."""
-    folder = root / FOLDER
+def record(root: Path, name: str, figures: Mapping[str, Any], *, folder: Path | None = None) -> Path:
+    """Keep what a board measured of the bundle ``root``, in the place of what it measured before.
+
+    Args:
+        root: the bundle.
+        name: of the board.
+        figures: ``board.prove.check``'s, with ``facts``.
+        folder: keep it there instead of beside the bundle.
+    """
+    folder = folder or root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     body = {
         "format": FORMAT,
