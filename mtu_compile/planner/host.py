@@ -25,6 +25,9 @@ from mtu_compile.core.tasks import Task
 LIBRARIES = 1_400_000_000
 #: How often the weights of one task's UNet, in float32, are held at the worst moment (measured: 3.1).
 WEIGHTS = 3.5
+#: How often those of the other networks are held while these are exported, beside the UNet's once: that is the worst
+#: moment where text encoders are large and the UNet is not.
+OTHERS = 3.0
 #: How often the largest attention's scores are: the product, its softmax, and what NNCF keeps (measured: 2.2).
 SCORES = 2.5
 #: Feature maps of full size that are alive at once, in UNet and autoencoder: a residual block's, and a copy.
@@ -102,6 +105,7 @@ def plan_host(
     tasks: Sequence[Task],
     picture: tuple[int, int],
     weights: int,
+    others: int = 0,
     *,
     memory: int | None = None,
 ) -> HostPlan:
@@ -112,6 +116,7 @@ def plan_host(
         tasks: what is built.
         picture: height and width in pixels.
         weights: numbers in the UNet of one task.
+        others: numbers in all text encoders and the autoencoder.
         memory: bytes the build may use, instead of what this machine has.
     """
     available = host_memory() if memory is None else memory
@@ -124,7 +129,7 @@ def plan_host(
         return HostPlan(
             f"{width}x{height}",
             LIBRARIES,
-            int(WEIGHTS * 4 * weights),
+            int(4 * max(WEIGHTS * weights, weights + OTHERS * others)),
             int(SCORES * max((4 * batch * one for one in _scores(unet, vae, latent)), default=0)),
             int(FEATURES * 4 * max(maps, vae["block_out_channels"][0] * height * width)),
             available,

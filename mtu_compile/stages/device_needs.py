@@ -47,7 +47,7 @@ def device_needs(
     """
     unet = Unet(dynamic, {task.name: task_context(model, task) for task in model.tasks})
     planned = survey(target, precision, unet, parts, routing=routing, memory=memory)
-    return replace(planned, host=with_time(host, precision, workload, unet, planned.routing))
+    return replace(planned, host=with_time(host, precision, workload, model, unet, planned.routing))
 
 
 def require_importable(

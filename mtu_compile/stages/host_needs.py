@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from calibration.mixed import Effort
 from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.routing import Routing
-from mtu_compile.planner.host import WEIGHTS, HostPlan, plan_host, rough_seconds
+from mtu_compile.planner.host import HostPlan, plan_host, rough_seconds
 from mtu_compile.planner.unet import Unet
 from mtu_compile.stages.job import Model, Workload
 from targets.base import Precision
@@ -26,21 +27,25 @@ _CHOSEN, _ESTIMATED = 3, 3
 def host_needs(model: Model, memory: int | None) -> HostPlan:
     """The memory a build needs of this machine, before anything is exported; ``memory`` bytes are what it may use."""
     pipeline = model.pipeline
-    weights = sum(parameter.numel() for parameter in pipeline.unet.parameters())
-    return plan_host(
-        dict(pipeline.unet.config), dict(pipeline.vae.config), model.tasks, model.size, weights, memory=memory
-    )
+    others = sum(map(_numbers, (pipeline.vae, *(encoder for _, encoder in pipeline.texts.branches()))))
+    configs = dict(pipeline.unet.config), dict(pipeline.vae.config)
+    return plan_host(*configs, model.tasks, model.size, _numbers(pipeline.unet), others, memory=memory)
+
+
+def _numbers(network: Any) -> int:
+    """Weights of a torch module."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def with_time(
-    host: HostPlan, precision: Precision, workload: Workload, unet: Unet, routing: Routing = "static"
+    host: HostPlan, precision: Precision, workload: Workload, model: Model, unet: Unet, routing: Routing = "static"
 ) -> HostPlan:
     """``host`` with the time a build takes, from the operations of its tasks' graphs."""
     together = len(unet.tasks) if routing == "shared" else 1
     layers = {name: multiply_adds(unet.static(name)) for name in unet.tasks}
-    weights = int(host.weights_bytes / WEIGHTS)
-    calls = dict.fromkeys(layers, _calls(precision, workload, weights // 4, together))
-    return replace(host, seconds=rough_seconds({name: sum(one) for name, one in layers.items()}, calls, weights))
+    weights = _numbers(model.pipeline.unet)
+    calls = dict.fromkeys(layers, _calls(precision, workload, weights, together))
+    return replace(host, seconds=rough_seconds({name: sum(one) for name, one in layers.items()}, calls, 4 * weights))
 
 
 def _calls(precision: Precision, workload: Workload, weights: int, together: int) -> float:

@@ -45,6 +45,17 @@ def test_peaks_that_were_measured_are_bounded() -> None:
     assert 2.43e9 < larger.memory_bytes < 1.4 * 2.43e9
 
 
+def test_text_encoders_count_where_they_are_large() -> None:
+    """SDXL's, and one of five billion numbers beside a small UNet, which is exported with all the rest in memory."""
+
+    def needs(unet: int, others: int) -> int:
+        tasks = PAPER_TASKS[:1]
+        return plan_host(SD15_UNET, SD15_VAE, tasks, (512, 512), unet, others, memory=10**12).memory_bytes
+
+    assert needs(2_570_000_000, 900_000_000) == needs(2_570_000_000, 0)  # the UNet's own worst moment is worse
+    assert needs(860_000_000, 5_000_000_000) - needs(860_000_000, 0) == pytest.approx(4 * (15e9 - 2.5 * 0.86e9))
+
+
 def test_attention_grows_with_the_fourth_power_of_the_side() -> None:
     small, large = sd15(512, 512), sd15(1024, 1024)
     assert large.scores_bytes == 16 * small.scores_bytes and large.features_bytes == 4 * small.features_bytes

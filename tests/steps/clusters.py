@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mtu_compile.core.errors import ConfigError
+from mtu_compile.steps.executors.on_ray import OnRay
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -163,6 +166,12 @@ def ray_cluster(folder: Path) -> Iterator[RayCluster]:
             cluster.start("--address", f"127.0.0.1:{port}")
             if any(process.poll() is not None for process in cluster.processes):
                 raise DidNotStart((folder / "log").read_text()[-500:])
+            first = OnRay(cluster.name.partition("//")[2])
+            try:
+                first._connect()
+            except ConfigError as error:
+                raise DidNotStart(error.message) from error
+            first.close()
             yield cluster
         finally:
             cluster.close()

@@ -101,14 +101,15 @@ def test_when_the_build_ends_its_processes_do(tmp_path: Path, how: signal.Signal
     marks = Marks(tmp_path / "marks")
     marks.folder.mkdir()
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "cache"), str(marks.folder)]
-    build = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    build = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     until(lambda: marks.count("awaited") == 1)
     (mark,) = marks.folder.iterdir()
     worker = int(mark.name.split("-")[1])
     assert worker != build.pid and alive(worker)
     build.send_signal(how)
-    build.wait(timeout=60)
+    _, said = build.communicate(timeout=60)  # by all that it began, too
     until(lambda: not alive(worker))
+    assert "leaked" not in said and "resource_tracker" not in said
     assert not list((tmp_path / "cache" / "entries").glob("awaited-*"))
 
 

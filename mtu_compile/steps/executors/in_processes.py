@@ -8,6 +8,7 @@ however that ends; and what steps say of their progress reaches the build's term
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ class InProcesses:
         from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
         if self._executor is None:
+            _start_tracker()
             self._executor = ProcessPoolExecutor(max_workers=1, initializer=_end_with, initargs=(os.getpid(),))
         try:
             with EventLog(store) as log, Watching(log, progress) as watching:
@@ -76,6 +78,17 @@ def perform_there(job: Job, events: Path) -> int:
     """``perform`` in this process; the bytes of memory it has now."""
     perform(job, Told(events))
     return resident()
+
+
+def _start_tracker() -> None:
+    """Start the process that removes what a killed build leaves of loky's, told not to warn that there was any."""
+    from joblib.externals.loky.backend.resource_tracker import ensure_running
+
+    sys.warnoptions.append(quiet := "ignore:resource_tracker")  # which it is started with
+    try:
+        ensure_running()
+    finally:
+        sys.warnoptions.remove(quiet)
 
 
 def _end_with(parent: int) -> None:

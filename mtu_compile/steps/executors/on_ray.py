@@ -8,6 +8,9 @@ from typing import Any
 from mtu_compile.core.errors import ConfigError, first_line
 from mtu_compile.steps.executors.cluster import TRIES, Cluster, Left
 
+#: How often a server of clients is asked that was too busy.
+CONNECTS = 3
+
 
 class OnRay(Cluster):
     """Runs jobs on the nodes of a Ray cluster, on each one at a time: a job takes all CPUs of its node.
@@ -22,14 +25,20 @@ class OnRay(Cluster):
     def _connect(self) -> None:
         import ray
 
-        try:
-            ray.init(str(self), logging_level="ERROR", log_to_driver=False)
-        except (OSError, TimeoutError, RuntimeError) as error:
-            raise ConfigError(
-                f"no Ray cluster answers at {self.address}: {first_line(error)}",
-                hint="`ray start --head` starts one; the port is that of its client server, 10001 by default",
-            ) from error
-        self._left = False
+        for left in reversed(range(CONNECTS)):
+            try:
+                ray.init(str(self), logging_level="ERROR", log_to_driver=False)
+                self._left = False
+                return
+            except (OSError, TimeoutError, RuntimeError) as error:
+                ray.shutdown()
+                # a server that is there starts a process for each client, which takes too long where it is busy
+                if left and isinstance(error, ConnectionAbortedError):
+                    continue
+                raise ConfigError(
+                    f"no Ray cluster answers at {self.address}: {first_line(error)}",
+                    hint="`ray start --head` starts one; the port is that of its client server, 10001 by default",
+                ) from error
 
     def close(self) -> None:
         import ray
