@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ def read(path: Path | str, verify: bool = True, trusted: Sequence[PublicKey] | N
 
     Raises:
         BundleError: no bundle there, an unknown schema version, any byte or file changed, missing or added; or not
-            signed by anybody trusted.
+            signed by anybody trusted, or lying where everybody can change it after it was read.
     """
     root = Path(path)
     if not root.is_dir():
@@ -55,6 +56,8 @@ def read(path: Path | str, verify: bool = True, trusted: Sequence[PublicKey] | N
     manifest = parse(content, verify=verify)
     if verify:
         verify_files(root, manifest)
+        if trusted is not None:
+            _check_writers(root, manifest)
     return manifest
 
 
@@ -95,6 +98,19 @@ def verify_files(path: Path | str, manifest: Manifest) -> None:
     for name, recorded in manifest.files.items():
         if plain_sha256(resolve(root, name), name) != recorded:
             raise BundleError(f"{name} is not the file the bundle was built with", hint=GET_AGAIN)
+
+
+def _check_writers(root: Path, manifest: Manifest) -> None:
+    """``BundleError`` if everybody may change a file or folder: engines are opened later than their hashes are read."""
+    if os.name != "posix":
+        return
+    inner = {parent for name in manifest.files for parent in (root / name).parents if parent.is_relative_to(root)}
+    for place in sorted({root, *inner, *(root / name for name in (MANIFEST, SIGNATURE, *manifest.files))}):
+        if place.lstat().st_mode & stat.S_IWOTH:
+            raise BundleError(
+                f"{str(place)!r} can be changed by everybody on this machine, so its signature says nothing",
+                hint=f"chmod -R o-w {root}",
+            )
 
 
 def write(folder: Path, manifest: Manifest) -> Manifest:

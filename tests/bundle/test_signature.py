@@ -138,6 +138,19 @@ def test_impossible_releases_are_not_signed(small: Path, key: Any, release: Any)
     assert not (small / "signature.json").exists()
 
 
+@pytest.mark.parametrize("name", [".", "unet", "unet/openvino_model.xml", "manifest.json"])
+def test_what_everybody_may_change_is_not_vouched_for(signed: Path, ours: Any, name: str) -> None:
+    """Engines are opened after hashes were read: whoever may write between the two decides what is run."""
+    mode = (signed / name).stat().st_mode
+    (signed / name).chmod(mode | 0o002)
+    with pytest.raises(BundleError, match="can be changed by everybody") as caught:
+        bundle.read(signed, trusted=ours)
+    assert "chmod -R o-w" in str(caught.value.hint)
+    bundle.read(signed)
+    (signed / name).chmod(mode)
+    bundle.read(signed, trusted=ours)
+
+
 # Keys
 
 
