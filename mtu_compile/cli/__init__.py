@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "check",
     "report": "report",
     "run": "run",
+    "serve": "serve",
     "inspect": "inspect",
     "export-static": "export_static",
     "board": "board",

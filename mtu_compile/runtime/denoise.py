@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from mtu_compile.runtime import guidance, schedulers
 from mtu_compile.runtime.batches import run_samples
 from mtu_compile.runtime.engine import OUTPUT, Engine
 from mtu_compile.runtime.finite import advice, require_finite
+from mtu_compile.runtime.preview import clean_estimate
 from mtu_compile.runtime.request import called
 from mtu_compile.runtime.task_engine import TASK_INPUT
 
@@ -23,6 +25,9 @@ Array = NDArray[Any]
 
 #: Called after each step with the number of steps done and their total.
 Progress = Callable[[int, int], None]
+#: Called after each step of each picture with its place among the others, the number of steps done, and a function that
+#: gives the clean latent [1, C, h, w] as it is estimated now.
+Watch = Callable[[int, int, Callable[[], Array]], None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,9 @@ class Start:
         return len(ROWS[self.task.guidance])
 
 
-def denoise(unet: Engine, manifest: Manifest, starts: Sequence[Start], progress: Progress | None) -> list[Array]:
+def denoise(
+    unet: Engine, manifest: Manifest, starts: Sequence[Start], progress: Progress | None, watch: Watch | None = None
+) -> list[Array]:
     """Of each picture, noise [1, C, h, w] → final latent [1, C, h, w].
 
     All go through one UNet call a step, which a UNet without an input ``task`` can do for pictures of its own task.
@@ -67,6 +74,7 @@ def denoise(unet: Engine, manifest: Manifest, starts: Sequence[Start], progress:
         manifest: the bundle's.
         starts: pictures whose samplers stop at the same timesteps.
         progress: told of every step.
+        watch: told of every step of every picture.
 
     Raises:
         NotFiniteError: the UNet's output has NaN or Inf values.
@@ -96,7 +104,10 @@ def denoise(unet: Engine, manifest: Manifest, starts: Sequence[Start], progress:
         timestep[0] = timesteps[index]
         output = run_samples(unet, inputs)[OUTPUT]
         for position, (start, part) in enumerate(zip(starts, parts, strict=True)):
-            latents[position] = _step(start, manifest, output[part], index, latents[position])
+            guided, before = _guided(start, manifest, output[part], index), latents[position]
+            latents[position] = _step(start, guided, index, before)
+            if watch is not None:
+                watch(position, index + 1, partial(clean_estimate, start.sampler, guided, index, before))
         if progress is not None:
             progress(index + 1, calls)
     return latents
@@ -117,8 +128,13 @@ def _conditions(unet: Engine, starts: Sequence[Start], parts: Sequence[slice], c
     return sample
 
 
-def _step(start: Start, manifest: Manifest, output: Array, index: int, latents: Array) -> Array:
-    """The latent after UNet call ``index``, which answered ``output`` [b, C, h, w]."""
+def _step(start: Start, guided: Array, index: int, latents: Array) -> Array:
+    """The latent after UNet call ``index``, whose guided answer is ``guided`` [1, C, h, w]."""
+    return start.sampler.step(guided, index, latents, None if start.draw is None else start.draw(index, latents.shape))
+
+
+def _guided(start: Start, manifest: Manifest, output: Array, index: int) -> Array:
+    """What guidance makes [1, C, h, w] of the UNet's answers ``output`` [b, C, h, w] to call ``index``."""
     sampler, task = start.sampler, start.task
     with called(start.place):
         require_finite(
@@ -131,5 +147,4 @@ def _step(start: Start, manifest: Manifest, output: Array, index: int, latents: 
             timestep=float(sampler.timesteps[index]),
         )
     answers = np.split(output, len(output))
-    guided = combine(task.guidance, answers, task.guidance_scale, task.image_guidance_scale)
-    return sampler.step(guided, index, latents, None if start.draw is None else start.draw(index, latents.shape))
+    return combine(task.guidance, answers, task.guidance_scale, task.image_guidance_scale)

@@ -22,13 +22,14 @@ from mtu_compile.core.sizes import Offset, Size
 from mtu_compile.core.tasks import Task, find_task
 from mtu_compile.runtime import guidance, images, proven, schedulers
 from mtu_compile.runtime.batches import batch_of
-from mtu_compile.runtime.denoise import Progress, denoise
+from mtu_compile.runtime.denoise import Progress, Watch, denoise
 from mtu_compile.runtime.engine import Engine
 from mtu_compile.runtime.fitting import Frame
 from mtu_compile.runtime.grouping import MOST_SAMPLES, alone_notice, group
 from mtu_compile.runtime.masks import MaskMode
 from mtu_compile.runtime.networks import Networks, Opener
 from mtu_compile.runtime.prepare import Asked, Prepared, ask, prepare
+from mtu_compile.runtime.preview import Preview
 from mtu_compile.runtime.request import Request, called
 
 Array = NDArray[Any]
@@ -187,6 +188,7 @@ class Runtime:
         most_samples: int = MOST_SAMPLES,
         progress: Progress | None = None,
         notify: Callable[[int, Notice], None] | None = None,
+        preview: Preview | None = None,
     ) -> tuple[Result, ...]:
         """Make several pictures, of any tasks, each as ``run`` makes it.
 
@@ -199,6 +201,7 @@ class Runtime:
             most_samples: UNet samples of one call at most, as memory grows with them; more take turns.
             progress: told of every step of every picture.
             notify: told of each of the notices, and of which request (from 0), before the first step.
+            preview: told of every step of every picture, and given what makes the picture so far.
 
         Returns:
             The results, in the order of the requests.
@@ -209,7 +212,7 @@ class Runtime:
         """
         asked = self._ask(requests)
         groups = group(asked, shared=self.networks.shared, most=most_samples)
-        return self._make(asked, groups, progress, notify or _unheard)
+        return self._make(asked, groups, progress, notify or _unheard, preview)
 
     def batch_calls(self, requests: Sequence[Request]) -> int:
         """Steps of all pictures, which ``run_batch`` tells ``progress`` of; ``ConfigError`` for what is impossible."""
@@ -225,6 +228,7 @@ class Runtime:
         groups: Sequence[Sequence[int]],
         progress: Progress | None,
         notify: Callable[[int, Notice], None],
+        preview: Preview | None = None,
     ) -> tuple[Result, ...]:
         """The pictures, those of a group together."""
         prepared = [prepare(self.networks, self.manifest, one) for one in asked]
@@ -237,12 +241,21 @@ class Runtime:
         for members in groups:
             unet = self.networks.open_unet(asked[members[0]].entry)
             steps = None if progress is None else partial(_told, progress, before, len(members), total)
-            finals = denoise(unet, self.manifest, [prepared[index].start for index in members], steps)
+            watch = None if preview is None else self._watch(preview, members)
+            finals = denoise(unet, self.manifest, [prepared[index].start for index in members], steps, watch)
             before += len(members) * len(asked[members[0]].sampler.timesteps)
             for index, final in zip(members, finals, strict=True):
                 with called(asked[index].place):
                     results[index] = self._finish(asked[index].request, prepared[index], final, said[index])
         return tuple(results[index] for index in range(len(asked)))
+
+    def _watch(self, preview: Preview, members: Sequence[int]) -> Watch:
+        """What tells ``preview`` of the pictures ``members``, which are denoised together."""
+
+        def watch(position: int, step: int, estimate: Callable[[], Array]) -> None:
+            preview(members[position], step, lambda: self.networks.decode_picture(estimate()))
+
+        return watch
 
     def _costs(self, asked: Sequence[Asked], groups: Sequence[Sequence[int]]) -> list[tuple[Notice, ...]]:
         """Of each request, what there is to say of its UNet calls."""

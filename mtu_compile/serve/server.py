@@ -1,0 +1,199 @@
+"""From settings to a server that runs until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mtu_compile import runtime
+from mtu_compile.core.errors import ConfigError, MtuError, TargetError
+from mtu_compile.serve.app import make_app
+from mtu_compile.serve.service import Service
+from mtu_compile.serve.settings import Settings
+from mtu_compile.serve.token import Token, kept_token, new_token
+
+#: Seconds for a request's head, which is small: whoever sends it letter by letter only holds a connection.
+_HEAD_SECONDS = 10.0
+#: Connections at a time, beyond which uvicorn answers 503 by itself: below the 1,024 open files of most systems.
+_CONNECTIONS = 512
+_HEAD_BYTES = 32 * 1024
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(settings: Settings, say: Callable[[str], None], note: Callable[[str], None]) -> None:
+    """Serve ``settings.bundle`` until SIGINT or SIGTERM.
+
+    Args:
+        settings: the operator's.
+        say: told the address, with the token unless that is kept in a file.
+        note: told what is worth knowing.
+
+    Raises:
+        ConfigError: impossible settings; the port is taken.
+        BundleError: the bundle is damaged, or signed by none of the trusted keys.
+        MtuError: an engine cannot be opened or run.
+    """
+    settings.check()
+    token = new_token() if settings.token_file is None else kept_token(settings.token_file)
+    secure = settings.tls_cert is not None
+    with listen(settings.host, settings.port) as listening:
+        loaded = runtime.load(settings.bundle)
+        service = Service(loaded, settings)
+        if not secure and not _is_loopback(settings.host):
+            note("the token and all pictures cross the network unencrypted: give --tls-cert, or put a proxy before it")
+        address = url(settings.host, listening.getsockname()[1], secure=secure)
+        say(f"{address}/#token={token.reveal()}" if settings.token_file is None else f"{address}/")
+        run(service, token, listening)
+    if service.worker.failure is not None:
+        failure = service.worker.failure
+        if isinstance(failure, MtuError):
+            raise failure
+        raise TargetError(f"the engines ended: {type(failure).__name__}: {failure}") from failure
+
+
+def run(service: Service, token: Token, listening: socket.socket) -> None:
+    """Answer at ``listening``, which is closed at the end."""
+    settings = service.settings
+    config = uvicorn.Config(
+        make_app(service, token),
+        loop="asyncio",
+        http=Impatient,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+        timeout_graceful_shutdown=int(settings.grace) + 5,
+        ssl_certfile=None if settings.tls_cert is None else str(settings.tls_cert),
+        ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the certificate or its key cannot be used: {error}", hint="give PEM files") from error
+    server = GracefulServer(config, service)
+    service.worker.start(server.stop)
+    try:
+        server.run(sockets=[listening])
+    finally:
+        service.waiting.end()
+        service.worker.join(settings.grace + 5)
+        service.pool.shutdown(wait=False, cancel_futures=True)
+
+
+class GracefulServer(uvicorn.Server):
+    """Ends with exit code 0 when it is asked to: what was admitted is answered first, for ``grace`` seconds."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._timer: threading.Timer | None = None
+
+    def stop(self) -> None:
+        """Take no further requests, and end when the present ones are answered; from any thread."""
+        self._service.waiting.begin_closing()
+        if self._timer is None:
+            self._timer = threading.Timer(self._service.settings.grace, self._service.waiting.end)
+            self._timer.daemon = True
+            self._timer.start()
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:  # asked twice: at once
+            self._service.waiting.end()
+            self.force_exit = True
+        self.stop()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+        """Unlike the base class, do not raise the signal again at the end: this end was asked for, and it went well."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if self._timer is not None:
+                self._timer.cancel()
+
+
+class Impatient(H11Protocol):
+    """Closes connections on which no request's head is complete in time, which uvicorn lets stay for ever."""
+
+    _clock: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch()  # a request is being answered; its body has a limit of its own
+        elif self._clock is None and not self.transport.is_closing():
+            self._clock = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+
+    def _unwatch(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _give_up(self) -> None:
+        self._clock = None
+        self.transport.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; ``ConfigError`` if that cannot be."""
+    try:
+        family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(where)
+        listening.listen(512)
+    except (OSError, UnicodeError) as error:
+        hint = "is another server running there? choose another --port"
+        raise ConfigError(f"cannot listen at {host} port {port}: {error}", hint=hint) from error
+    return listening
+
+
+def url(host: str, port: int, *, secure: bool) -> str:
+    """How a browser reaches the server."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"{'https' if secure else 'http'}://{name}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
