@@ -54,7 +54,7 @@ def serve(settings: Settings, say: Callable[[str], None], note: Callable[[str], 
             note("the token and all pictures cross the network unencrypted: give --tls-cert, or put a proxy before it")
         address = url(settings.host, listening.getsockname()[1], secure=secure)
         say(f"{address}/#token={token.reveal()}" if settings.token_file is None else f"{address}/")
-        run(service, token, listening)
+        run(make_server(service, token), listening)
     if service.worker.failure is not None:
         failure = service.worker.failure
         if isinstance(failure, MtuError):
@@ -62,8 +62,8 @@ def serve(settings: Settings, say: Callable[[str], None], note: Callable[[str], 
         raise TargetError(f"the engines ended: {type(failure).__name__}: {failure}") from failure
 
 
-def run(service: Service, token: Token, listening: socket.socket) -> None:
-    """Answer at ``listening``, which is closed at the end."""
+def make_server(service: Service, token: Token) -> GracefulServer:
+    """What answers for ``service``; ``ConfigError`` if its certificate cannot be used."""
     settings = service.settings
     config = uvicorn.Config(
         make_app(service, token),
@@ -86,36 +86,45 @@ def run(service: Service, token: Token, listening: socket.socket) -> None:
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the certificate or its key cannot be used: {error}", hint="give PEM files") from error
-    server = GracefulServer(config, service)
+    return GracefulServer(config, service)
+
+
+def run(server: GracefulServer, listening: socket.socket) -> None:
+    """Answer at ``listening``, until the server is told to stop."""
+    service = server.service
     service.worker.start(server.stop)
     try:
         server.run(sockets=[listening])
     finally:
         service.waiting.end()
-        service.worker.join(settings.grace + 5)
+        service.worker.join(service.settings.grace + 5)
         service.pool.shutdown(wait=False, cancel_futures=True)
 
 
 class GracefulServer(uvicorn.Server):
-    """Ends with exit code 0 when it is asked to: what was admitted is answered first, for ``grace`` seconds."""
+    """Ends with exit code 0 when it is asked to: what was admitted is answered first, for ``grace`` seconds.
+
+    Attributes:
+        service: what it answers for.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._service = service
+        self.service = service
         self._timer: threading.Timer | None = None
 
     def stop(self) -> None:
         """Take no further requests, and end when the present ones are answered; from any thread."""
-        self._service.waiting.begin_closing()
+        self.service.waiting.begin_closing()
         if self._timer is None:
-            self._timer = threading.Timer(self._service.settings.grace, self._service.waiting.end)
+            self._timer = threading.Timer(self.service.settings.grace, self.service.waiting.end)
             self._timer.daemon = True
             self._timer.start()
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:  # asked twice: at once
-            self._service.waiting.end()
+            self.service.waiting.end()
             self.force_exit = True
         self.stop()
 

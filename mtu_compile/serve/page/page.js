@@ -1,7 +1,7 @@
 // The page of `mtu-compile serve`: every task of the bundle, by POST /v1/tasks/{task} and its events.
 
 const $ = (id) => document.getElementById(id);
-const WORDS = {t2i: "Text to picture", edit: "Edit", sr: "Enlarge", inpaint: "Repaint"};
+const WORDS = {t2i: "Create", edit: "Edit", sr: "Enlarge", inpaint: "Repaint"};
 const LARGEST = 2048; // pixels of a side that are sent: the engine takes far fewer
 const KEPT = 60; // pictures of the history, in memory alone
 
