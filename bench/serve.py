@@ -1,4 +1,4 @@
-"""Load on ``mtu-compile serve``: many clients for minutes, then thousands of bad requests; writes build/bench/serve.json.
+"""Load on ``mtu-compile serve``: many clients for minutes, thousands of bad requests; writes build/bench/serve.json.
 
     python -m bench.serve BUNDLE [--clients 50] [--minutes 10] [--bad 10000]
 
@@ -88,6 +88,7 @@ def _measure(given: Any, server: subprocess.Popen[str], address: str, token: str
     _wait_ready(address)
     problems: list[str] = []
     load = Load()
+    _send_bad(address, token, min(given.bad, 1000), seed=1)
     asyncio.run(_load(address, token, given, given.warm_up * 60, Load(), process))
     asyncio.run(_load(address, token, given, given.minutes * 60, load, process))
     time.sleep(2)
@@ -227,10 +228,10 @@ def _picture(draw: random.Random, side: int, *, hole: bool = False) -> bytes:
     return file.getvalue()
 
 
-def _send_bad(address: str, token: str, count: int) -> tuple[dict[str, dict[str, int]], list[str]]:
+def _send_bad(address: str, token: str, count: int, seed: int = 0) -> tuple[dict[str, dict[str, int]], list[str]]:
     """How the bad requests of each kind ended, and what should not have been."""
     host, port = address.removeprefix("http://").rsplit(":", 1)
-    source = BadRequests(token, int(_UPLOAD_MB * 1e6))
+    source = BadRequests(token, int(_UPLOAD_MB * 1e6), seed)
     all_bad = [source.draw() for _ in range(count)]
     ends: dict[str, Counter[str]] = {}
     problems: list[str] = []

@@ -18,6 +18,8 @@ from mtu_compile.serve.settings import Settings
 
 #: Fields and files of a form: more than any client has.
 _MOST_FIELDS, _MOST_FILES = 64, 16
+#: Bytes of JSON that are parsed before anything else could be done.
+_AT_ONCE = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,17 @@ async def _read(request: Request, settings: Settings, is_form: bool) -> Body:
         return await _read_form(request, chunks, settings)
     raw = b"".join([chunk async for chunk in chunks])
     try:
-        value = await run_in_threadpool(lambda: parse_json(raw.decode("utf-8")))
+        small = len(raw) < _AT_ONCE
+        value = _parse(raw) if small else await run_in_threadpool(_parse, raw)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the request is not JSON: {_short(error)}", "invalid_json") from error
     if not isinstance(value, dict):
         raise ApiError(400, "the request is no JSON object", "invalid_json")
     return Body(value, {}, is_form=False)
+
+
+def _parse(raw: bytes) -> Any:
+    return parse_json(raw.decode("utf-8"))
 
 
 async def _limited(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:

@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mtu_compile import runtime
+from mtu_compile.bundle import keys, signature
 from mtu_compile.core.errors import ConfigError, MtuError, TargetError
 from mtu_compile.serve.app import make_app
 from mtu_compile.serve.service import Service
@@ -48,7 +49,7 @@ def serve(settings: Settings, say: Callable[[str], None], note: Callable[[str], 
     token = new_token() if settings.token_file is None else kept_token(settings.token_file)
     secure = settings.tls_cert is not None
     with listen(settings.host, settings.port) as listening:
-        loaded = runtime.load(settings.bundle)
+        loaded = _load(settings)
         service = Service(loaded, settings)
         if not secure and not _is_loopback(settings.host):
             note("the token and all pictures cross the network unencrypted: give --tls-cert, or put a proxy before it")
@@ -60,6 +61,14 @@ def serve(settings: Settings, say: Callable[[str], None], note: Callable[[str], 
         if isinstance(failure, MtuError):
             raise failure
         raise TargetError(f"the engines ended: {type(failure).__name__}: {failure}") from failure
+
+
+def _load(settings: Settings) -> runtime.Runtime:
+    """The bundle, once the keys that are trusted, if any are named, have signed it."""
+    root = settings.bundle.resolve()  # a link that is switched between the two must not get another bundle past them
+    if settings.trust:
+        signature.verify(root, keys.read_trusted(settings.trust))
+    return runtime.load(root)
 
 
 def make_server(service: Service, token: Token) -> GracefulServer:
@@ -145,7 +154,11 @@ class GracefulServer(uvicorn.Server):
 
 
 class Impatient(H11Protocol):
-    """Closes connections on which no request's head is complete in time, which uvicorn lets stay for ever."""
+    """uvicorn's, but for two things.
+
+    It closes connections on which no request's head is complete in time, which uvicorn lets stay for ever. And where a
+    body breaks the rules of HTTP half-way, the app's own answer is dropped: uvicorn has answered, and would stumble.
+    """
 
     _clock: asyncio.TimerHandle | None = None
 
@@ -160,6 +173,17 @@ class Impatient(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            super().send_400_response(msg)
+            return
+        if self.cycle.response_started:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
