@@ -38,11 +38,13 @@ def decode(raw: bytes, what: str, most_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
                 if picture.width * picture.height > most_pixels:
-                    size = f"{picture.width} x {picture.height} pixels"
-                    raise InputError(f"the {what} is too large: {size}", hint=f"at most {most_pixels} are taken")
+                    size = f"{picture.width} x {picture.height}"
+                    raise InputError(f"the {what} is too large: {size}", hint=f"at most {most_pixels} pixels are taken")
                 return images.open_image(picture, f"the {what}").copy()
     except InputError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own, before the size is known here
+        raise InputError(f"the {what} is too large", hint=f"at most {most_pixels} pixels are taken") from error
     except UnidentifiedImageError as error:
         raise InputError(f"the {what} is not a picture", hint=hint) from error
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, MemoryError, …
