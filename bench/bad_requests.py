@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 #: Seconds for one request; none of them takes long to refuse.
-_LIMIT = 60.0
+_LIMIT = 900.0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ from bench.timing import RESULTS
 _UPLOAD_MB = 2.0
 #: Share of growth that is none.
 _FLAT = 0.02
+#: Seconds of a tick of half a second, beyond which somebody has stopped the processes.
+_LONGEST_TICK = 5.0
 #: Answers that refuse a bad request. 404 and 405 are for paths that are not there, 421 for hosts.
 _REFUSALS = frozenset((400, 401, 403, 404, 405, 408, 411, 413, 415, 421, 422, 431))
 
@@ -46,12 +48,15 @@ class Load:
     Attributes:
         seconds: of every request that was answered with a picture, as its client had it.
         ends: how requests ended, by status or "gone".
-        memory: resident bytes by time since the start, in seconds.
+        memory: resident bytes by active seconds.
+        active, stopped: seconds in which the processes ran, and in which the machine did not let them.
     """
 
     seconds: list[float] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     memory: list[tuple[float, int]] = field(default_factory=list)
+    active: float = 0.0
+    stopped: float = 0.0
 
 
 def main() -> None:
@@ -68,6 +73,7 @@ def main() -> None:
         token = Path(folder) / "token"
         command = [sys.executable, "-m", "mtu_compile", "serve", str(given.bundle), "--port", "0"]
         command += ["--token-file", str(token), "--upload-mb", str(_UPLOAD_MB), "--queue", str(given.queue)]
+        command += ["--timeout", "3600"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             address = server.stdout.readline().strip().rstrip("/")
@@ -111,6 +117,7 @@ def _measure(given: Any, server: subprocess.Popen[str], address: str, token: str
     return {
         "clients": given.clients,
         "minutes": given.minutes,
+        "stopped_s": round(load.stopped, 1),
         "steps": given.steps,
         "pictures": len(load.seconds),
         "pictures_per_second": round(len(load.seconds) / (given.minutes * 60), 2),
@@ -163,27 +170,30 @@ def _together(address: str, token: str) -> float:
 
 
 async def _load(address: str, token: str, given: Any, seconds: float, load: Load, process: psutil.Process) -> None:
-    began = time.monotonic()
-    end = began + seconds
     limits = httpx.Limits(max_connections=given.clients + 5)
     headers = {"Authorization": f"Bearer {token}"}
-    async with httpx.AsyncClient(base_url=address, headers=headers, timeout=600, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=address, headers=headers, timeout=None, limits=limits) as client:
         tasks = (await client.get("/v1/tasks")).json()["tasks"]
-        clients = [_client(client, tasks, given.steps, number, end, load) for number in range(given.clients)]
-        await asyncio.gather(_watch(process, began, end, load), *clients)
+        clients = [_client(client, tasks, given.steps, number, seconds, load) for number in range(given.clients)]
+        await asyncio.gather(_watch(process, seconds, load), *clients)
 
 
-async def _watch(process: psutil.Process, began: float, end: float, load: Load) -> None:
-    while time.monotonic() < end:
-        load.memory.append((round(time.monotonic() - began, 1), process.memory_info().rss))
+async def _watch(process: psutil.Process, seconds: float, load: Load) -> None:
+    """Look at the server, and at the clock: time in which this machine did not let the processes run does not count."""
+    while load.active < seconds:
+        load.memory.append((round(load.active, 1), process.memory_info().rss))
+        before = time.monotonic()
         await asyncio.sleep(0.5)
+        passed = time.monotonic() - before
+        load.active += min(passed, _LONGEST_TICK)
+        load.stopped += max(0.0, passed - _LONGEST_TICK)
 
 
 async def _client(
-    client: httpx.AsyncClient, tasks: list[dict[str, Any]], steps: int, number: int, end: float, load: Load
+    client: httpx.AsyncClient, tasks: list[dict[str, Any]], steps: int, number: int, seconds: float, load: Load
 ) -> None:
     draw = random.Random(number)
-    while time.monotonic() < end:
+    while load.active < seconds:
         path, options = _request(draw, tasks[draw.randrange(len(tasks))], steps)
         began = time.monotonic()
         patience = draw.uniform(0.01, 2) if draw.random() < 0.1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -99,3 +100,20 @@ def test_both_command_lines_have_every_setting(tmp_path: Path) -> None:
     assert (given.queue, given.allow_host, given.grace) == (3, ["a", "b"], Settings(tmp_path).grace)
     for one in options():
         assert one.flag in shown and one.flag in parser().format_help()
+
+
+def test_the_documents_name_options_there_are() -> None:
+    known = {one.flag for one in options()}
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    table = (
+        docs.joinpath("serve.md")
+        .read_text()
+        .partition("## What the operator decides")[2]
+        .partition("## As a service")[0]
+    )
+    assert {*re.findall(r"--[a-z-]+", table)} - {"--help", "--routing"} <= known
+    unit = re.search(r"^ExecStart=\S+ serve (.+)$", docs.joinpath("serve/mtu-serve.service").read_text(), re.MULTILINE)
+    entry = re.search(r"^ENTRYPOINT (.+)$", docs.joinpath("serve/Containerfile").read_text(), re.MULTILINE)
+    assert unit and entry
+    for words in (unit[1].split(), json.loads(entry[1])[2:]):
+        assert parser().parse_args(words).token_file
