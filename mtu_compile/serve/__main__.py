@@ -1,4 +1,4 @@
-"""``python -m mtu_compile.serve BUNDLE``: the same as ``mtu-compile serve``, where there is no click."""
+"""``python -m mtu_compile.serve BUNDLE``: the same as ``mtu-compile serve``, without the compiler's command line."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def serve(settings: Settings, say: Callable[[str], None], note: Callable[[str], 
         if not secure and not _is_loopback(settings.host):
             note("the token and all pictures cross the network unencrypted: give --tls-cert, or put a proxy before it")
         address = url(settings.host, listening.getsockname()[1], secure=secure)
-        say(f"{address}/#token={token.reveal()}" if settings.token_file is None else f"{address}/")
-        run(make_server(service, token), listening)
+        page = f"{address}/#token={token.reveal()}" if settings.token_file is None else f"{address}/"
+        run(make_server(service, token, lambda: say(page)), listening)
     if service.worker.failure is not None:
         failure = service.worker.failure
         if isinstance(failure, MtuError):
@@ -71,8 +71,12 @@ def _load(settings: Settings) -> runtime.Runtime:
     return runtime.load(root)
 
 
-def make_server(service: Service, token: Token) -> GracefulServer:
-    """What answers for ``service``; ``ConfigError`` if its certificate cannot be used."""
+def make_server(service: Service, token: Token, announce: Callable[[], None]) -> GracefulServer:
+    """What answers for ``service``, and calls ``announce`` when it does.
+
+    Raises:
+        ConfigError: the certificate or its key cannot be used.
+    """
     settings = service.settings
     config = uvicorn.Config(
         make_app(service, token),
@@ -95,7 +99,7 @@ def make_server(service: Service, token: Token) -> GracefulServer:
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the certificate or its key cannot be used: {error}", hint="give PEM files") from error
-    return GracefulServer(config, service)
+    return GracefulServer(config, service, announce)
 
 
 def run(server: GracefulServer, listening: socket.socket) -> None:
@@ -117,10 +121,15 @@ class GracefulServer(uvicorn.Server):
         service: what it answers for.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[], None]) -> None:
         super().__init__(config)
+        self._announce = announce
         self.service = service
         self._timer: threading.Timer | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()  # not earlier: whoever has read the address may send a signal
 
     def stop(self) -> None:
         """Take no further requests, and end when the present ones are answered; from any thread."""

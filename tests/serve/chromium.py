@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,16 @@ _QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars"),
 )
+
+
+#: Chromium reads its commands at 3 and answers at 4.
+_AT_3_AND_4 = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in ({from_us}, {to_us})]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def executable() -> str | None:
@@ -47,9 +58,9 @@ class Browser:
         from_us, self._to = os.pipe()
         self._from, to_us = os.pipe()
         command = [found, *_QUIET, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
-        script = f'exec "$0" "$@" 3<&{from_us} 4>&{to_us}'
+        script = _AT_3_AND_4.format(from_us=from_us, to_us=to_us)
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", script, *command],
+            [sys.executable, "-c", script, *command],
             pass_fds=(from_us, to_us),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -82,7 +82,7 @@ class Running:
         self.gate = Gate(settings.bundle)
         self.token: Token = new_token()
         self.service = Service(runtime.load(settings.bundle, opener=self.gate, warn=False), settings)
-        self.server: GracefulServer = make_server(self.service, self.token)
+        self.server: GracefulServer = make_server(self.service, self.token, lambda: None)
         self._listening = listen(settings.host, 0)
         self.port: int = self._listening.getsockname()[1]
         self.url = url(settings.host, self.port, secure=False)

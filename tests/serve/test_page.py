@@ -99,9 +99,9 @@ def test_the_token_is_asked_for_leaves_the_address_and_can_be_forgotten(browser:
     page.click("#login-form button")
     page.until("!document.querySelector('#work').hidden")
     page.goto(f"{server.url}/#token={server.token.reveal()}")
-    page.until("location.hash == '' && !document.querySelector('#work').hidden")
+    page.until("location.hash == '' && document.querySelector('#work')?.hidden === false")
     page.click("#leave")
-    page.until("!document.querySelector('#login').hidden && sessionStorage.getItem('token') === null")
+    page.until("document.querySelector('#login')?.hidden === false && sessionStorage.getItem('token') === null")
 
 
 def test_progress_is_shown_and_cancel_ends_it(browser: Browser, start: Callable[..., Running]) -> None:
