@@ -16,7 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mtu_compile import runtime
-from mtu_compile.bundle import keys, signature
+from mtu_compile.bundle import keys
 from mtu_compile.core.errors import ConfigError, MtuError, TargetError
 from mtu_compile.serve.app import make_app
 from mtu_compile.serve.service import Service
@@ -65,10 +65,8 @@ def serve(settings: Settings, say: Callable[[str], None], note: Callable[[str], 
 
 def _load(settings: Settings) -> runtime.Runtime:
     """The bundle, once the keys that are trusted, if any are named, have signed it."""
-    root = settings.bundle.resolve()  # a link that is switched between the two must not get another bundle past them
-    if settings.trust:
-        signature.verify(root, keys.read_trusted(settings.trust))
-    return runtime.load(root)
+    trusted = keys.read_trusted(settings.trust) if settings.trust else None
+    return runtime.load(settings.bundle, trusted=trusted)
 
 
 def make_server(service: Service, token: Token, announce: Callable[[], None]) -> GracefulServer:
