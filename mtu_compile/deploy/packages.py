@@ -13,6 +13,7 @@ from typing import Any
 
 from mtu_compile.bundle import Manifest
 from mtu_compile.core import vendors
+from mtu_compile.core.atomic import scratch
 from mtu_compile.core.errors import ConfigError, DeployError, ToolchainMissing
 from mtu_compile.core.hashing import file_sha256
 from mtu_compile.stages import wheels
@@ -111,13 +112,19 @@ def fetched(manifest: Manifest, system: System, kept: Path) -> dict[str, Path]:
     used, missing = wheels.closure(folder, (*_base(), *needed), system.platforms, system.python)
     if missing:
         used = set(wheels.fetch_dependencies(folder, system.platforms, system.python, extra=needed))
-    own = wheels.write_wheel(kept / "own")
-    return {path.name: path for path in (*used, own)}
+    return {path.name: path for path in (*used, own_wheel(kept))}
 
 
 def own_wheel(kept: Path) -> Path:
-    """Our own package as it runs here."""
-    return wheels.write_wheel(kept / "own")
+    """Our own package as it runs here, in a folder of its content: another's stays as it is while it is being sent."""
+    kept.mkdir(parents=True, exist_ok=True)
+    with scratch("own", beside=kept) as folder:
+        made = wheels.write_wheel(folder)
+        final = kept / "own" / file_sha256(made) / made.name
+        if not final.is_file():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            made.replace(final)
+    return final
 
 
 def kept_in() -> Path:

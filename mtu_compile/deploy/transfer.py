@@ -90,14 +90,21 @@ async def _send(
                     offset += len(block)
                     if len(waiting) >= _WINDOW:
                         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                        for one in done:
-                            advance(one.result())
-                while waiting:
+                        _settle(done, advance)
+                if waiting:
                     done, waiting = await asyncio.wait(waiting)
-                    for one in done:
-                        advance(one.result())
+                    _settle(done, advance)
             finally:
                 for one in waiting:
                     one.cancel()
                 await asyncio.gather(*waiting, return_exceptions=True)
     return size - start
+
+
+def _settle(done: set[asyncio.Task[int]], advance: Callable[[int], None]) -> None:
+    """Tell of writes that have ended; raises what the first of them raised, after all were asked."""
+    errors = [error for one in done if (error := one.exception()) is not None]
+    if errors:
+        raise errors[0]
+    for one in done:
+        advance(one.result())
