@@ -164,13 +164,16 @@ def small_disk(bench: Bench, first: dict[str, str]) -> Iterator[Host]:
     try:
         usual.rename(host.folder / "usual")
         usual.symlink_to(root)
+        host.reboot()  # what runs in a namespace sees the mounts there were when it was started
         outcome = go(bench, host, bench.bundle("first"), silence=600, retries=2)
         assert outcome.error is None, outcome.error
         yield host
     finally:
         usual.unlink()
         (host.folder / "usual").rename(usual)
+        host.power_off()
         networks.run("umount", "-l", root)
+        host.start()
 
 
 def fill(root: Path, *, leave: int = 0) -> Path:
