@@ -81,11 +81,11 @@ def main() -> None:
     debug = "--debug" in sys.argv
     catch_signals()
     try:
-        cli(standalone_mode=False)
+        # click gives back the code of whatever ended early, and raises nothing
+        if code := cli(standalone_mode=False):
+            sys.exit(code)
     except Stopped as stop:
         _fail(stop.word, "nothing was left half-written", stop.code)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except click.Abort:
         _fail("interrupted", None, 130)
     except click.ClickException as error:
