@@ -4,15 +4,17 @@
     python -m bench.build sd15        Stable Diffusion 1.5's size, all tasks in one engine, INT8, 256×256 pictures
     python -m bench.build sdxl        the same of SDXL
     python -m bench.build sd15 --no-mixed-precision --task t2i -- --target rtx-ada
+    python -m bench.build sd15 -- --target cpu --target rtx-ada --target intel-npu
 
 Options that are not this command's own go to ``mtu-compile build``. The large models have random weights
 (``bench.make_pipeline``), and are calibrated and recorded with one picture of four steps a task: their accuracy means
-nothing, and is not judged.
+nothing, and is not judged. With ``--cache DIR`` results of steps are kept there, else nothing is.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,11 +48,13 @@ def main() -> None:
             make = [sys.executable, "-m", "bench.make_pipeline", args.which, str(model), *FORMS[args.which]]
             subprocess.run(make, check=True)
     out = args.work / f"bundle-{args.which}"
+    load = os.getloadavg()[0]
     seen = watch(
         [
             *(sys.executable, "-m", "mtu_compile", "build", str(model)),
-            *("--int8", "--force", "--no-cache", "-o", str(out), *options),
-        ]
+            *("--int8", "--force", *([] if "--cache" in options else ["--no-cache"]), "-o", str(out), *options),
+        ],
+        echo=True,
     )
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     print(as_table(seen))
@@ -58,23 +62,20 @@ def main() -> None:
         args.name or f"build-{args.which}",
         {
             "options": options,
-            "seconds": round(seen.seconds, 1),
-            "peak GB": seen.memory.gigabytes(),
+            "load before, after": [round(load, 2), round(os.getloadavg()[0], 2)],
+            **seen.whole.figures(),
             "bundle bytes": size,
-            "stages": {
-                title: {"seconds": seconds, **memory.gigabytes()} for title, (seconds, memory) in seen.stages.items()
-            },
+            "stages": {title: taken.figures() for title, taken in seen.stages.items()},
         },
     )
 
 
 def as_table(seen: Watched) -> str:
-    """Stages in the order they ended: seconds, and gigabytes (see ``watch.Memory``)."""
-    lines = [f"{'stage':40} {'s':>7} {'own':>6} {'mapped':>6} {'all':>6} {'sum':>6}   GB"]
-    rows = [*seen.stages.items(), ("everything", (seen.seconds, seen.memory))]
-    for title, (seconds, memory) in rows:
-        numbers = " ".join(f"{value:6.2f}" for value in memory.gigabytes().values())
-        lines.append(f"{title:40} {seconds:7.1f} {numbers}")
+    """Stages in the order they ended: seconds as they say and by the clock, of the CPU, and gigabytes (``Memory``)."""
+    lines = [f"{'stage':40} {'said':>7} {'s':>7} {'CPU s':>7} {'own':>6} {'mapped':>6} {'all':>6} {'sum':>6}   GB"]
+    for title, taken in [*seen.stages.items(), ("everything", seen.whole)]:
+        numbers = " ".join(f"{value:6.2f}" for value in taken.memory.gigabytes().values())
+        lines.append(f"{title:40} {taken.said:7.1f} {taken.seconds:7.1f} {taken.cpu:7.1f} {numbers}")
     return "\n".join(lines)
 
 

@@ -1,9 +1,11 @@
-"""Memory of a command and all it starts, by the stages it reports, out of ``/proc`` (Linux)."""
+"""Time and memory of a command and all it starts, by the stages it reports, out of ``/proc`` (Linux)."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -45,28 +47,56 @@ class Memory:
 
 
 @dataclass
+class Taken:
+    """What a stage took; what happens between two stages counts to the later.
+
+    Attributes:
+        said: seconds, as the stage itself reports them.
+        seconds: since the stage before ended.
+        cpu: seconds of all cores, user and system; on a busy machine they say more than ``seconds``.
+        memory: peaks.
+    """
+
+    said: float = 0.0
+    seconds: float = 0.0
+    cpu: float = 0.0
+    memory: Memory = field(default_factory=Memory)
+
+    def include(self, other: Taken) -> None:
+        """Become both together."""
+        self.said, self.seconds, self.cpu = self.said + other.said, self.seconds + other.seconds, self.cpu + other.cpu
+        self.memory.include(other.memory)
+
+    def figures(self) -> dict[str, float]:
+        """Seconds, and gigabytes."""
+        return {"seconds": round(self.seconds, 1), "cpu": round(self.cpu, 1), **self.memory.gigabytes()}
+
+
+@dataclass
 class Watched:
     """What a command took.
 
     Attributes:
-        seconds: from start to end.
-        memory: of the whole of it.
-        stages: by title, seconds and memory; what happens between two stages counts to the later.
+        whole: from start to end.
+        stages: by title.
         log: its stderr.
     """
 
-    seconds: float = 0.0
-    memory: Memory = field(default_factory=Memory)
-    stages: dict[str, tuple[float, Memory]] = field(default_factory=dict)
+    whole: Taken = field(default_factory=Taken)
+    stages: dict[str, Taken] = field(default_factory=dict)
     log: str = ""
 
 
-def watch(command: Sequence[str]) -> Watched:
-    """Run ``command``; ``CalledProcessError`` if it fails."""
+def watch(command: Sequence[str], *, echo: bool = False) -> Watched:
+    """Run ``command``; ``CalledProcessError`` if it fails.
+
+    Args:
+        echo: pass its stderr on, line by line.
+    """
     seen, current, lock = Watched(), Memory(), threading.Lock()
     began = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        done = threading.Event()
+        done, before, cpu_before = threading.Event(), began, 0.0
 
         def look() -> None:
             while not done.wait(PERIOD):
@@ -74,33 +104,48 @@ def watch(command: Sequence[str]) -> Watched:
                 with lock:
                     current.include(now)
 
+        def ended(title: str, said: float) -> None:
+            nonlocal before, cpu_before
+            # A process that is ended between two looks takes its last tenth of a second along.
+            now, cpu = time.monotonic(), max(_cpu(process.pid), cpu_before)
+            with lock:
+                taken = Taken(said, now - before, cpu - cpu_before, Memory(**vars(current)))
+                vars(current).update(vars(Memory()))
+            before, cpu_before = now, cpu
+            seen.stages.setdefault(title, Taken()).include(taken)
+            seen.whole.include(taken)
+
         looking = threading.Thread(target=look)
         looking.start()
         try:
             assert process.stderr is not None
             for line in process.stderr:
                 seen.log += line
+                if echo:
+                    print(line, end="", file=sys.stderr, flush=True)
                 if match := _STAGE.fullmatch(line.strip()):
-                    with lock:
-                        taken = Memory(**vars(current))
-                        vars(current).update(vars(Memory()))
-                    _add(seen, match["title"], float(match["seconds"]), taken)
+                    ended(match["title"], float(match["seconds"]))
+            ended("rest", 0.0)
             process.wait()
         finally:
             done.set()
             looking.join()
-    _add(seen, "rest", 0.0, current)
-    seen.seconds = time.monotonic() - began
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(command), stderr=seen.log)
     return seen
 
 
-def _add(seen: Watched, title: str, seconds: float, memory: Memory) -> None:
-    before, peak = seen.stages.get(title, (0.0, Memory()))
-    peak.include(memory)
-    seen.stages[title] = (before + seconds, peak)
-    seen.memory.include(memory)
+def _cpu(root: int) -> float:
+    """Seconds of CPU that ``root`` and its descendants have used, those that have ended among them."""
+    ticks = 0
+    for pid in _tree(root):
+        try:
+            # The second field, a name in brackets, may hold anything.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _measure(root: int) -> Memory:

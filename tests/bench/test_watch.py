@@ -33,13 +33,29 @@ def test_memory_counts_to_the_stage_and_kind_it_belongs_to(tmp_path: Path) -> No
     file.write_bytes(bytes(200_000_000))
     seen = watch([sys.executable, "-c", STAGES, str(file)])
     assert list(seen.stages) == ["small", "child", "mapped", "rest"]
-    assert [seconds for seconds, _ in seen.stages.values()] == [0.75, 1.5, 1.0, 0.0]
-    memory = {title: found for title, (_, found) in seen.stages.items()}
+    assert [taken.said for taken in seen.stages.values()] == [0.75, 1.5, 1.0, 0.0]
+    memory = {title: taken.memory for title, taken in seen.stages.items()}
     assert 300e6 < memory["child"].own < 400e6 and memory["child"].mapped < 100e6
     assert memory["mapped"].own < 100e6 and memory["mapped"].mapped > 190e6
     assert memory["small"].own < 100e6
-    assert seen.memory.own == memory["child"].own and seen.memory.together >= seen.memory.own
+    assert seen.whole.memory.own == memory["child"].own and seen.whole.memory.together >= memory["child"].own
+    assert seen.stages["child"].seconds >= 1.0 and seen.stages["mapped"].seconds >= 1.0
+    assert sum(taken.seconds for taken in seen.stages.values()) == pytest.approx(seen.whole.seconds)
     assert "everything" in as_table(seen) and "a warning: no stage" in seen.log
+
+
+def test_cpu_time_counts_what_children_used_after_they_have_ended() -> None:
+    burn = "import time; end = time.process_time() + 1\nwhile time.process_time() < end: pass"
+    stages = f"""
+import subprocess, sys, time
+subprocess.run([sys.executable, "-c", {burn!r}], check=True)
+print("burning: 1.0 s", file=sys.stderr, flush=True)
+time.sleep(0.5)
+print("sleeping: 0.5 s", file=sys.stderr, flush=True)
+"""
+    seen = watch([sys.executable, "-c", stages])
+    assert seen.stages["burning"].cpu >= 0.99 > 0.4 > seen.stages["sleeping"].cpu
+    assert seen.whole.cpu >= seen.stages["burning"].cpu
 
 
 def test_a_command_that_fails_is_an_error() -> None:
