@@ -1,7 +1,8 @@
 """NNCF and the weights of large graphs: they stay in their files, and one at a time is looked at.
 
 By itself NNCF 3.4 has ONNX Runtime hand out every weight at every calibration sample, and at the end reads all float
-weights into one protobuf, which may not have more than 2 GiB, before it makes integers of them.
+weights into one protobuf, which may not have more than 2 GiB, before it makes integers of them. Of activations it
+counts every number, which a large network takes a minute for (``some_of``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.some_of import some_of
 from mtu_compile.core.errors import PassError
 from mtu_compile.graph import qdq
 from mtu_compile.graph.sessions import lean_options
@@ -34,6 +36,7 @@ def weights_in_files(model: onnx.ModelProto) -> Iterator[None]:
     import nncf.onnx.quantization.quantize_model as last
     import nncf.onnx.statistics.aggregator as statistics
     import onnxruntime
+    from nncf.common.tensor_statistics.collectors import HistogramAggregator
 
     from mtu_compile.graph import io as graph_io
 
@@ -45,6 +48,7 @@ def weights_in_files(model: onnx.ModelProto) -> Iterator[None]:
         (nncf.onnx.engine, "rt", sessions),
         (last, "load_external_data_for_model", lambda model, folder: None),
         (helper, "get_array_from_tensor", _read),
+        (HistogramAggregator, "_register_reduced_input_impl", _of_some(HistogramAggregator)),
         (statistics, "ONNXStatisticsAggregator", _one_weight_at_a_time(statistics.ONNXStatisticsAggregator)),
     ]
     originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
@@ -55,6 +59,30 @@ def weights_in_files(model: onnx.ModelProto) -> Iterator[None]:
     finally:
         for module, name, original in originals:
             setattr(module, name, original)
+
+
+def _of_some(histograms: Any) -> Any:
+    """What adds a tensor to a histogram, by some numbers of it where it is large."""
+    from nncf.tensor import Tensor
+
+    add = histograms._register_reduced_input_impl
+
+    def add_some(self: Any, x: Any) -> None:
+        few = some_of(x.data)
+        if few.size == x.data.size:
+            add(self, x)
+            return
+        lows, highs = [float(x.data.min())], [float(x.data.max())]
+        if self.min_val is not None:
+            lows.append(self.min_val)
+            highs.append(self.max_val)
+        low, high = min(lows), max(highs)
+        counted = Tensor(np.histogram(few, self.bins, range=(low, high))[0])
+        if self.min_val is not None:
+            counted = self._combine_histograms(self.histogram, self.min_val, self.max_val, counted, low, high)
+        self.histogram, self.min_val, self.max_val = counted, low, high
+
+    return add_some
 
 
 def _read(model: onnx.ModelProto, tensor: onnx.TensorProto) -> NDArray[Any]:

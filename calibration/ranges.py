@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.some_of import some_of
 from mtu_compile.core.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -153,16 +154,16 @@ def measure_cases(
 
 
 class _Counter:
-    """Counts magnitudes without keeping them."""
+    """Counts magnitudes without keeping them; of a large tensor some, and the largest."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_BINS, np.int64)
         self._largest, self._squares = 0.0, 0.0
 
     def add(self, array: NDArray[np.float32]) -> None:
-        magnitudes = np.abs(np.ascontiguousarray(array, np.float32).ravel())
+        self._largest = max(self._largest, float(array.max(initial=0.0)), -float(array.min(initial=0.0)))
+        magnitudes = np.abs(np.ascontiguousarray(some_of(array), np.float32))
         self._counts += np.bincount(magnitudes.view(np.uint32) >> _SHIFT, minlength=_BINS)
-        self._largest = max(self._largest, float(magnitudes.max(initial=0.0)))
         self._squares += float(np.square(magnitudes, dtype=np.float64).sum())
 
     def range(self) -> ActivationRange:

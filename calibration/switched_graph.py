@@ -8,11 +8,11 @@ torch has.
 
 from __future__ import annotations
 
+import gc
 import os
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from calibration.first_order import HELD_BYTES, first_order_errors
 from calibration.joined_graph import SWITCHES, join
-from calibration.torch_graph import TorchGraph
+from calibration.torch_graph import Step, TorchGraph
 from mtu_compile.graph import io as graph_io
 from mtu_compile.graph.sessions import open_as_written
 
@@ -32,27 +32,21 @@ T = TypeVar("T")
 
 
 class SwitchedGraph:
-    """The graph, opened. A context manager: it lies in a temporary folder.
+    """The graph, opened. A context manager: it lies beside the float graph, whose weights it shares, for a while.
 
     Attributes:
         groups: what is switched, in graph order.
+        derivable: whether ``errors`` can be had: derivatives are known of every operation.
     """
 
     def __init__(
-        self,
-        float_graph: Path,
-        int8_graph: Path,
-        *,
-        folder: Path | None = None,
-        parallel: bool = False,
-        held_bytes: int = HELD_BYTES,
+        self, float_graph: Path, int8_graph: Path, *, parallel: bool = False, held_bytes: int = HELD_BYTES
     ) -> None:
         """Join the two graphs.
 
         Args:
             float_graph: static, float32.
             int8_graph: its quantised twin, with the same node names (``quantize_onnx``, perhaps legalised).
-            folder: for the temporary files; the system's own otherwise.
             parallel: run as many inferences at a time as there are cores, each on one. A small network gains by that; a
                 large one keeps all cores busy by itself, and needs its memory but once.
             held_bytes: activations that are held for derivatives.
@@ -63,19 +57,16 @@ class SwitchedGraph:
         """
         model, self.groups = join(float_graph, int8_graph)
         self._output = str(model.graph.outputs[0].name)
-        self._derivable = TorchGraph(model)
+        self.derivable = all(Step.of(node).differentiable for node in model.graph)
         self._held = held_bytes
         self._workers = _cores() if parallel else 1
-        self._scratch = tempfile.TemporaryDirectory(dir=folder, prefix="mtu-switches-")
-        try:
-            path = graph_io.save(model, Path(self._scratch.name) / "joined.onnx")
-            # Optimisations would fuse what has to stay apart, and compute constants of branches that never run. Threads
-            # that have nothing to do would go on waiting for work, and take it from torch's.
-            threads = 1 if self._workers > 1 else 0
-            self._session = open_as_written(path, threads=threads, entries={"session.force_spinning_stop": "1"})
-        except BaseException:
-            self._scratch.cleanup()
-            raise
+        self._opened: Any = None
+        with ExitStack() as stack:
+            path = stack.enter_context(graph_io.beside(float_graph, "joined"))
+            self._path = graph_io.save(model, path, reuse=True)
+            del model
+            self._opened = self._session
+            self._scratch = stack.pop_all()
 
     def __enter__(self) -> SwitchedGraph:
         return self
@@ -83,13 +74,20 @@ class SwitchedGraph:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._session, self._derivable
-        self._scratch.cleanup()
+        self._opened = None
+        self._scratch.close()
 
     @property
-    def derivable(self) -> bool:
-        """Whether ``errors`` can be had: derivatives are known of every operation."""
-        return self._derivable.differentiable
+    def _session(self) -> Any:
+        """The graph in ONNX Runtime."""
+        if self._opened is None:
+            gc.collect()  # what torch ran: nodes and values refer to each other, and hold the files of the weights
+            # Optimisations would fuse what has to stay apart, and compute constants of branches that never run. Threads
+            # that have nothing to do would go on waiting for work, and take it from torch's.
+            threads = 1 if self._workers > 1 else 0
+            entries = {"session.force_spinning_stop": "1"}
+            self._opened = open_as_written(self._path, threads=threads, entries=entries)
+        return self._opened
 
     def run(self, feed: Feed, int8: Collection[str] = ()) -> Array:
         """The graph's first output with the groups named in ``int8`` quantised and all others in float32."""
@@ -109,11 +107,14 @@ class SwitchedGraph:
 
         Only where ``derivable``.
         """
+        if self._workers == 1:  # of a large network, one runtime at a time has the weights in memory
+            self._opened = None
+        graph = TorchGraph(graph_io.load(self._path))
         members = [group.members for group in self.groups]
 
         def of(feed: Feed) -> Array:
             off = self._switched(feed, ())
-            return first_order_errors(self._derivable, members, off, probes, held_bytes=self._held)
+            return first_order_errors(graph, members, off, probes, held_bytes=self._held)
 
         yield from self._map(of, feeds)
 

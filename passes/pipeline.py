@@ -43,12 +43,13 @@ def run_pipeline(
     *,
     registry: Registry | None = None,
     external_bytes: int = graph_io.EXTERNAL_BYTES,
+    reuse: bool = False,
     on_pass: OnPass | None = None,
 ) -> tuple[PassResult, ...]:
     """Run the passes called ``ids`` on an ONNX file and write the result to the file ``out``.
 
     Weights above ``external_bytes`` go to ``<out>.data``. Only the weights a pass rewrites are read into memory, one at
-    a time. On an error nothing is written.
+    a time. On an error nothing is written. ``reuse``: see ``graph.io.save``.
 
     Raises:
         ConfigError: a pipeline that does not hold together.
@@ -58,7 +59,7 @@ def run_pipeline(
     passes = (registry or builtin()).pipeline(ids)
     results = run_passes(graph_io.load(model_path), passes, context, on_pass=on_pass)
     if results:
-        graph_io.save(results[-1].graph, out, external_bytes=external_bytes)
+        graph_io.save(results[-1].graph, out, external_bytes=external_bytes, reuse=reuse)
     return results
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import passes
+from mtu_compile.graph.io import beside
 from targets.base import COST_ROUNDS, Precision, Target
 from targets.costs.layers import ComparedCosts, compare_costs
 
@@ -29,9 +29,7 @@ def compare_costs_at(
         PassError: the graphs cannot have this batch.
         Further errors are those of ``compare_costs``.
     """
-    with tempfile.TemporaryDirectory(dir=int8_graph.parent, prefix="mtu-costs-") as folder:
-        frozen = []
-        for name, graph in (("float", float_graph), ("int8", int8_graph)):
-            frozen.append(Path(folder) / f"{name}.onnx")
-            passes.run_pipeline(graph, frozen[-1], ("mtu::freeze-shapes",), passes.PassContext(batch=batch))
-        return compare_costs(target, *frozen, precision=precision, rounds=rounds)
+    with beside(float_graph, "costs") as in_float, beside(int8_graph, "costs") as quantised:
+        for graph, frozen in ((float_graph, in_float), (int8_graph, quantised)):
+            passes.run_pipeline(graph, frozen, ("mtu::freeze-shapes",), passes.PassContext(batch=batch), reuse=True)
+        return compare_costs(target, in_float, quantised, precision=precision, rounds=rounds)

@@ -7,7 +7,10 @@ before a byte of them is read, and weights in external data stay on disk until s
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -106,29 +109,79 @@ def check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
             check_place(tensor, root)
 
 
-def save(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_BYTES) -> Path:
+def save(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_BYTES, reuse: bool = False) -> Path:
     """Write ``model`` to ``path``; the file appears complete or not at all.
 
     More than ``external_bytes`` of weights go to ``<path>.data`` beside it, one tensor in memory at a time. A model
     that was loaded from the very file it is written to has to be loaded again afterwards.
+
+    Args:
+        model: what to write; it stays as it is.
+        path: ONNX file.
+        external_bytes: see above.
+        reuse: weights that lie in a file of ``path``'s folder stay there and are not written again: for graphs that
+            are gone before their neighbour is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data_name = f"{path.name}.data"
-    external = weight_bytes(model) > external_bytes
+    weights = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    there = {value for value in weights if reuse and _lies_in(value.const_value, path.parent)}
+    new = [value for value in weights if value not in there]
+    external = sum(value.const_value.nbytes for value in new if value.const_value is not None) > external_bytes
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-") as scratch:
-        if not external:
-            ir.external_data.load_to_model(model)
-        ir.save(
-            model,
-            Path(scratch) / path.name,
-            external_data=data_name if external else None,
-            size_threshold_bytes=INLINE_BYTES,
-        )
+        if not there:
+            if not external:
+                ir.external_data.load_to_model(model)
+            ir.save(
+                model,
+                Path(scratch) / path.name,
+                external_data=data_name if external else None,
+                size_threshold_bytes=INLINE_BYTES,
+            )
+        else:
+            with _written(new if external else [], Path(scratch), data_name):
+                ir.save(model, Path(scratch) / path.name)
         for name in (data_name, path.name):
             written = Path(scratch) / name
             if written.exists():
                 written.replace(path.parent / name)
     return path
+
+
+@contextmanager
+def beside(graph: Path, name: str) -> Iterator[Path]:
+    """Where a graph can be written for a while that reuses weights of ``graph``; it is removed afterwards.
+
+    Args:
+        graph: ONNX file.
+        name: of what is written, for whoever comes upon it.
+    """
+    path = graph.with_name(f".{name}-{secrets.token_hex(4)}.onnx")
+    try:
+        yield path
+    finally:
+        for file in (path, path.with_name(f"{path.name}.data")):
+            file.unlink(missing_ok=True)
+
+
+def _lies_in(tensor: ir.TensorProtocol | None, folder: Path) -> bool:
+    """Whether a weight is in a file right in ``folder``."""
+    return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve().parent == folder.resolve()
+
+
+@contextmanager
+def _written(values: Sequence[ir.Value], folder: Path, name: str) -> Iterator[None]:
+    """While this lasts, the larger ones of ``values`` lie in the file ``name`` of ``folder``."""
+    large = {value: one for value in values if (one := value.const_value) is not None and one.nbytes > INLINE_BYTES}
+    if large:
+        written = ir.external_data.convert_tensors_to_external(list(large.values()), folder, name)
+        for value, tensor in zip(large, written, strict=True):
+            value.const_value = tensor
+    try:
+        yield
+    finally:
+        for value, one in large.items():
+            value.const_value = one
 
 
 def check(model: ir.Model, maker: str) -> None:

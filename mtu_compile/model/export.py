@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.families import FAMILIES, TEXT_EMBEDS, TIME_IDS, TextBranch
 from mtu_compile.graph import io as graph_io
+from mtu_compile.model.simplify import simplify
 from mtu_compile.model.unet import call_unet
 from mtu_compile.runtime.engine import OUTPUT
 from mtu_compile.runtime.guidance import SCALE_INPUT
@@ -189,10 +190,12 @@ def _export(
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=axes if free else None,
+            optimize=False,
             verbose=False,
         )
-    assert program is not None
-    model: ir.Model = program.model
+        assert program is not None
+        model: ir.Model = program.model
+        simplify(model)
     for value in model.graph.outputs:
         if output_shapes and value.name and value.name in output_shapes:
             value.shape = ir.Shape(output_shapes[value.name])

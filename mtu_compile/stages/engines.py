@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import passes
+from calibration.mixed.choosing import LARGE
 from mtu_compile.accuracy.host.parity import Backend, Parity, Recorded, parity_of_tasks
 from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.tasks import Task
+from mtu_compile.graph import io as graph_io
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.runtime.task_engine import TaskEngine
@@ -22,8 +24,9 @@ from mtu_compile.stages.precision import lower
 from mtu_compile.steps import Steps, Work, step
 from targets.base import Artifact, Precision, Target
 
-#: Recorded UNet calls each backend is compared on; enough for one trajectory's early, middle and late steps.
-PARITY_CALLS = 6
+#: Recorded UNet calls of each task that a backend is compared on; enough for one trajectory's early, middle and late
+#: steps. Of a large network, whose calls take seconds, the first and the last.
+PARITY_CALLS, FEW_PARITY_CALLS = 6, 2
 
 
 #: What runs graphs here, to be compared; the vendors' own are in ``OnTarget``.
@@ -132,6 +135,7 @@ def compared(
     work: Work, here: OnTarget, unet: Specialised, graph: Path, references: Mapping[str, Path], built: Artifact
 ) -> Mapping[str, Parity]:
     """By task, what every backend here makes of ``graph``, and the engine ``built`` of it where its device is here."""
+    large = graph_io.disk_bytes(unet.graph) // 4 > LARGE
     with work.progress.stage(f"parity {unet.label}"):
         tables = parity_of_tasks(
             graph,
@@ -139,7 +143,7 @@ def compared(
                 Recorded(Reference.load(references[task.name]), task.guided, partial(_view, unet, task_id, task))
                 for task_id, task in unet.tasks.items()
             ],
-            calls=PARITY_CALLS,
+            calls=FEW_PARITY_CALLS if large else PARITY_CALLS,
             extra=_device_backends(here.target, built),
             native=_native(here.target, built),
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -195,8 +195,7 @@ def chosen_layers(
     work: Work, target: OnTarget, unet: Specialised, sets: Mapping[str, Path], int8: Path
 ) -> Mapping[str, MixedRecord]:
     """Measure what INT8 costs and gains each layer, and choose those that stay float; by task, what was measured."""
-    with tempfile.TemporaryDirectory(dir=work.folder) as folder:
-        return _choose(target.target, unet, _inputs(unet, sets), int8, Path(folder), work.progress)
+    return _choose(target.target, unet, _inputs(unet, sets), int8, work.progress)
 
 
 @step(tools=TOOLS)
@@ -251,17 +250,19 @@ def lower(
 def lowered(work: Work, graph: Path, ids: tuple[str, ...], original: Path | None, label: str) -> Rewritten:
     """``graph`` after the passes called ``ids``."""
     with work.progress.stage(f"lower {label}"):
-        return Rewritten(*lower_in(work.folder, graph, ids, original=original))
+        out, context = work.folder / f"{graph.stem}-lowered.onnx", passes.PassContext(original=original)
+        return Rewritten(out, pass_records(passes.run_pipeline(graph, out, ids, context)))
 
 
-def lower_in(
-    folder: Path, graph: Path, ids: tuple[str, ...], *, original: Path | None = None, suffix: str = "lowered"
-) -> tuple[Path, tuple[bundle.PassRecord, ...]]:
-    """``graph`` after the passes called ``ids``, in ``folder``; the very one where there are none."""
+@contextmanager
+def _lowered_beside(graph: Path, ids: tuple[str, ...], *, original: Path | None = None) -> Iterator[Path]:
+    """``graph`` after the passes called ``ids``, for a while; the very one where there are none."""
     if not ids:
-        return graph, ()
-    out, context = folder / f"{graph.stem}-{suffix}.onnx", passes.PassContext(original=original)
-    return out, pass_records(passes.run_pipeline(graph, out, ids, context))
+        yield graph
+        return
+    with graph_io.beside(graph, "lowered") as out:
+        passes.run_pipeline(graph, out, ids, passes.PassContext(original=original), reuse=True)
+        yield out
 
 
 def _inputs(unet: Specialised, sets: Mapping[str, Path]) -> CalibrationSet | MergedSet:
@@ -279,7 +280,6 @@ def _choose(
     unet: Specialised,
     calibration: CalibrationSet | MergedSet,
     int8: Path,
-    folder: Path,
     progress: Progress,
 ) -> dict[str, MixedRecord]:
     """Measure what INT8 costs and gains each layer, and choose those that stay float; by task, what was measured."""
@@ -288,19 +288,19 @@ def _choose(
         tasks, effort = TaskInputs.of_each(calibration), effort.split(len(unet.tasks))
     else:
         tasks = {task.name: TaskInputs(calibration.inputs, task.guided) for task in unet.tasks.values()}
-    with progress.stage(f"time layers {unet.label}"):
-        ids = target.spec.lowering
-        in_float, _ = lower_in(folder, unet.graph, ids.get(target.companion_precision("int8"), ()))
-        quantised, _ = lower_in(folder, int8, ids.get("int8", ()), original=unet.graph)
+    ids = target.spec.lowering
+    with progress.stage(f"time layers {unet.label}"), ExitStack() as there:
+        in_float = there.enter_context(_lowered_beside(unet.graph, ids.get(target.companion_precision("int8"), ())))
+        quantised = there.enter_context(_lowered_beside(int8, ids.get("int8", ()), original=unet.graph))
         compare = compare_costs
         if isinstance(calibration, MergedSet):
             compare = partial(compare_costs_at, batch=target.spec.shared_batch or calibration.batch)
         costs = compare(target, in_float, quantised, rounds=effort.rounds)
     # The numbers the device multiplies, in float32 still.
     exact = tuple(name for name in ids.get("int8", ()) if name not in HALF)
-    multiplied, _ = lower_in(folder, int8, exact, original=unet.graph, suffix="multiplied")
-    switched = SwitchedGraph(unet.graph, multiplied, folder=folder, parallel=effort.parallel)
-    with switched as graph:
+    with ExitStack() as there:
+        multiplied = there.enter_context(_lowered_beside(int8, exact, original=unet.graph))
+        graph = there.enter_context(SwitchedGraph(unet.graph, multiplied, parallel=effort.parallel))
         total = effort.estimates(len(task.inputs) for task in tasks.values())
         with progress.stage(f"measure layers {unet.label}", total) as advance:
             return choose_for_all(graph, tasks, effort=effort, costs=costs, progress=advance)

@@ -227,10 +227,26 @@ def test_without_guidance_there_are_no_deltas(switched: SwitchedGraph) -> None:
         estimate(switched, [], guidance="none", probes=1)
 
 
-def test_the_scratch_folder_goes_away(graphs: tuple[Path, Path], tmp_path: Path) -> None:
-    with SwitchedGraph(*graphs, folder=tmp_path):
-        assert list(tmp_path.iterdir())
-    assert not list(tmp_path.iterdir())
+def test_what_lies_beside_the_graph_goes_away(graphs: tuple[Path, Path]) -> None:
+    before = set(graphs[0].parent.iterdir())
+    with SwitchedGraph(*graphs):
+        assert set(graphs[0].parent.iterdir()) > before
+    assert set(graphs[0].parent.iterdir()) == before
+
+
+def test_weights_in_files_are_not_written_again(graphs: tuple[Path, Path], tmp_path: Path) -> None:
+    apart = graph_io.save(graph_io.load(graphs[0]), tmp_path / "float.onnx", external_bytes=0)
+    data = apart.with_name(f"{apart.name}.data")
+    with SwitchedGraph(apart, graphs[1]) as graph:
+        (joined,) = (path for path in tmp_path.glob(".joined-*.onnx"))
+        assert data.name in graph_io.weight_files(graph_io.load_proto(joined))
+        assert graph_io.disk_bytes(joined) - data.stat().st_size < joined.stat().st_size + graphs[1].stat().st_size
+        feed = feeds(1)[0]
+        with SwitchedGraph(*graphs) as inline:
+            np.testing.assert_array_equal(graph.run(feed), inline.run(feed))
+            # Derivatives are another runtime's, which has the weights in memory while the first has not.
+            np.testing.assert_array_equal(next(graph.errors([feed], 2)), next(inline.errors([feed], 2)))
+            np.testing.assert_array_equal(graph.run(feed), inline.run(feed))
 
 
 def test_graphs_that_do_not_belong_together_are_refused(graphs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
@@ -69,6 +70,27 @@ def test_large_weights_lie_beside_the_model(external: Path, inline: Path) -> Non
     assert graph_io.disk_bytes(external) == sum(stat.st_size for stat in files.values())
     assert graph_io.disk_bytes(inline) == inline.stat().st_size
     np.testing.assert_array_equal(run(external), run(inline))
+
+
+def test_a_neighbour_shares_the_weights_that_are_the_same(external: Path, inline: Path) -> None:
+    model = graph_io.load(external)
+    model.graph.node(0).name = "renamed"
+    data = external.with_name("model.onnx.data")
+    added = np.full((4, 300), 2.0, np.float32)
+    value = ir.Value(name="more", const_value=ir.tensor(added), shape=ir.Shape(added.shape))
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    model.graph.register_initializer(value)
+    before = data.read_bytes()
+    with graph_io.beside(external, "twin") as path:
+        for most in (0, 1 << 20):  # what is new lies in a file of its own, or in the graph
+            graph_io.save(model, path, external_bytes=most, reuse=True)
+            files = graph_io.weight_files(graph_io.load_proto(path))
+            assert files == ({data.name, f"{path.name}.data"} if most == 0 else {data.name})
+            np.testing.assert_array_equal(graph_io.load(path).graph.initializers["more"].const_value.numpy(), added)
+            np.testing.assert_array_equal(run(path), run(inline))
+        assert value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor)
+    assert data.read_bytes() == before
+    assert {one.name for one in external.parent.iterdir()} == {"model.onnx", "model.onnx.data"}
 
 
 @pytest.mark.parametrize("location", ["../model.onnx.data", "sub/../../x", "{absolute}", "C:\\x", "..\\x", ""])
