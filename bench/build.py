@@ -55,6 +55,7 @@ def main() -> None:
             *("--int8", "--force", *([] if "--cache" in options else ["--no-cache"]), "-o", str(out), *options),
         ],
         echo=True,
+        check=False,
     )
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     print(as_table(seen))
@@ -62,12 +63,14 @@ def main() -> None:
         args.name or f"build-{args.which}",
         {
             "options": options,
+            "exit code": seen.code,
             "load before, after": [round(load, 2), round(os.getloadavg()[0], 2)],
             **seen.whole.figures(),
             "bundle bytes": size,
             "stages": {title: taken.figures() for title, taken in seen.stages.items()},
         },
     )
+    sys.exit(seen.code)
 
 
 def as_table(seen: Watched) -> str:

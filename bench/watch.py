@@ -80,18 +80,21 @@ class Watched:
         whole: from start to end.
         stages: by title.
         log: its stderr.
+        code: it ended with.
     """
 
     whole: Taken = field(default_factory=Taken)
     stages: dict[str, Taken] = field(default_factory=dict)
     log: str = ""
+    code: int = 0
 
 
-def watch(command: Sequence[str], *, echo: bool = False) -> Watched:
-    """Run ``command``; ``CalledProcessError`` if it fails.
+def watch(command: Sequence[str], *, echo: bool = False, check: bool = True) -> Watched:
+    """Run ``command``.
 
     Args:
         echo: pass its stderr on, line by line.
+        check: ``CalledProcessError`` if it fails; else what was seen until then is returned all the same.
     """
     seen, current, lock = Watched(), Memory(), threading.Lock()
     began = time.monotonic()
@@ -130,7 +133,8 @@ def watch(command: Sequence[str], *, echo: bool = False) -> Watched:
         finally:
             done.set()
             looking.join()
-    if process.returncode:
+    seen.code = process.returncode
+    if check and process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(command), stderr=seen.log)
     return seen
 

@@ -59,6 +59,9 @@ print("sleeping: 0.5 s", file=sys.stderr, flush=True)
 
 
 def test_a_command_that_fails_is_an_error() -> None:
+    failing = [sys.executable, "-c", "import sys; print('read: 0.5 s', file=sys.stderr); sys.exit('no such model')"]
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        watch([sys.executable, "-c", "import sys; sys.exit('no such model')"])
+        watch(failing)
     assert "no such model" in failed.value.stderr
+    seen = watch(failing, check=False)
+    assert seen.code == 1 and list(seen.stages) == ["read", "rest"]
