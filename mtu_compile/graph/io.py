@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,9 @@ EXTERNAL_BYTES = 256 * 2**20
 #: Tensors up to this size stay in the model file, and are read with it: the ONNX checker and shape inference want to
 #: see the small ones (shapes, indices).
 INLINE_BYTES = 1024
+
+#: After this long nobody is at work any more on what lies beside a graph.
+LEFT_SECONDS = 24 * 3600.0
 
 
 def load(path: Path) -> ir.Model:
@@ -152,10 +156,16 @@ def save(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_BYTES, r
 def beside(graph: Path, name: str) -> Iterator[Path]:
     """Where a graph can be written for a while that reuses weights of ``graph``; it is removed afterwards.
 
+    What a process left that was killed is removed by the next that comes a day later: until then it may be at work.
+
     Args:
         graph: ONNX file.
         name: of what is written, for whoever comes upon it.
     """
+    for left in graph.parent.glob(f".{name}-*.onnx*"):
+        with suppress(OSError):  # another may remove it, too
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink()
     path = graph.with_name(f".{name}-{secrets.token_hex(4)}.onnx")
     try:
         yield path

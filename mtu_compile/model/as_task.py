@@ -14,17 +14,17 @@ from mtu_compile.model.plain import require_plain
 from mtu_compile.model.upcycle import check_base, upcycle_unet
 
 
-def load_as_task(folder: Path, name: str, *, weights: bool = True) -> MTUPipeline:
+def load_as_task(folder: Path, name: str, *, weights: bool = True, tried: bool = False) -> MTUPipeline:
     """The plain pipeline in ``folder`` as the task called ``name``: the same function.
 
     Args:
-        weights: as for ``MTUPipeline.from_pretrained``.
+        weights, tried: as for ``MTUPipeline.from_pretrained``.
 
     Raises:
         ConfigError, ModelError: as ``require_plain``, and for a pipeline that cannot be upcycled.
     """
     task = require_plain(folder, name)
-    check_folder(folder)
+    check_folder(folder, tried=tried)
     channels = check_base(folder, [task])
     load = load_component if weights else outline_component
     plain = load(UNet2DConditionModel, folder / "unet", dtype=torch.float32)
@@ -32,4 +32,4 @@ def load_as_task(folder: Path, name: str, *, weights: bool = True) -> MTUPipelin
         # With one expert there is nothing to route: the router's width does not matter.
         unet = upcycle_unet(plain, [task], channels=channels, num_experts=1, d_task=1, router_width=1).eval()
     del plain  # as large as the new one
-    return MTUPipeline.from_pretrained(folder, unet=unet, weights=weights)
+    return MTUPipeline.from_pretrained(folder, unet=unet, weights=weights, tried=True)

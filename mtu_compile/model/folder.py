@@ -116,8 +116,11 @@ def zeros_for_empty_prompt(folder: Path, family: Family) -> bool:
     return bool(family.conditions) if given is None else bool(given) and bool(family.conditions)
 
 
-def check_folder(folder: Path) -> dict[str, tuple[str, str]]:
+def check_folder(folder: Path, *, tried: bool = False) -> dict[str, tuple[str, str]]:
     """``read_index``, and every component's files are there, whole, finite, inside the folder, and belong together.
+
+    Args:
+        tried: that the weights are finite was seen before, on the same files.
 
     Raises:
         ModelError: naming the file, and the key where it is one.
@@ -128,6 +131,8 @@ def check_folder(folder: Path) -> dict[str, tuple[str, str]]:
     for name, found in weights.items():
         if found is not None:
             check_network(listed[name][1], folder / name / "config.json", found)
+    if tried:
+        return listed
     for path in dict.fromkeys(file for found in weights.values() if found is not None for file in found.files):
         check_weights(path)
     return listed

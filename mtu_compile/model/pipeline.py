@@ -117,6 +117,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         *,
         torch_dtype: torch.dtype = torch.float32,
         weights: bool = True,
+        tried: bool = False,
         **components: Any,
     ) -> MTUPipeline:
         """Load an MTU pipeline folder.
@@ -128,13 +129,14 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             folder: a local folder.
             torch_dtype: of UNet, autoencoder and text encoder.
             weights: read them; without, the pipeline says what it is, and cannot be run.
+            tried: as for ``check_folder``.
             components: ready-made components instead of the folder's.
 
         Raises:
             ModelError: naming what is missing, damaged or not multi-task.
         """
         folder = Path(folder)
-        listed = check_folder(folder)
+        listed = check_folder(folder, tried=tried)
         if "unet" not in components:
             require_multi_task(folder)
         family, load = family_of(listed), load_component if weights else outline_component

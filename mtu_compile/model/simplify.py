@@ -8,6 +8,9 @@ find anything in networks of convolutions, linear layers, norms and attention.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
@@ -45,6 +48,17 @@ RULES = (
 #: What one round of folding and rewriting leaves for another to find comes to an end by the second.
 _ROUNDS = 2
 
+_LAST: tuple[Callable[[], ir.passes.PassBase], ...] = (
+    common.RemoveUnusedFunctionsPass,
+    common.RemoveUnusedOpsetsPass,
+    partial(common.LiftConstantsToInitializersPass, lift_all_constants=True, size_limit=0),
+    common.LiftSubgraphInitializersToMainGraphPass,
+    common.DeduplicateInitializersPass,
+    common.CommonSubexpressionEliminationPass,
+    common.OutputFixPass,
+    common.NameFixPass,
+)
+
 
 def simplify(model: ir.Model) -> None:
     """Fold constants, take out what does nothing, and compute what is the same but once; in place."""
@@ -55,14 +69,5 @@ def simplify(model: ir.Model) -> None:
         common.RemoveUnusedNodesPass()(model)
         if not (folded.modified or rewritten.modified):
             break
-    for last in (
-        common.RemoveUnusedFunctionsPass(),
-        common.RemoveUnusedOpsetsPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.LiftSubgraphInitializersToMainGraphPass(),
-        common.DeduplicateInitializersPass(),
-        common.CommonSubexpressionEliminationPass(),
-        common.OutputFixPass(),
-        common.NameFixPass(),
-    ):
-        last(model)
+    for last in _LAST:
+        last()(model)

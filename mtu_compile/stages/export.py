@@ -22,14 +22,14 @@ def export(steps: Steps, model: Model) -> tuple[Path, Mapping[str, Path]]:
     )
 
 
-@step(tools=TOOLS)
+@step(tools=TOOLS, one_core=True)
 def exported_unet(work: Work, checkpoint: Checkpoint) -> Path:
     """``export_unet`` of a checkpoint."""
     with work.progress.stage("export the UNet"):
         return export_unet(_model(checkpoint), work.folder)
 
 
-@step(tools=TOOLS)
+@step(tools=TOOLS, one_core=True)
 def exported_parts(work: Work, checkpoint: Checkpoint, size: tuple[int, int]) -> Mapping[str, Path]:
     """``export_parts`` of a checkpoint, for pictures of ``size``."""
     with work.progress.stage("export the other networks"):

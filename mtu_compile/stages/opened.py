@@ -55,6 +55,7 @@ def _read(folder: Path, as_task: str | None, *, weights: bool) -> MTUPipeline:
     from mtu_compile.model.as_task import load_as_task
     from mtu_compile.model.pipeline import MTUPipeline
 
+    # A step's model is one whose content is known: the build that asks for the step has tried its weights.
     if as_task is None:
-        return MTUPipeline.from_pretrained(folder, weights=weights)
-    return load_as_task(folder, as_task, weights=weights)
+        return MTUPipeline.from_pretrained(folder, weights=weights, tried=weights)
+    return load_as_task(folder, as_task, weights=weights, tried=weights)

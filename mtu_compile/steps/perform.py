@@ -11,7 +11,7 @@ from typing import Any
 
 from mtu_compile.core.progress import Progress
 from mtu_compile.steps.entry import Entry, write_entry
-from mtu_compile.steps.step import Work
+from mtu_compile.steps.step import Step, Work
 from mtu_compile.steps.store import Store
 from mtu_compile.steps.value import to_json
 
@@ -37,6 +37,13 @@ class Job:
     made_of: Mapping[str, Any]
 
 
+def step_of(job: Job) -> Step[Any, Any]:
+    """What ``job`` is a call of."""
+    module, name = job.place
+    found: Step[Any, Any] = getattr(import_module(module), name)
+    return found
+
+
 def perform(job: Job, progress: Progress) -> bool:
     """Make the result of ``job``, unless somebody else has made it meanwhile; whether it was made here."""
     with Store(job.store) as store:
@@ -52,8 +59,7 @@ def perform_in(store: Store, job: Job, progress: Progress) -> bool:
     with store.making(job.name, waiting) as place:
         if isinstance(place, Entry):
             return False
-        module, name = job.place
-        function = getattr(import_module(module), name).function
+        function = step_of(job).function
         began = time.monotonic()
         value = function(Work(place, progress), **job.given)
         seconds = time.monotonic() - began

@@ -38,12 +38,18 @@ class Step(Generic[P, R]):
         name: of the function; part of the names of what is kept.
         tools: distributions whose version the result depends on.
         cpu: whether the result depends on the CPU: sums in another order, times, instruction sets.
+        one_core: whether it keeps no more than one core busy, and needs little memory of its own, so that several may
+            run at the same time.
     """
 
     def __init__(
-        self, function: Callable[Concatenate[Work, P], R], tools: tuple[str, ...] = (), cpu: bool = False
+        self,
+        function: Callable[Concatenate[Work, P], R],
+        tools: tuple[str, ...] = (),
+        cpu: bool = False,
+        one_core: bool = False,
     ) -> None:
-        self.function, self.tools, self.cpu = function, tools, cpu
+        self.function, self.tools, self.cpu, self.one_core = function, tools, cpu, one_core
         self.name = function.__name__
         self.signature = inspect.signature(function)
 
@@ -65,12 +71,12 @@ class Step(Generic[P, R]):
 
 
 def step(
-    *, tools: tuple[str, ...] = (), cpu: bool = False
+    *, tools: tuple[str, ...] = (), cpu: bool = False, one_core: bool = False
 ) -> Callable[[Callable[Concatenate[Work, P], R]], Step[P, R]]:
     """Declare a function of a module to be a step; its first parameter is a ``Work``, the others are what it is of."""
 
     def declare(function: Callable[Concatenate[Work, P], R]) -> Step[P, R]:
-        return Step(function, tools, cpu)
+        return Step(function, tools, cpu, one_core)
 
     return declare
 

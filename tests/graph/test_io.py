@@ -93,6 +93,15 @@ def test_a_neighbour_shares_the_weights_that_are_the_same(external: Path, inline
     assert {one.name for one in external.parent.iterdir()} == {"model.onnx", "model.onnx.data"}
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_a_day_later(external: Path) -> None:
+    left, at_work = (external.with_name(f".twin-{name}.onnx.data") for name in ("0", "1"))
+    for path in (left, at_work):
+        path.write_bytes(b"weights")
+    os.utime(left, (0, 0))
+    with graph_io.beside(external, "twin"):
+        assert at_work.exists() and not left.exists()
+
+
 @pytest.mark.parametrize("location", ["../model.onnx.data", "sub/../../x", "{absolute}", "C:\\x", "..\\x", ""])
 def test_weights_outside_the_models_folder_are_refused(location: str, external: Path) -> None:
     outside = external.parent.parent / "model.onnx.data"

@@ -20,7 +20,7 @@ from mtu_compile.core.errors import MtuError
 from mtu_compile.core.progress import Progress
 from mtu_compile.steps.events import EventLog, Told, Watching
 from mtu_compile.steps.executors.memory import KEPT, resident
-from mtu_compile.steps.perform import Job, perform
+from mtu_compile.steps.perform import Job, perform, step_of
 from mtu_compile.steps.store import Store
 
 #: Seconds between two looks at whether the build is still there, and at what steps say.
@@ -28,22 +28,31 @@ LOOK = 0.25
 
 
 class InProcesses:
-    """Runs jobs in a process of this machine, one after the other: each takes all its cores, and much of its memory."""
+    """Runs jobs in processes of this machine, one after the other: each takes all its cores, and much of its memory.
+
+    Those that do not (``Step.one_core``) run as many at a time as there are cores.
+    """
 
     at_once = 1
 
     def __init__(self) -> None:
         self._executor: Any = None
+        self._workers = 0
 
     def prepare(self, store: Store, inputs: Mapping[Path, str], progress: Progress) -> None:
         """Processes of this machine have what this one has."""
 
     def run(self, store: Store, jobs: Sequence[Job], progress: Progress) -> None:
+        from joblib.externals.loky import cpu_count
         from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
+        workers = min(len(jobs), cpu_count()) if all(step_of(job).one_core for job in jobs) else 1
+        if workers != self._workers:
+            self.close()
         if self._executor is None:
             _start_tracker()
-            self._executor = ProcessPoolExecutor(max_workers=1, initializer=_end_with, initargs=(os.getpid(),))
+            self._executor = ProcessPoolExecutor(workers, initializer=_end_with, initargs=(os.getpid(),))
+            self._workers = workers
         try:
             with EventLog(store) as log, Watching(log, progress) as watching:
                 made = {self._executor.submit(perform_there, job, log.of(job.name)): job for job in jobs}
@@ -93,6 +102,11 @@ def _start_tracker() -> None:
 
 def _end_with(parent: int) -> None:
     """End this process when the build is gone, even if it was killed and could not say so."""
+    from joblib.externals.loky import process_executor
+
+    # Loky ends a process that has grown by 300 MB after any job, and takes it for a fault of the job's. What the next
+    # of some jobs wants, imports and the model, would be read anew each time; whether it is ended is decided above.
+    process_executor._USE_PSUTIL = False
 
     def watch() -> None:
         while os.getppid() == parent:
