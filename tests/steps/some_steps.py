@@ -71,6 +71,17 @@ def drawn(work: Work, units: int) -> int:
     return os.getpid()
 
 
+@step(one_core=True)
+def met(work: Work, name: str, other: str, marks: Marks) -> int:
+    """The process it was run in, after another step was seen at work."""
+    marks.add(name)
+    for _ in range(2000):
+        if marks.count(other):
+            return os.getpid()
+        time.sleep(0.02)
+    raise TimeoutError(f"{other} was never run beside {name}")
+
+
 @step()
 def killed(work: Work) -> None:
     """No result: its process is ended as by a system that is out of memory."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from joblib.externals import loky
 
 from mtu_compile.core.errors import ConfigError, MtuError, NotFiniteError
 from mtu_compile.core.progress import Progress
@@ -18,7 +19,7 @@ from mtu_compile.steps import Steps, Store
 from mtu_compile.steps.executors import InThisProcess, executor_for
 from mtu_compile.steps.executors.in_processes import InProcesses
 from tests.steps.heard import Heard
-from tests.steps.some_steps import Marks, drawn, failed, killed, repeated, written
+from tests.steps.some_steps import Marks, drawn, failed, killed, met, repeated, written
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +70,17 @@ def test_a_process_that_is_killed_is_said_plainly_and_the_next_step_runs(steps: 
         steps.run(killed.of("work hard"))
     assert "plan" in str(caught.value.hint)
     assert steps.run(drawn.of("draw", 1)) > 0
+
+
+def test_steps_that_keep_one_core_busy_run_beside_each_other(
+    steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loky, "cpu_count", lambda: 2)
+    marks = Marks(tmp_path / "marks")
+    first, second = steps.run_both(met.of("meet", "a", "b", marks), met.of("meet", "b", "a", marks))
+    assert first != second
+    # Others take all cores and much memory: one after the other, in one process.
+    assert len(set(steps.run_all([drawn.of("draw", units) for units in (11, 12, 13)]))) == 1
 
 
 def test_a_process_that_has_grown_is_ended(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
