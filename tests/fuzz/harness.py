@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import random
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -56,5 +58,7 @@ class Harness(ABC):
 
 
 def new_folder() -> Path:
-    """A folder for readers that want a path; whoever starts the process says where, and removes it (``TMPDIR``)."""
-    return Path(tempfile.mkdtemp(prefix="mtu-fuzz-"))
+    """A folder for readers that want a path, until the process ends; libFuzzer's leave it to who started them."""
+    folder = Path(tempfile.mkdtemp(prefix="mtu-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
