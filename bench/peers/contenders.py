@@ -47,6 +47,10 @@ CONTENDERS = (
     ),
     Contender("ours, bf16, static", "ours", OURS, {"precision": "bf16", "routing": "static"}, ours=True),
     Contender(
+        "optimum-intel, hybrid INT8", "optimum_intel", PEERS, {"weights": "hybrid"}, float_name="optimum-intel, float"
+    ),
+    Contender("optimum-intel, float", "optimum_intel", PEERS, {"weights": "fp16"}),
+    Contender(
         "OpenVINO GenAI, hybrid INT8",
         "openvino_genai",
         PEERS,
@@ -54,10 +58,6 @@ CONTENDERS = (
         float_name="OpenVINO GenAI, float",
     ),
     Contender("OpenVINO GenAI, float", "openvino_genai", PEERS, shares="optimum-intel, float"),
-    Contender(
-        "optimum-intel, hybrid INT8", "optimum_intel", PEERS, {"weights": "hybrid"}, float_name="optimum-intel, float"
-    ),
-    Contender("optimum-intel, float", "optimum_intel", PEERS, {"weights": "fp16"}),
     Contender("stable-diffusion.cpp, f16", "stable_diffusion_cpp", PEERS, {"type": "f16"}),
     Contender(
         "stable-diffusion.cpp, q8_0",

@@ -25,7 +25,7 @@ _COLUMNS = (
     ("one UNet", "unets_one_bytes", 1e-9, "{:.2f} GB"),
     (f"{TASKS} tasks' UNets", "unets_four_bytes", 1e-9, "{:.2f} GB"),
     ("files", "disk_bytes", 1e-9, "{:.2f} GB"),
-    ("made in", "prepare_seconds", 1, "{:.0f} s"),
+    ("CPU time to make", "prepare_cpu_seconds", 1, "{:.0f} s"),
     ("peak", "prepare_peak_bytes", 1e-9, "{:.1f} GB"),
     ("PSNR", "psnr_db", 1, "{:.1f} dB"),
     ("SSIM", "ssim", 1, "{:.4f}"),

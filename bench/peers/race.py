@@ -138,7 +138,8 @@ def prepare(one: Contender, models: Sequence[Path], root: Path, size: int, log: 
     try:
         with Process(one, root, size, log) as process, TreePeak(process.pid) as peak:
             answer = process.tell("prepare", model=str(models[0 if one.ours else 1]))
-        found = {"prepare_seconds": answer["seconds"], "prepare_peak_bytes": peak.bytes}
+        found = {f"prepare_{key}": answer[key] for key in ("seconds", "cpu_seconds")}
+        found["prepare_peak_bytes"] = peak.bytes
         found["disk_bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if (linked := folder / "model").is_symlink():
             used = [file for part in ("unet", "vae", "text_encoder") for file in (linked / part).rglob("*.safetensors")]
