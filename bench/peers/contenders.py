@@ -15,7 +15,7 @@ class Contender:
 
     Attributes:
         name: as the table has it.
-        module: of ``bench.peers``, what knows the library.
+        module: of ``libraries``, what knows the library.
         environment: the virtual environment it runs in.
         options: given to the module's functions.
         shares: name of the contender whose prepared files it uses.
@@ -46,28 +46,26 @@ CONTENDERS = (
         "ours, INT8, shared", "ours", OURS, {"precision": "int8", "routing": "shared"}, None, True, "ours, bf16, static"
     ),
     Contender("ours, bf16, static", "ours", OURS, {"precision": "bf16", "routing": "static"}, ours=True),
-    Contender(
-        "optimum-intel, hybrid INT8", "optimum_intel", PEERS, {"weights": "hybrid"}, float_name="optimum-intel, float"
-    ),
-    Contender("optimum-intel, float", "optimum_intel", PEERS, {"weights": "fp16"}),
+    Contender("optimum-intel, hybrid INT8", "intel", PEERS, {"weights": "hybrid"}, float_name="optimum-intel, float"),
+    Contender("optimum-intel, float", "intel", PEERS, {"weights": "fp16"}),
     Contender(
         "OpenVINO GenAI, hybrid INT8",
-        "openvino_genai",
+        "genai",
         PEERS,
         shares="optimum-intel, hybrid INT8",
         float_name="OpenVINO GenAI, float",
     ),
-    Contender("OpenVINO GenAI, float", "openvino_genai", PEERS, shares="optimum-intel, float"),
-    Contender("stable-diffusion.cpp, f16", "stable_diffusion_cpp", PEERS, {"type": "f16"}),
+    Contender("OpenVINO GenAI, float", "genai", PEERS, shares="optimum-intel, float"),
+    Contender("stable-diffusion.cpp, f16", "cpp", PEERS, {"type": "f16"}),
     Contender(
         "stable-diffusion.cpp, q8_0",
-        "stable_diffusion_cpp",
+        "cpp",
         PEERS,
         {"type": "q8_0"},
         float_name="stable-diffusion.cpp, f16",
     ),
-    Contender("diffusers, torch.compile, bf16", "diffusers_torch", PEERS, {"dtype": "bfloat16", "compile": "yes"}),
-    Contender("diffusers, bf16", "diffusers_torch", PEERS, {"dtype": "bfloat16"}),
-    Contender("diffusers, fp32", "diffusers_torch", PEERS, {"dtype": "float32"}),
-    Contender("ONNX Runtime (optimum-onnx), fp32", "optimum_onnx", ONNX),
+    Contender("diffusers, torch.compile, bf16", "eager", PEERS, {"dtype": "bfloat16", "compile": "yes"}),
+    Contender("diffusers, bf16", "eager", PEERS, {"dtype": "bfloat16"}),
+    Contender("diffusers, fp32", "eager", PEERS, {"dtype": "float32"}),
+    Contender("ONNX Runtime (optimum-onnx), fp32", "onnx_pipeline", ONNX),
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from mtu_compile.model.folder import INDEX
 
 EXAMPLE = Path("examples/emoji/model")
 SIZES = {"sd15": 256, "example": 64}
@@ -23,7 +27,15 @@ def make(which: str, work: Path) -> tuple[Path, Path]:
     for folder, options in ((multi, ()), (plain, ("--plain",))):
         if not folder.exists():
             subprocess.run([sys.executable, "-m", "bench.make_pipeline", "sd15", str(folder), *options], check=True)
+            _without_checker(folder)
     return multi, plain
+
+
+def _without_checker(folder: Path) -> None:
+    """Have no library look for the safety checker, which has no weights here."""
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps({**index, "safety_checker": [None, None]}, indent=2))
+    shutil.rmtree(folder / "safety_checker")
 
 
 def of_one_task(folder: Path, task: str, out: Path) -> Path:

@@ -31,6 +31,6 @@ class Pipeline:
 
 def unets(folder: Path, size: int, options: dict[str, str], count: int) -> Any:
     """UNets of ``count`` tasks: the same files and runtime as optimum-intel's."""
-    import optimum_intel
+    import intel
 
-    return optimum_intel.unets(folder, size, options, count)
+    return intel.unets(folder, size, options, count)
