@@ -15,12 +15,12 @@ from pathlib import Path
 import targets
 from calibration.notices import RowNotice
 from mtu_compile import bundle
-from mtu_compile.accuracy.threshold_file import Limits
+from mtu_compile.accuracy.threshold_file import STEP_CACHE, Limits
 from mtu_compile.core.errors import MtuError
 from mtu_compile.core.precision import QUANTISED
 from mtu_compile.core.progress import Progress
 from mtu_compile.planner import BuildPlan, HostPlan
-from mtu_compile.stages import engines, load, observe, precision, publish
+from mtu_compile.stages import engines, load, observe, precision, publish, step_cache
 from mtu_compile.stages.device_needs import device_needs, require_importable
 from mtu_compile.stages.export import export
 from mtu_compile.stages.gate import pass_gate
@@ -90,6 +90,7 @@ class _Asked:
     target: Target
     edits: Sequence[Edit]
     thresholds: Limits
+    cached: Limits
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,10 @@ def _ask(options: BuildOptions) -> _Asked:
     load.check_options(options, target)
     check_executor(options.executor)
     edits, thresholds = load_edits(options.passes), asked_thresholds(options)
+    cached = {} if options.step_cache is None else asked_thresholds(options, STEP_CACHE)
     target.probe().require(target.spec.name)
     bundle.check_free(options.output, replace=options.force)
-    return _Asked(options, target, edits, thresholds)
+    return _Asked(options, target, edits, thresholds, cached)
 
 
 def _load(options: BuildOptions, steps: Steps) -> _Given:
@@ -161,6 +163,8 @@ def _prepare(asked: _Asked, given: _Given, steps: Steps) -> _Prepared:
         planned.require()
     progress.tell(planned.routing_in_words())
     unets = specialise(steps, dynamic, model, asked.edits, routing=planned.routing)
+    if options.step_cache is not None:
+        step_cache.require_cut(unets)
     require_importable(steps, asked.target, options.precision, unets, parts)
     return _Prepared(asked, given, parts, planned, unets, steps.ran)
 
@@ -193,6 +197,7 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
     quantised = options.precision in QUANTISED
     observed = observe.observe(steps, model, given.rows, drawing, given.sets, quantised=quantised)
     references = [seen.reference for seen in observed.values()]
+    caching = step_cache.begin(steps, options.step_cache, model, given.rows, drawing, ready.asked.cached)
     parts = engines.build_parts(steps, target, options.precision, model, ready.parts, references, folder)
     source = bundle.Source(options.model.resolve().name, model.checkpoint.sha256)
     manifest = publish.describe_model(model, source, options.target, options.precision, parts, options.fit, folder)
@@ -203,6 +208,8 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
         tasks = {task_id: task.name for task_id, task in unet.tasks.items()}
         sets = {name: found for name in tasks.values() if (found := observed[name].calibration) is not None}
         lowered = precision.lower_unet(steps, target, options.precision, unet, sets, recipe_of[unet.name])
+        cut = None if caching is None else step_cache.cut_unet(steps, lowered, unet.label)
+        home = folder / folders[next(iter(tasks.values()))]
         built = engines.build_unet(
             steps,
             target,
@@ -210,9 +217,13 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
             unet,
             lowered.graph,
             {name: observed[name].reference for name in tasks.values()},
-            folder / folders[next(iter(tasks.values()))],
+            home,
             options.gate,
+            None if cut is None else cut.whole,
         )
+        if cut is not None:
+            lowered = replace(lowered, passes=(*lowered.passes, *cut.passes))
+            built = replace(built, shallow=engines.build_shallow(steps, target, options.precision, unet, cut, home))
         if last:
             steps.release(unet.graph, lowered.graph)
         return {
@@ -233,6 +244,10 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
 
     built = steps.each(build_tasks, list(unets.values()))
     entries = {name: entry for of_unet in built for name, entry in of_unet.items()}
+    if caching is not None:
+        with steps.alone():
+            unchosen = replace(manifest, tasks=entries, routing=routing)
+            entries = step_cache.choose(unchosen, caching, target, folder, steps.progress)
     entries, saved = share_weights(target, folder, entries, steps.progress)
     target.publish(folder, layout.index, layout.configs)
     board = publish.pack_for_board(target, folder, steps.progress, fetch=options.fetch_wheels)

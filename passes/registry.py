@@ -9,6 +9,7 @@ from passes.align_ranges import AlignRanges
 from passes.base import TASK_PIPELINE, Pass
 from passes.bind_task import BindTask
 from passes.cleanup import Cleanup
+from passes.deep_feature import EmitDeepFeature, TakeDeepFeature
 from passes.drop_experts import DropExperts
 from passes.fit_int16_sums import FitInt16Sums
 from passes.fold_routing import FoldRouting
@@ -63,4 +64,5 @@ def builtin() -> Registry:
     """The passes of this package."""
     specialising = (BindTask(), FoldRouting(), DropExperts(), MergeExperts(), FreezeShapes(), Cleanup())
     sharing = (TabulateTasks(), AlignRanges())
-    return Registry((*specialising, *sharing, LegaliseQdq(), Uint8Activations(), FitInt16Sums(), to_fp16(), to_bf16()))
+    lowering = (LegaliseQdq(), Uint8Activations(), FitInt16Sums(), to_fp16(), to_bf16())
+    return Registry((*specialising, *sharing, *lowering, EmitDeepFeature(), TakeDeepFeature()))

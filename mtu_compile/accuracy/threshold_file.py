@@ -6,6 +6,7 @@
     }
 
 By precision, task and metric; ``null`` leaves a metric unjudged, and what is left out has the default of the precision.
+In the place of a precision ``step-cache`` says what pictures with fewer whole UNet calls have to reach in any of them.
 The file is no part of the model's hash: it says how good a build has to be, not what is built.
 """
 
@@ -15,8 +16,9 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol, get_args
+from typing import Annotated, Any, Literal, Protocol, get_args
 
+from mtu_compile.accuracy.cached import LIMITS, of_pictures
 from mtu_compile.accuracy.metric import MARGINS, Metric
 from mtu_compile.accuracy.metrics import judged
 from mtu_compile.accuracy.task_metrics import TaskMetrics
@@ -33,11 +35,15 @@ THRESHOLDS = "thresholds.json"
 FORMAT = "mtu-thresholds-1"
 HINT = "docs/accuracy.md says what belongs there; `mtu-compile check BUNDLE --suggest-thresholds` writes one"
 
+#: In the place of a precision: of pictures with fewer whole UNet calls (``accuracy.cached``).
+STEP_CACHE: Literal["step-cache"] = "step-cache"
+Judged = Precision | Literal["step-cache"]
+
 #: By task and metric.
 Limits = Mapping[str, Mapping[str, float | None]]
 
 
-def read_thresholds(path: Path, *, error: type[MtuError] = ConfigError) -> dict[Precision, Limits]:
+def read_thresholds(path: Path, *, error: type[MtuError] = ConfigError) -> dict[Judged, Limits]:
     """By precision, task and metric, what the file asks for.
 
     Raises:
@@ -58,16 +64,20 @@ def read_thresholds(path: Path, *, error: type[MtuError] = ConfigError) -> dict[
 
 def _tasks(precision: str, tasks: Mapping[str, Mapping[str, Any]]) -> Limits:
     place = f"thresholds.{precision}"
-    if precision not in get_args(Precision):
-        raise Mismatch(place, "there", f"a precision: {', '.join(get_args(Precision))}")
+    known = (*get_args(Precision), STEP_CACHE)
+    if precision not in known:
+        raise Mismatch(place, "there", f"a precision: {', '.join(known)}")
     return {
-        conform(TaskName, task, place): {name: _limit(f"{place}.{task}.{name}", name, one) for name, one in row.items()}
+        conform(TaskName, task, place): {
+            name: _limit(f"{place}.{task}.{name}", name, one, of_pictures() if precision == STEP_CACHE else None)
+            for name, one in row.items()
+        }
         for task, row in tasks.items()
     }
 
 
-def _limit(place: str, name: str, value: Any) -> float | None:
-    metrics = {metric.name: metric for metric in judged()}
+def _limit(place: str, name: str, value: Any, known: Mapping[str, Metric] | None = None) -> float | None:
+    metrics = known or {metric.name: metric for metric in judged()}
     if name not in metrics:
         raise Mismatch(place, "there", f"a metric: {', '.join(metrics)}")
     kind: Any = metrics[name].unit.kind
@@ -78,7 +88,7 @@ def _limit(place: str, name: str, value: Any) -> float | None:
 
 
 def for_tasks(
-    thresholds: Mapping[Precision, Limits],
+    thresholds: Mapping[Judged, Limits],
     precision: str,
     tasks: Collection[str],
     path: Path,
@@ -100,7 +110,7 @@ def for_tasks(
     return {task: rows.get(task, {}) for task in tasks}
 
 
-def judged_by(manifest: Manifest, thresholds: Mapping[Precision, Limits] | None, path: Path | None) -> Manifest:
+def judged_by(manifest: Manifest, thresholds: Mapping[Judged, Limits] | None, path: Path | None) -> Manifest:
     """A bundle's manifest with the thresholds read from ``path`` in the place of its own; as it is without any.
 
     Raises:
@@ -109,7 +119,15 @@ def judged_by(manifest: Manifest, thresholds: Mapping[Precision, Limits] | None,
     if thresholds is None:
         return manifest
     limits = for_tasks(thresholds, manifest.precision, manifest.tasks, path or Path(THRESHOLDS))
-    tasks = {name: replace(entry, thresholds=limits[name]) for name, entry in manifest.tasks.items()}
+    cached = for_tasks(thresholds, STEP_CACHE, manifest.tasks, path or Path(THRESHOLDS))
+    tasks = {
+        name: replace(
+            entry,
+            thresholds=limits[name],
+            step_cache=entry.step_cache and replace(entry.step_cache, limits={**LIMITS, **cached[name]}),
+        )
+        for name, entry in manifest.tasks.items()
+    }
     return replace(manifest, tasks=tasks)
 
 

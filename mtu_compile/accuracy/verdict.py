@@ -10,15 +10,17 @@ from typing import Any
 from PIL import Image
 
 from mtu_compile import bundle, runtime
+from mtu_compile.accuracy.cached import CachedPictures, judge_cached
 from mtu_compile.accuracy.calls import StepMetrics
 from mtu_compile.accuracy.measuring import measure_picture
 from mtu_compile.accuracy.metric import Subject
 from mtu_compile.accuracy.pictures import Perceptual
 from mtu_compile.accuracy.summary import absent_reasons, summarise
-from mtu_compile.accuracy.task_metrics import TaskMetrics
+from mtu_compile.accuracy.task_metrics import PictureMetrics, TaskMetrics
 from mtu_compile.accuracy.thresholds import Thresholds, in_words, judge
 from mtu_compile.core.precision import Precision
 from mtu_compile.core.progress import Advance
+from mtu_compile.core.tasks import Task
 from mtu_compile.runtime.reference import Reference
 
 #: What a board measures with.
@@ -36,6 +38,8 @@ class TaskCheck:
         failures: every miss, in words, one for each metric.
         reasons: figure, or group of them → why there is none.
         made: the candidate's pictures, nothing pasted back, in the order of the reference's trajectories; not in JSON.
+            All their UNet calls are whole.
+        cached: the pictures with fewer whole calls, where the bundle makes such.
     """
 
     metrics: TaskMetrics
@@ -44,6 +48,7 @@ class TaskCheck:
     failures: tuple[str, ...]
     reasons: Mapping[str, str] = field(default_factory=dict)
     made: tuple[Image.Image, ...] = field(default=(), repr=False, compare=False)
+    cached: CachedPictures | None = None
 
     @property
     def ssim_reason(self) -> str | None:
@@ -76,6 +81,7 @@ class TaskCheck:
             "ssim_reason": self.ssim_reason,
             "reasons": dict(self.reasons),
             "thresholds": self.thresholds.to_json(),
+            **({} if self.cached is None else {"step_cache": self.cached.to_json()}),
             "passed": not self.failures,
         }
 
@@ -143,6 +149,32 @@ def check_task(
 ) -> TaskCheck:
     """Make the reference's pictures again from the same noise; judge them together with the UNet calls ``steps``."""
     task = entry.task
+    pictures, made = _pictures(task, reference, loaded, advance, perceptual, cached=False)
+    metrics = TaskMetrics(tuple(steps), tuple(pictures))
+    wanted = any(trajectory.target is not None for trajectory in reference.trajectories)
+    reasons, absent = absent_reasons(Subject(task, metrics, perceptual, wanted))
+    thresholds = Thresholds.of_bundle(loaded.manifest.precision, entry.thresholds).without(absent)
+    failures, cached = in_words(judge(metrics, thresholds), len(metrics.steps)), None
+    if entry.step_cache is not None:
+        others, _ = _pictures(task, reference, loaded, advance, perceptual, cached=True)
+        cached = judge_cached(others, entry.step_cache.limits)
+        failures += cached.failures
+    return TaskCheck(metrics, thresholds, len(pictures), failures, reasons, tuple(made), cached)
+
+
+def pictures_of(entry: bundle.TaskEntry, reference: Reference) -> int:
+    """How many pictures ``check_task`` makes: twice those of the reference where a step cache is judged, too."""
+    return len(reference.trajectories) * (1 if entry.step_cache is None else 2)
+
+
+def _pictures(
+    task: Task, reference: Reference, loaded: runtime.Runtime, advance: Advance, perceptual: Perceptual, *, cached: bool
+) -> tuple[list[PictureMetrics], list[Image.Image]]:
+    """The reference's pictures made again from the same noise, and what is measured of them.
+
+    Args:
+        cached: as the bundle makes them, with fewer whole UNet calls; otherwise all are whole.
+    """
     pictures, made = [], []
     for trajectory in reference.trajectories:
         result = loaded.run(
@@ -154,13 +186,9 @@ def check_task(
             seed=trajectory.seed,
             latents=trajectory.noise,
             paste_unmasked=False,
+            step_cache=cached,
         )
         pictures.append(measure_picture(trajectory, result, task, perceptual, loaded.manifest.fit))
         made.append(result.image)
         advance(1)
-    metrics = TaskMetrics(tuple(steps), tuple(pictures))
-    wanted = any(trajectory.target is not None for trajectory in reference.trajectories)
-    reasons, absent = absent_reasons(Subject(task, metrics, perceptual, wanted))
-    thresholds = Thresholds.of_bundle(loaded.manifest.precision, entry.thresholds).without(absent)
-    failures = in_words(judge(metrics, thresholds), len(metrics.steps))
-    return TaskCheck(metrics, thresholds, len(pictures), failures, reasons, tuple(made))
+    return pictures, made

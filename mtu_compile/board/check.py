@@ -14,7 +14,7 @@ from mtu_compile.accuracy import instruction_sets
 from mtu_compile.accuracy.calls import StepMetrics
 from mtu_compile.accuracy.recorded import calls_of, compare_recorded
 from mtu_compile.accuracy.threshold_file import judged_by, read_thresholds
-from mtu_compile.accuracy.verdict import CheckResult, check_task
+from mtu_compile.accuracy.verdict import CheckResult, check_task, pictures_of
 from mtu_compile.bundle.keys import PublicKey
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Progress
@@ -57,7 +57,9 @@ def check_bundle(
             reference = Reference.load(bundle.resolve(path.resolve(), entry.reference))
             if not reference.trajectories:
                 raise BundleError(f"the reference of task {name!r} is empty", hint="build the bundle again")
-            with progress.stage(f"check {name}", 2 * len(reference.trajectories)) as advance:
+            with progress.stage(
+                f"check {name}", len(reference.trajectories) + pictures_of(entry, reference)
+            ) as advance:
                 steps: list[StepMetrics] = []
                 for trajectory in reference.trajectories:
                     calls = list(calls_of(trajectory))

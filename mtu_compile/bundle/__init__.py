@@ -19,6 +19,7 @@ from mtu_compile.bundle.manifest import (
     UserPassRecord,
 )
 from mtu_compile.bundle.provenance import BuildProvenance, TaskProvenance
+from mtu_compile.bundle.step_cache import StepCache, StepCacheRecord, TriedSchedule
 from mtu_compile.core import atomic
 
 #: ``core.atomic.staging`` that replaces nothing but a bundle (or an empty folder).
@@ -39,9 +40,12 @@ __all__ = [
     "Manifest",
     "PassRecord",
     "Source",
+    "StepCache",
+    "StepCacheRecord",
     "TaskEntry",
     "TaskProvenance",
     "TextPart",
+    "TriedSchedule",
     "UserPassRecord",
     "check_free",
     "encode",

@@ -47,6 +47,7 @@ Accuracy = Annotated[
             | None,
             "reasons": Mapping[str, Text],
             "thresholds": Limits,
+            "step_cache": Annotated[Object, Entries(known={"thresholds": Limits}, last_words=_MEASURED)] | None,
             "passed": bool,
         },
         last_words=_MEASURED,

@@ -30,6 +30,7 @@ from mtu_compile.bundle.kinds import (
 )
 from mtu_compile.bundle.provenance import BuildProvenance, TaskProvenance
 from mtu_compile.bundle.scheduler_config import SchedulerConfig
+from mtu_compile.bundle.step_cache import StepCache
 from mtu_compile.bundle.upgrade import from_version_1
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.families import FAMILIES, FamilyName
@@ -130,6 +131,7 @@ class TaskEntry:
         accuracy_reason: why nothing was measured.
         thresholds: by metric, what the model asks of the task in this precision; ``None`` in a bundle without, which is
             held to the defaults of its precision.
+        step_cache: how it does with fewer whole UNet calls; ``None`` where all are whole.
         reference: path of the float reference (safetensors), if the bundle carries one.
         provenance: how it was made.
     """
@@ -146,6 +148,7 @@ class TaskEntry:
     provenance: TaskProvenance = field(default_factory=TaskProvenance)
     user_passes: tuple[UserPassRecord, ...] = ()
     thresholds: Limits | None = None
+    step_cache: StepCache | None = None
 
 
 @dataclass(frozen=True)
@@ -252,9 +255,14 @@ class Manifest:
         yield "vae_decoder", self.vae_decoder
         if self.routing == "shared":
             yield "unet", next(iter(self.tasks.values())).engine
+            shallow = next((one.step_cache for one in self.tasks.values() if one.step_cache is not None), None)
+            if shallow is not None:
+                yield "unet.shallow", shallow.engine
             return
         for name, entry in self.tasks.items():
             yield f"tasks.{name}.engine", entry.engine
+            if entry.step_cache is not None:
+                yield f"tasks.{name}.step_cache.engine", entry.step_cache.engine
 
     def references(self) -> Iterator[tuple[str, str]]:
         """(where it is said, path) of every file the manifest points to."""
@@ -321,6 +329,9 @@ class Manifest:
                 )
             if (known := rows.setdefault(entry.task_id, name)) != name:
                 raise BundleError(f"{MANIFEST}: tasks {known!r} and {name!r} share a UNet and task_id {entry.task_id}")
+        shallow = [one.step_cache.engine for one in self.tasks.values() if one.step_cache is not None]
+        if any(engine != shallow[0] for engine in shallow):
+            raise BundleError(f"{MANIFEST}: routing is 'shared', and the tasks' step_cache.engine differ")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; infinite and undefined floats become ``"inf"``, ``"-inf"`` and ``"nan"``."""

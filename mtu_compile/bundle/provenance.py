@@ -10,6 +10,7 @@ from mtu_compile.bundle.kinds import Bytes, Cosine, Count, Decibels, Magnitude, 
 from mtu_compile.bundle.plan import PlanRecord
 from mtu_compile.bundle.quantisation import CalibrationRecord, CompressionRecord, QuantisationRecord
 from mtu_compile.bundle.requirements import BoardRequirements
+from mtu_compile.bundle.step_cache import StepCacheRecord
 from mtu_compile.core.precision import Precision
 
 
@@ -115,6 +116,7 @@ class TaskProvenance:
         build_seconds: what building the engine took.
         parity: its graph on every backend of the build machine.
         float16_range: how far its numbers go, where they could be too far for float16.
+        step_cache: how it came to need fewer whole UNet calls, or why it does not.
     """
 
     notices: tuple[NoticeRecord, ...] = ()
@@ -124,6 +126,7 @@ class TaskProvenance:
     build_seconds: Seconds | None = None
     parity: ParityRecord | None = None
     float16_range: HalfRangeRecord | None = None
+    step_cache: StepCacheRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from mtu_compile.cli.console import ConsoleProgress, table
 from mtu_compile.cli.options import (
+    StepCache,
     cache_folder,
     cache_options,
     fit_option,
@@ -86,6 +87,12 @@ WORST = (EXIT_OTHER, EXIT_INPUT, EXIT_TOOLCHAIN, EXIT_USAGE, EXIT_ACCURACY)
     show_default=True,
     help="For boards: put the packages the runtime needs into the bundle, so that the board needs no internet.",
 )
+@click.option(
+    "--step-cache",
+    type=StepCache(),
+    metavar="K|auto",
+    help="Fewer whole UNet steps, at least every K-th, as long as pictures reach their thresholds (docs/guide.md).",
+)
 @cache_options
 @click.option(
     "--executor",
@@ -129,6 +136,7 @@ def command(
     gate: str,
     thresholds: Path | None,
     fetch_wheels: bool,
+    step_cache: int | Literal["auto"] | None,
     cache: Path | None,
     no_cache: bool,
     executor: str,
@@ -181,6 +189,7 @@ def command(
         force=force,
         cache=cache_folder(cache, no_cache),
         executor=executor,
+        step_cache=step_cache,
     )
     each = [replace(options, target=name, output=place / name if several else place) for name in names]
     outcomes = dict(zip(names, build_all(each, ConsoleProgress(quiet)), strict=True))
@@ -271,10 +280,12 @@ def _bytes(folder: Path) -> int:
 def _print(result: BuildResult, quiet: bool) -> None:
     from mtu_compile.cli.check import print_accuracy
     from mtu_compile.cli.inspect import print_edits, print_engines, print_parity
+    from mtu_compile.cli.step_cache import print_schedules
 
     if result.check is not None:
         print_accuracy(result.check, quiet=quiet)
     if not quiet:
         print_edits(result.manifest)
+        print_schedules(result.manifest)
         print_parity(result.manifest)
         print_engines(result.path, result.manifest)

@@ -11,6 +11,7 @@ import click
 
 from mtu_compile.cli.console import ConsoleProgress, table
 from mtu_compile.cli.options import clip_option, json_option, quiet_option, thresholds_option
+from mtu_compile.cli.step_cache import print_cached
 from mtu_compile.core.errors import AccuracyError, ConfigError
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def print_accuracy(result: CheckResult, *, quiet: bool) -> None:
         for row, summary in zip(rows, summaries.values(), strict=True):
             row.insert(-1, _clip(summary["clip"] or {}))
     table(f"accuracy against the float original ({result.measured_with})", heads, rows, quiet=quiet)
+    print_cached(result.tasks, quiet=quiet)
     if result.instruction_sets:
         print_instruction_sets(result, quiet=quiet)
 

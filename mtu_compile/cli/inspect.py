@@ -10,6 +10,7 @@ import click
 
 from mtu_compile.cli.console import table
 from mtu_compile.cli.options import json_option
+from mtu_compile.cli.step_cache import print_schedules
 from mtu_compile.core.amounts import readable
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def command(bundle: Path, as_config: bool, as_json: bool) -> None:
         rows.append((name, condition, str(entry.task.guidance), str(entry.default_steps), measured))
     table("tasks", ("task", "condition", "guidance", "steps", "accuracy"), rows)
     print_edits(manifest)
+    print_schedules(manifest)
     print_parity(manifest)
     print_engines(bundle, manifest)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
 
@@ -128,6 +128,19 @@ class Offset(click.ParamType[tuple[int, int]]):
         if not match:
             self.fail(f"{value!r} is not a distance from top and left such as 0,64", param, ctx)
         return int(match[1]), int(match[2])
+
+
+class StepCache(click.ParamType[int | Literal["auto"]]):
+    """``4`` → 4, the largest interval between whole steps; or ``auto``."""
+
+    name = "K|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Literal["auto"]:
+        if value == "auto":
+            return "auto"
+        if not re.fullmatch(r"[1-9]\d{0,3}", str(value)) or not 2 <= int(value) <= 1000:
+            self.fail(f"{value!r} is neither a number of steps from 2 to 1000 nor 'auto'", param, ctx)
+        return int(value)
 
 
 class Memory(click.ParamType[int]):

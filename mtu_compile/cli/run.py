@@ -68,6 +68,11 @@ _OF_A_BATCH = frozenset({"bundle", "batch", "most_samples", "output", "trust", "
 )
 @click.option("--target-size", type=Size(), help="SDXL: size such a picture was scaled to.")
 @click.option(
+    "--step-cache/--no-step-cache",
+    default=True,
+    help="As the bundle does, with fewer whole UNet steps where it was built for that; or with all of them whole.",
+)
+@click.option(
     "--batch",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -107,6 +112,7 @@ def command(
     original_size: tuple[int, int] | None,
     crops_coords_top_left: tuple[int, int] | None,
     target_size: tuple[int, int] | None,
+    step_cache: bool,
     batch: Path | None,
     most_samples: int | None,
     output: Path,
@@ -151,6 +157,7 @@ def command(
             original_size=original_size,
             crops_coords_top_left=crops_coords_top_left,
             target_size=target_size,
+            step_cache=step_cache,
             progress=lambda done, total: advance(1),
             notify=lambda notice: progress.note(_in_words(notice)),
         )

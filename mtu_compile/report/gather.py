@@ -235,6 +235,11 @@ def _build_facts(manifest: bundle.Manifest) -> Iterator[_Said]:
         else:
             kind = "measured" if mixed.costs.measured else "estimate"
             yield "times of the layers", name, mixed.costs.source, kind
+    for name, entry in manifest.tasks.items():
+        if (caching := entry.provenance.step_cache) is not None:
+            whole = None if entry.step_cache is None else len(entry.step_cache.whole_at)
+            said = caching.reason or f"{whole} of {caching.steps}, found on {caching.pictures} calibration rows"
+            yield "whole UNet steps", name, said, "measured"
     for where, engine in manifest.engines():
         kind = "measured" if engine.state.ran else "not measured"
         yield "state at the build", _network_name(where), engine.state_in_words, kind
@@ -242,9 +247,12 @@ def _build_facts(manifest: bundle.Manifest) -> Iterator[_Said]:
 
 def _network_name(where: str) -> str:
     """``Manifest.engines``' place of a network → what it is called: its task, or its part of the pipeline."""
+    if where.endswith(".step_cache.engine"):
+        return f"{where.removeprefix('tasks.').removesuffix('.step_cache.engine')}, shallow"
     if where.startswith("tasks."):
         return where.removeprefix("tasks.").removesuffix(".engine")
     names = {"text.engine": "text encoder", "text_2.engine": "second text encoder", "unet": "UNet of all tasks"}
+    names["unet.shallow"] = "shallow UNet of all tasks"
     return names.get(where, where.replace("_", " "))
 
 
@@ -276,6 +284,8 @@ def _build_options(manifest: bundle.Manifest) -> Iterator[str]:
     ):
         if isinstance(value, int):
             yield f"--{option} {value}"
+    if (caching := entry.provenance.step_cache) is not None:
+        yield f"--step-cache {caching.most}"
     quantisation = entry.provenance.quantisation
     if quantisation is not None and quantisation.config:
         yield f"--quant-config {shlex.quote(quantisation.config)}"

@@ -62,6 +62,8 @@ def _flat(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, V
     for key, value in summary.items():
         if not prefix and (key in NOT_METRICS or key.endswith("_reason") or (value is None and is_group(key))):
             continue
+        if key == "thresholds":
+            continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         elif value is None or _is_number(value):

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtu_compile.bundle import Manifest, TaskEntry
+from mtu_compile.bundle import Manifest, StepCache, TaskEntry
 from mtu_compile.core.guidance import ROWS, combine
 from mtu_compile.core.tasks import Task
 from mtu_compile.runtime import guidance, schedulers
-from mtu_compile.runtime.batches import run_samples
-from mtu_compile.runtime.engine import OUTPUT, Engine
+from mtu_compile.runtime.engine import Engine
 from mtu_compile.runtime.finite import advice, require_finite
 from mtu_compile.runtime.preview import clean_estimate
 from mtu_compile.runtime.request import called
+from mtu_compile.runtime.step_cache import Remembered, predict
 from mtu_compile.runtime.task_engine import TASK_INPUT
 
 Array = NDArray[Any]
@@ -44,6 +44,7 @@ class Start:
         embeddings: [b, L, D], one for each sample of the guidance.
         place: which of several requests it is, for messages; empty for the only one.
         added: what its UNet takes beside that, by input name, a row for each sample of the guidance.
+        cache: which of its UNet calls are whole; all without.
     """
 
     entry: TaskEntry
@@ -55,6 +56,7 @@ class Start:
     embeddings: Array
     place: str = ""
     added: Mapping[str, Array] = field(default_factory=dict)
+    cache: StepCache | None = None
 
     @property
     def samples(self) -> int:
@@ -63,11 +65,17 @@ class Start:
 
 
 def denoise(
-    unet: Engine, manifest: Manifest, starts: Sequence[Start], progress: Progress | None, watch: Watch | None = None
+    unet: Engine,
+    manifest: Manifest,
+    starts: Sequence[Start],
+    progress: Progress | None,
+    watch: Watch | None = None,
+    shallow: Engine | None = None,
 ) -> list[Array]:
     """Of each picture, noise [1, C, h, w] → final latent [1, C, h, w].
 
-    All go through one UNet call a step, which a UNet without an input ``task`` can do for pictures of its own task.
+    All go through one UNet call a step, which a UNet without an input ``task`` can do for pictures of its own task;
+    where some of them need only the shallow UNet at that step, through one call of each.
 
     Args:
         unet: for the pictures' tasks.
@@ -75,6 +83,7 @@ def denoise(
         starts: pictures whose samplers stop at the same timesteps.
         progress: told of every step.
         watch: told of every step of every picture.
+        shallow: the shallow UNet, where a picture has a cache.
 
     Raises:
         NotFiniteError: the UNet's output has NaN or Inf values.
@@ -97,12 +106,12 @@ def denoise(
 
     latents = [start.noise * np.float32(start.sampler.init_noise_sigma) for start in starts]
     timesteps = starts[0].sampler.timesteps
-    calls = len(timesteps)
+    calls, remembered = len(timesteps), [Remembered(timesteps, start.cache) for start in starts]
     for index in range(calls):
         for start, part, latent in zip(starts, parts, latents, strict=True):
             sample[part, :channels] = start.sampler.scale_model_input(latent, index)
         timestep[0] = timesteps[index]
-        output = run_samples(unet, inputs)[OUTPUT]
+        output = predict(unet, shallow, inputs, parts, remembered, index)
         for position, (start, part) in enumerate(zip(starts, parts, strict=True)):
             guided, before = _guided(start, manifest, output[part], index), latents[position]
             latents[position] = _step(start, guided, index, before)

@@ -19,6 +19,7 @@ from mtu_compile.runtime import built, guidance, images
 from mtu_compile.runtime.batches import batch_of
 from mtu_compile.runtime.engine import Engine, TensorSpec, open_engine
 from mtu_compile.runtime.finite import Network, advice, require_finite
+from mtu_compile.runtime.step_cache import DEEP, without_deep_feature
 from mtu_compile.runtime.task_engine import TASK_INPUT, TaskEngine
 from mtu_compile.runtime.text import Embedding, Tokenizer
 
@@ -66,7 +67,7 @@ class Networks:
 
     def unet(self, entry: TaskEntry) -> Engine:
         """The UNet of a task, as one that knows no other; ``BundleError`` if it is not what the manifest describes."""
-        engine = self.open_unet(entry)
+        engine = without_deep_feature(self.open_unet(entry))
         return TaskEngine(engine, entry.task_id, self._channels(entry)) if self.shared else engine
 
     def open_unet(self, entry: TaskEntry) -> Engine:
@@ -88,6 +89,21 @@ class Networks:
         for name in FAMILIES[self._manifest.family].conditions:
             _expect(engine, ref, name, (batch, _WIDTHS[name]))
         return engine
+
+    def open_shallow(self, entry: TaskEntry) -> Engine:
+        """The shallow UNet of a task whose step cache has one; ``BundleError`` unless it takes what the whole gives."""
+        assert entry.step_cache is not None
+        ref, whole = entry.step_cache.engine, self.open_unet(entry)
+        shallow = self.open(ref)
+        given = whole.outputs.get(DEEP)
+        if given is None:
+            raise BundleError(f"{entry.engine.path} has no output {DEEP!r}, which {ref.path} takes")
+        _expect(shallow, ref, DEEP, given.shape)
+        if more := sorted(shallow.inputs.keys() - whole.inputs.keys() - {DEEP}):
+            raise BundleError(f"{ref.path} takes {more[0]!r}, which {entry.engine.path} does not")
+        for name in shallow.inputs.keys() - {DEEP}:
+            _expect(shallow, ref, name, whole.inputs[name].shape)
+        return shallow
 
     def _channels(self, entry: TaskEntry) -> int:
         """Of a task's noisy latent and its condition."""

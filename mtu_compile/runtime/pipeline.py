@@ -126,6 +126,7 @@ class Runtime:
         original_size: Size | None = None,
         crops_coords_top_left: Offset | None = None,
         target_size: Size | None = None,
+        step_cache: bool = True,
         progress: Progress | None = None,
         notify: Callable[[Notice], None] | None = None,
     ) -> Result:
@@ -147,6 +148,7 @@ class Runtime:
             mask_mode: what of ``mask`` selects (``masks``).
             paste_unmasked: for tasks with a mask, take what lies outside it from ``image``.
             original_size, crops_coords_top_left, target_size: what a UNet of SDXL is told (``mtu_compile.core.sizes``).
+            step_cache: let fewer UNet calls be whole, where the bundle does; ``False`` for the picture without that.
             progress: told of every step.
             notify: told of each of ``Result.notices``, before the first step.
 
@@ -175,6 +177,7 @@ class Runtime:
             original_size,
             crops_coords_top_left,
             target_size,
+            step_cache,
         )
         asked = [ask(self.manifest, request)]
         tell = notify or _unheard
@@ -240,9 +243,12 @@ class Runtime:
         total, before = sum(len(one.sampler.timesteps) for one in asked), 0
         for members in groups:
             unet = self.networks.open_unet(asked[members[0]].entry)
+            starts = [prepared[index].start for index in members]
+            cached = next((start.entry for start in starts if start.cache is not None), None)
+            shallow = None if cached is None else self.networks.open_shallow(cached)
             steps = None if progress is None else partial(_told, progress, before, len(members), total)
             watch = None if preview is None else self._watch(preview, members)
-            finals = denoise(unet, self.manifest, [prepared[index].start for index in members], steps, watch)
+            finals = denoise(unet, self.manifest, starts, steps, watch, shallow)
             before += len(members) * len(asked[members[0]].sampler.timesteps)
             for index, final in zip(members, finals, strict=True):
                 with called(asked[index].place):

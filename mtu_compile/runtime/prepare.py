@@ -118,7 +118,8 @@ def prepare(networks: Networks, manifest: Manifest, asked: Asked) -> Prepared:
         added = _added(manifest, request, embeddings)
     draw = partial(step_noise, request.seed) if sampler.draws_noise else None
     states = np.stack([one.states for one in embeddings])
-    start = Start(asked.entry, task, sampler, asked.noise, draw, condition.channels, states, asked.place, added)
+    cache = asked.entry.step_cache if request.step_cache else None
+    start = Start(asked.entry, task, sampler, asked.noise, draw, condition.channels, states, asked.place, added, cache)
     return Prepared(start, condition, notices)
 
 

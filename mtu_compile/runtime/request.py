@@ -41,6 +41,7 @@ class Request:
         mask_mode: what of ``mask`` selects (``masks``).
         paste_unmasked: for tasks with a mask, take what lies outside it from ``image``.
         original_size, crops_coords_top_left, target_size: what a UNet of SDXL is told, see ``mtu_compile.core.sizes``.
+        step_cache: let fewer UNet calls be whole, where the bundle does.
     """
 
     task: str
@@ -60,6 +61,7 @@ class Request:
     original_size: Size | None = None
     crops_coords_top_left: Offset | None = None
     target_size: Size | None = None
+    step_cache: bool = True
 
     @property
     def sizes(self) -> Sizes:

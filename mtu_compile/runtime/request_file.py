@@ -54,6 +54,7 @@ class RequestRow:
     original_size: Size | None = None
     crops_coords_top_left: Offset | None = None
     target_size: Size | None = None
+    step_cache: bool = True
     output: PictureName | None = None
 
     def request(self, folder: Path) -> Request:

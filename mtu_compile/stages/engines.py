@@ -16,9 +16,10 @@ from mtu_compile.core.tasks import Task
 from mtu_compile.graph import io as graph_io
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
+from mtu_compile.runtime.step_cache import without_deep_feature
 from mtu_compile.runtime.task_engine import TaskEngine
 from mtu_compile.stages.half_parts import parts_in_half, unet_in_half
-from mtu_compile.stages.job import BuiltUnet, Gate, Model, Parts, Specialised
+from mtu_compile.stages.job import BuiltUnet, Cut, Gate, Model, Parts, Shallow, Specialised
 from mtu_compile.stages.on_target import OnTarget
 from mtu_compile.stages.precision import lower
 from mtu_compile.steps import Steps, Work, step
@@ -83,6 +84,7 @@ def build_unet(
     references: Mapping[str, Path],
     folder: Path,
     gate: Gate,
+    compiled: Path | None = None,
 ) -> BuiltUnet:
     """A UNet's lowered ``graph`` as an engine in ``folder``, and what every backend here computes from the graph.
 
@@ -90,6 +92,7 @@ def build_unet(
         unet: the UNet that ``graph`` was made of.
         references: by task, file of its float reference.
         gate: whether numbers that float16 does not hold, and backends that disagree, fail the build.
+        compiled: what is built in the place of ``graph``: the same with one more output.
 
     Raises:
         NotFiniteError: numbers beyond float16, unless the gate is off.
@@ -98,9 +101,7 @@ def build_unet(
     """
     here, label = OnTarget.of(target), unet.label
     measured = unet_in_half(steps, here, precision, unet, graph, references, judge=gate != "off")
-    compiled = graph
-    if unet.shared and target.spec.shared_batch is not None:
-        compiled = steps.run(of_batch.of(f"batch {label}", graph, target.spec.shared_batch, label))
+    compiled = _of_target_batch(steps, target, unet, compiled or graph, label)
     built = steps.run(engine.of(f"build {label}", here, precision, compiled, folder.name, label))
     tables = steps.run(compared.of(f"parity {label}", here, unet, graph, references, built.artifact))
     if gate == "fail":
@@ -110,6 +111,23 @@ def build_unet(
     if any(row.backend == _as_built(target) for table in tables.values() for row in table.rows):
         artifact = replace(artifact, state=EngineState.MEASURED, reason=None)
     return BuiltUnet(artifact, built.seconds, measured, tables)
+
+
+def build_shallow(
+    steps: Steps, target: Target, precision: Precision, unet: Specialised, cut: Cut, whole: Path
+) -> Shallow:
+    """The shallow graph of ``cut`` as an engine, beside the folder of the ``whole`` one's; raises as ``build_unet``."""
+    label, folder = f"shallow {unet.label}", whole.with_name(f"{whole.name}_shallow")
+    compiled = _of_target_batch(steps, target, unet, cut.shallow, label)
+    built = steps.run(engine.of(f"build {label}", OnTarget.of(target), precision, compiled, folder.name, label))
+    return Shallow(_placed(steps, built.artifact, folder), cut.share)
+
+
+def _of_target_batch(steps: Steps, target: Target, unet: Specialised, graph: Path, label: str) -> Path:
+    """``graph``, for as many samples as the target compiles where it is for all tasks."""
+    if not unet.shared or target.spec.shared_batch is None:
+        return graph
+    return steps.run(of_batch.of(f"batch {label}", graph, target.spec.shared_batch, label))
 
 
 @step(tools=TOOLS)
@@ -164,6 +182,7 @@ def _placed(steps: Steps, artifact: Artifact, folder: Path) -> Artifact:
 
 def _view(unet: Specialised, task_id: int, task: Task, engine: Engine) -> Engine:
     """An engine of ``unet`` as one of its tasks sees it."""
+    engine = without_deep_feature(engine)
     return TaskEngine(engine, task_id, unet.channels[task.name]) if unet.shared else engine
 
 

@@ -35,22 +35,32 @@ def pass_gate(
     return manifest, checked
 
 
+def _ran(engine: bundle.EngineRef) -> bundle.EngineRef:
+    return replace(engine, state=bundle.EngineState.MEASURED, reason=None)
+
+
+def _task_ran(entry: bundle.TaskEntry) -> bundle.TaskEntry:
+    cache = entry.step_cache
+    return replace(
+        entry,
+        engine=_ran(entry.engine),
+        step_cache=None if cache is None else replace(cache, engine=_ran(cache.engine)),
+    )
+
+
 def _as_run(manifest: bundle.Manifest) -> bundle.Manifest:
     """``manifest`` after its pictures were made on the device: every network but an unused encoder ran."""
 
-    def ran(engine: bundle.EngineRef) -> bundle.EngineRef:
-        return replace(engine, state=bundle.EngineState.MEASURED, reason=None)
-
     encoder, tasks, second = manifest.vae_encoder, manifest.tasks, manifest.text_2
     if encoder is not None and any(kind != "mask" for entry in tasks.values() for kind in entry.task.condition):
-        encoder = ran(encoder)
+        encoder = _ran(encoder)
     return replace(
         manifest,
-        text=replace(manifest.text, engine=ran(manifest.text.engine)),
-        text_2=None if second is None else replace(second, engine=ran(second.engine)),
+        text=replace(manifest.text, engine=_ran(manifest.text.engine)),
+        text_2=None if second is None else replace(second, engine=_ran(second.engine)),
         vae_encoder=encoder,
-        vae_decoder=ran(manifest.vae_decoder),
-        tasks={name: replace(entry, engine=ran(entry.engine)) for name, entry in tasks.items()},
+        vae_decoder=_ran(manifest.vae_decoder),
+        tasks={name: _task_ran(entry) for name, entry in tasks.items()},
     )
 
 

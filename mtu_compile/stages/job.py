@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Gate = Literal["off", "warn", "fail"]
 
+#: Largest interval between whole UNet steps, 2 or more; ``"auto"`` leaves it to the build.
+StepCacheChoice = int | Literal["auto"]
+
 #: Name of the UNet that is for all tasks, among those of a build.
 SHARED = "shared"
 
@@ -99,6 +102,7 @@ class BuildOptions:
         force: replace an existing output.
         cache: folder where the results of steps are kept, or ``None`` to keep nothing.
         executor: where steps are run (``steps.executors.named``).
+        step_cache: let fewer UNet steps be whole, with at most this interval between them; ``None``: all are whole.
     """
 
     model: Path
@@ -128,6 +132,7 @@ class BuildOptions:
     force: bool = False
     cache: Path | None = None
     executor: str = "auto"
+    step_cache: StepCacheChoice | None = None
 
     @property
     def workload(self) -> Workload:
@@ -322,6 +327,33 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A UNet's lowered graph, cut behind its deep part.
+
+    Attributes:
+        whole: with the deep feature as an output.
+        shallow: with it as an input.
+        passes: what cut them.
+        share: multiply-adds of the shallow one, of the whole one's.
+        shallow_bytes: of its weights.
+    """
+
+    whole: Path
+    shallow: Path
+    passes: tuple[bundle.PassRecord, ...]
+    share: float
+    shallow_bytes: int
+
+
+@dataclass(frozen=True)
+class Shallow:
+    """The shallow part of a UNet as an engine; ``share``: its multiply-adds, of the whole one's."""
+
+    artifact: Artifact
+    share: float
+
+
+@dataclass(frozen=True)
 class BuiltUnet:
     """A UNet as an engine.
 
@@ -330,9 +362,11 @@ class BuiltUnet:
         seconds: what building it took.
         ranges: by task, how far its numbers go, where float16 could be too small for them.
         parity: by task, the graph on every backend of this machine.
+        shallow: its shallow part, where fewer steps are to be whole.
     """
 
     artifact: Artifact
     seconds: float
     ranges: Mapping[str, HalfRange]
     parity: Mapping[str, Parity]
+    shallow: Shallow | None = None

@@ -125,7 +125,9 @@ def describe_task(
         build_seconds=built.seconds,
         parity=conform(ParityRecord, built.parity[task.name].to_json()),
         float16_range=None if span is None else conform(HalfRangeRecord, span.to_json()),
+        step_cache=None if built.shallow is None else bundle.StepCacheRecord(steps, built.shallow.share),
     )
+    shallow = None if built.shallow is None else engine_ref(built.shallow.artifact, folder)
     return bundle.TaskEntry(
         task=task,
         task_id=task_id,
@@ -138,6 +140,7 @@ def describe_task(
         reference=observed.reference.relative_to(folder).as_posix(),
         provenance=provenance,
         thresholds=thresholds,
+        step_cache=None if shallow is None else bundle.StepCache(shallow),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from mtu_compile.bundle import TaskEntry
+from mtu_compile.bundle import EngineRef, TaskEntry
 from mtu_compile.core.progress import Progress
 from targets.base import LEAST_SHARED, Target
 
@@ -35,15 +35,33 @@ def share_weights(
         The tasks with their engines as they are now, and by how many bytes the bundle is smaller; ``None`` if every
         UNet still has weights of its own.
     """
-    if len({entry.engine.path for entry in entries.values()}) < 2:
+    engines = _networks(entries)
+    if len(engines) < 2:
         return dict(entries), None
-    engines = {name: entry.engine for name, entry in sorted(entries.items(), key=_opened_by_others)}
     before = _bytes(folder)
     with (progress or Progress()).stage("share weights"):
         shared = target.share_weights(folder, engines, least_bytes=least_bytes)
     if shared == engines:
         return dict(entries), None
-    return {name: replace(entry, engine=shared[name]) for name, entry in entries.items()}, before - _bytes(folder)
+    moved = {ref.path: shared[name] for name, ref in engines.items()}
+    return {name: _moved(entry, moved) for name, entry in entries.items()}, before - _bytes(folder)
+
+
+def _networks(entries: Mapping[str, TaskEntry]) -> dict[str, EngineRef]:
+    """Every UNet, each once, by a name for its graph: that of its task, the first where they share one."""
+    refs: dict[str, tuple[str, EngineRef]] = {}
+    for name, entry in sorted(entries.items(), key=_opened_by_others):
+        refs.setdefault(entry.engine.path, (name, entry.engine))
+        if entry.step_cache is not None:
+            refs.setdefault(entry.step_cache.engine.path, (f"{name}-shallow", entry.step_cache.engine))
+    return dict(refs.values())
+
+
+def _moved(entry: TaskEntry, moved: Mapping[str, EngineRef]) -> TaskEntry:
+    cache = entry.step_cache
+    if cache is not None:
+        cache = replace(cache, engine=moved[cache.engine.path])
+    return replace(entry, engine=moved[entry.engine.path], step_cache=cache)
 
 
 def _opened_by_others(item: tuple[str, TaskEntry]) -> bool:

@@ -12,8 +12,11 @@ from mtu_compile.model.unet_config import MTUConfig
 from mtu_compile.stages.job import BuildOptions
 
 
-def asked_thresholds(options: BuildOptions) -> Limits:
+def asked_thresholds(options: BuildOptions, of: str | None = None) -> Limits:
     """By task of the model, what is asked of it beside the defaults; nothing where neither has a file.
+
+    Args:
+        of: what of the file: the build's precision, or ``threshold_file.STEP_CACHE``.
 
     Raises:
         ConfigError: the file given is none of thresholds, or not for this model.
@@ -28,7 +31,7 @@ def asked_thresholds(options: BuildOptions) -> Limits:
         if not is_inside(options.model, path):
             raise ModelError(f"{path} points out of {options.model}", hint="copy the file into the folder")
     thresholds = read_thresholds(path, error=error)
-    return for_tasks(thresholds, options.precision, _task_names(options), path, error=error)
+    return for_tasks(thresholds, of or options.precision, _task_names(options), path, error=error)
 
 
 def _task_names(options: BuildOptions) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from mtu_compile.accuracy.host.perceptual import perceptual
 from mtu_compile.accuracy.pictures import Perceptual
 from mtu_compile.accuracy.recorded import calls_of
 from mtu_compile.accuracy.threshold_file import judged_by, read_thresholds
-from mtu_compile.accuracy.verdict import CheckResult, TaskCheck, check_task
+from mtu_compile.accuracy.verdict import CheckResult, TaskCheck, check_task, pictures_of
 from mtu_compile.core.atomic import scratch
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.progress import Advance, Progress
@@ -57,7 +57,7 @@ def check_bundle(
             manifest = judged_by(bundle.read(path), given, thresholds)
             target = targets.get(manifest.target)
             on_device = target.device_here()
-            opener = None if on_device else _host_opener(target, path, work)
+            opener = None if on_device else host_opener(target, path, work)
             loaded = runtime.load(path, verify=False, opener=opener, warn=False)
         checks = {}
         with loaded:
@@ -65,7 +65,7 @@ def check_bundle(
                 if entry.reference is None:
                     raise BundleError(f"the bundle carries no reference for task {name!r}", hint="build it again")
                 reference = Reference.load(bundle.resolve(path, entry.reference))
-                with progress.stage(f"check {name}", len(reference.trajectories) + 1) as advance:
+                with progress.stage(f"check {name}", pictures_of(entry, reference) + 1) as advance:
                     checks[name] = measure_task(entry, reference, loaded, advance, measures)
     unets = [entry.engine for entry in manifest.tasks.values()]
     tried = everywhere and proven.on_cpu(manifest)
@@ -73,7 +73,7 @@ def check_bundle(
     return CheckResult(checks, target.measured_with(unets[0], on_device=on_device), manifest.precision, proofs)
 
 
-def _host_opener(target: targets.Target, root: Path, work: Path) -> Callable[[bundle.EngineRef], Engine]:
+def host_opener(target: targets.Target, root: Path, work: Path) -> Callable[[bundle.EngineRef], Engine]:
     """Opens the bundle's graphs on this machine's CPU, rounding where the device would."""
 
     def open_on_host(ref: bundle.EngineRef) -> Engine:
