@@ -13,6 +13,7 @@ from mtu_compile.accuracy.metrics import METRICS
 from mtu_compile.accuracy.task_metrics import TaskMetrics
 from mtu_compile.accuracy.threshold_file import (
     FORMAT,
+    STEP_CACHE,
     for_tasks,
     laxer_than_defaults,
     read_thresholds,
@@ -43,6 +44,15 @@ def test_what_a_file_says_is_read(tmp_path: Path) -> None:
     assert for_tasks(thresholds, "fp32", ["t2i", "sr"], path) == {"t2i": {}, "sr": {}}
     with pytest.raises(ConfigError, match="'sr', which is not there"):
         for_tasks(thresholds, "int8", ["t2i"], path)
+
+
+def test_pictures_with_a_step_cache_have_thresholds_of_their_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.json", {"step-cache": {"t2i": {"ssim": 0.95, "image_psnr_db": None}}})
+    thresholds = read_thresholds(path)
+    assert for_tasks(thresholds, STEP_CACHE, ["t2i"], path) == {"t2i": {"ssim": 0.95, "image_psnr_db": None}}
+    assert for_tasks(thresholds, "int8", ["t2i"], path) == {"t2i": {}}
+    with pytest.raises(ConfigError, match=r"thresholds.step-cache.t2i.sqnr_db is there, expected a metric: latent"):
+        read_thresholds(write(path, {"step-cache": {"t2i": {"sqnr_db": 20.0}}}))
 
 
 @pytest.mark.parametrize(
