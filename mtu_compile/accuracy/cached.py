@@ -69,9 +69,8 @@ def judge_cached(pictures: Sequence[PictureMetrics], limits: Mapping[str, float 
 def surely_reached(pictures: Sequence[PictureMetrics], limits: Mapping[str, float | None]) -> bool:
     """Whether other pictures can be expected to reach ``limits`` if these are a sample of them.
 
-    Rows that a schedule is chosen on may be ones the network was trained on, where it is surer of itself, so pictures
-    may lose half of what is allowed: half the distance from 1, or 3 dB less. Means have to reach that with their
-    standard error taken away. What could not be measured is not reached.
+    These are few, and the best of several tries, so they may lose half of what is allowed: half the distance from 1, or
+    3 dB less. Means have to reach that with their standard error taken away. What could not be measured is not reached.
     """
     measured, known = TaskMetrics((), tuple(pictures)), of_pictures()
     for name, limit in limits.items():

@@ -55,7 +55,7 @@ class StepCacheRecord:
         steps: denoising steps.
         shallow_share: multiply-adds of the shallow UNet, of the whole one's.
         most: largest interval between whole steps.
-        pictures: rows of the calibration data that a schedule was tried on, at most.
+        pictures: that a schedule was tried on, at most.
         tried: the schedules, in their order.
         reason: why none was taken, if none was.
     """

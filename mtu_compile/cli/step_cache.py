@@ -32,7 +32,7 @@ def print_schedules(manifest: Manifest, *, quiet: bool = False) -> None:
         share = f"{record.shallow_share:.0%} of the operations"
         rows.append((name, f"{len(cache.whole_at)} of {record.steps}", share, f"{cache.slope:g}", f"{found} ({asked})"))
     if rows:
-        heads = ("task", "whole steps", "the others", "slope", "on calibration rows (asked)")
+        heads = ("task", "whole steps", "the others", "slope", "when it was chosen (asked)")
         table("fewer whole UNet steps", heads, rows, quiet=quiet)
 
 

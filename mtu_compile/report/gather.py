@@ -238,7 +238,7 @@ def _build_facts(manifest: bundle.Manifest) -> Iterator[_Said]:
     for name, entry in manifest.tasks.items():
         if (caching := entry.provenance.step_cache) is not None:
             whole = None if entry.step_cache is None else len(entry.step_cache.whole_at)
-            said = caching.reason or f"{whole} of {caching.steps}, found on {caching.pictures} calibration rows"
+            said = caching.reason or f"{whole} of {caching.steps}, found on {caching.pictures} pictures"
             yield "whole UNet steps", name, said, "measured"
     for where, engine in manifest.engines():
         kind = "measured" if engine.state.ran else "not measured"
