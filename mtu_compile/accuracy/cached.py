@@ -69,8 +69,7 @@ def judge_cached(pictures: Sequence[PictureMetrics], limits: Mapping[str, float 
 def surely_reached(pictures: Sequence[PictureMetrics], limits: Mapping[str, float | None]) -> bool:
     """Whether other pictures can be expected to reach ``limits`` if these are a sample of them.
 
-    These are few, and the best of several tries, so they may lose half of what is allowed: half the distance from 1, or
-    3 dB less. Means have to reach that with their standard error taken away. What could not be measured is not reached.
+    A mean has to reach its limit with its standard error taken away. What could not be measured is not reached.
     """
     measured, known = TaskMetrics((), tuple(pictures)), of_pictures()
     for name, limit in limits.items():
@@ -83,21 +82,13 @@ def surely_reached(pictures: Sequence[PictureMetrics], limits: Mapping[str, floa
         if isinstance(metric.draw, PerPicture) and len(singles) > 1:
             error = stdev(singles) / sqrt(len(singles))
             value += error if metric.better == "less" else -error
-        if metric.missed(value, _stricter(metric, limit)) is not None:
+        if metric.missed(value, limit) is not None:
             return False
     return True
-
-
-def _stricter(metric: Metric, limit: float) -> float:
-    """The limit for half the loss."""
-    if metric.better == "less":
-        return limit / 2
-    return limit + 3.0 if metric.unit.symbol == "dB" else 1 - (1 - limit) / 2
 
 
 def cannot_reach(pictures: Sequence[PictureMetrics], total: int, limits: Mapping[str, float | None]) -> bool:
     """Whether ``total`` pictures would not surely reach their SSIM even if those not made yet were perfect."""
     limit = limits.get("ssim")
-    limit = None if limit is None else _stricter(of_pictures()["ssim"], limit)
     singles = [value for one in pictures if (value := one.values.get("ssim")) is not None]
     return limit is not None and len(singles) > 0 and sum(singles) + total - len(singles) < limit * total

@@ -37,8 +37,8 @@ from targets.costs.roofline import multiply_adds
 #: What cuts graphs.
 TOOLS = ("onnx", "onnx-ir", "numpy")
 
-#: Pictures that a schedule is tried on: rows that are checked with, of other noise. On rows that the network was trained
-#: on it is so sure of itself that hardly any step has to be whole, and on others the pictures then fail.
+#: Pictures that a schedule is tried on: rows that are checked with, of other noise. On rows that it was trained on a
+#: network is so sure of itself that hardly any step has to be whole, and on others the pictures then fail.
 PICTURES = 8
 
 #: Largest interval between whole steps where nobody says: with more, text-to-image fails on the example.
