@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench import timing
 from bench.peers import models, quality, race
-from bench.peers.contenders import CONTENDERS
+from bench.peers.contenders import contenders
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     log = root / "contenders.log"
     chosen = [
         one
-        for index, one in enumerate(CONTENDERS)
+        for index, one in enumerate(contenders(args.which))
         if not args.only or any(part in one.name for part in args.only) or (index == 0 and "race" in stages)
     ]
     made = models.make(args.which, args.work)

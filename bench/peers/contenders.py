@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 #: Environments by name: (directory, what installs it), made by `make bench-peers`.
 OURS, PEERS, ONNX = ".venv", ".venv-peers", ".venv-peers-onnx"
@@ -69,3 +69,10 @@ CONTENDERS = (
     Contender("diffusers, fp32", "eager", PEERS, {"dtype": "float32"}),
     Contender("ONNX Runtime (optimum-onnx), fp32", "onnx_pipeline", ONNX),
 )
+
+
+def contenders(which: str) -> tuple[Contender, ...]:
+    """Who takes part with a model; what is ours is told where weights are random."""
+    if which != "sd15":
+        return CONTENDERS
+    return tuple(replace(one, options={**one.options, "weights": "random"}) if one.ours else one for one in CONTENDERS)
