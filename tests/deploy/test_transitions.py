@@ -30,6 +30,10 @@ from tests.deploy.hosts import Host
 
 pytestmark = pytest.mark.heavy
 
+#: Cases are half a minute each: those where most can go wrong are run by make test-all, the others by make test-slow.
+FIRST = ("transfer", "check", "activate")
+CASES = [step if step in FIRST else pytest.param(step, marks=pytest.mark.slow) for step in STEPS]
+
 #: Seconds: long for an agent on a busy machine, short for a test.
 SILENCE = 4.0
 
@@ -85,7 +89,7 @@ def board_for(bench: Bench, step: str, how: str) -> Host:
     return bench.hosts[number(step, how) % len(bench.hosts)]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", CASES)
 def test_the_host_is_killed(bench: Bench, first: dict[str, str], step: str) -> None:
     host = board_for(bench, step, "host")
     before, path = bench.store(host).current, bench.bundle(f"host-{step}", payload=4 << 20)
@@ -110,7 +114,7 @@ def test_the_host_is_killed(bench: Bench, first: dict[str, str], step: str) -> N
     after_a_failure(bench, host, path, before)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", CASES)
 def test_the_agent_is_killed(bench: Bench, first: dict[str, str], step: str) -> None:
     host = board_for(bench, step, "agent")
     before, path = bench.store(host).current, bench.bundle(f"agent-{step}", payload=1 << 20)
@@ -122,7 +126,7 @@ def test_the_agent_is_killed(bench: Bench, first: dict[str, str], step: str) -> 
     after_a_failure(bench, host, path, before)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", CASES)
 def test_the_cable_is_pulled(bench: Bench, first: dict[str, str], step: str) -> None:
     host = board_for(bench, step, "cable")
     before, path = bench.store(host).current, bench.bundle(f"cable-{step}", payload=4 << 20)
@@ -136,7 +140,7 @@ def test_the_cable_is_pulled(bench: Bench, first: dict[str, str], step: str) -> 
     after_a_failure(bench, host, path, before)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", CASES)
 def test_the_power_fails(bench: Bench, first: dict[str, str], step: str) -> None:
     host = board_for(bench, step, "power")
     before, path = bench.store(host).current, bench.bundle(f"power-{step}", payload=1 << 20)
@@ -188,7 +192,7 @@ def fill(root: Path, *, leave: int = 0) -> Path:
     return path
 
 
-@pytest.mark.parametrize("step", STEPS[1:])
+@pytest.mark.parametrize("step", CASES[1:])
 def test_the_disk_is_full(bench: Bench, small_disk: Host, step: str) -> None:
     host = small_disk
     before, path = bench.store(host).current, bench.bundle(f"full-{step}", payload=4 << 20)
