@@ -191,7 +191,7 @@ def test_paths_that_leave_the_bundle_are_refused(made: Path, path: str, verify: 
 
     for change in (as_file, as_engine):
         reseal(made, change)
-        with pytest.raises(BundleError, match="not a plain path inside the bundle"):
+        with pytest.raises(BundleError, match=r"not a plain path inside the bundle|letters that do not print"):
             bundle.read(made, verify=verify)
     with pytest.raises(BundleError):
         bundle.resolve(made, path)

@@ -272,6 +272,7 @@ def test_a_missing_or_foreign_entry_is_refused_by_name(raw: Any) -> None:
         "guidance_scale",
         "image_guidance_scale",
         "downscale",
+        "step_cache",
     }
     for holder in ((), ("text",), ("source",), ("vae_decoder",), ("tasks", "inpaint"), ("tasks", "inpaint", "task")):
         place = raw

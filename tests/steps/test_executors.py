@@ -92,7 +92,8 @@ def test_a_process_that_has_grown_is_ended(steps: Steps, monkeypatch: pytest.Mon
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which nohup and the like take away
 from pathlib import Path
 from mtu_compile.core.progress import Progress
 from mtu_compile.steps import Steps, Store

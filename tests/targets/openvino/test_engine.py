@@ -93,6 +93,9 @@ class CoreWithNPU:
         self.options = {"device": device, **options}
         return self.real.compile_model(model, "CPU", F32)
 
+    def get_property(self, device: str, name: str) -> Any:
+        return self.real.get_property(device, name)
+
 
 @pytest.fixture
 def core(monkeypatch: pytest.MonkeyPatch) -> CoreWithNPU:
