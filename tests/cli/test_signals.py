@@ -54,7 +54,7 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 def test_a_killed_build_is_cleaned_up_after_and_a_terminated_one_cleans_up_itself(start: Start, tmp_path: Path) -> None:
-    killed = start("calibrate")
+    killed = start("reference")
     killed.kill()
     killed.wait()
     left = {path.name for path in tmp_path.iterdir()}
