@@ -9,6 +9,11 @@ from dataclasses import dataclass, field, replace
 OURS, PEERS, ONNX = ".venv", ".venv-peers", ".venv-peers-onnx"
 
 
+def file_name(name: str) -> str:
+    """A contender's name as one of a file."""
+    return name.replace(" ", "-").replace(",", "")
+
+
 @dataclass(frozen=True)
 class Contender:
     """One row of the table.
@@ -34,7 +39,7 @@ class Contender:
     @property
     def folder(self) -> str:
         """Name of the folder its files are in."""
-        return (self.shares or self.name).replace(" ", "-").replace(",", "")
+        return file_name(self.shares or self.name)
 
 
 #: The first is what the others are timed beside.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.peers.contenders import Contender
+from bench.peers.contenders import Contender, file_name
 from bench.peers.race import Process, Refused
 
 STEPS, PICTURES = 20, 16
@@ -47,7 +47,7 @@ def against_float(able: Sequence[Contender], root: Path, size: int, log: Path) -
 
 
 def _pictures(one: Contender, asked: Sequence[str], root: Path, size: int, log: Path) -> list[Image.Image]:
-    out = root / "pictures" / one.name.replace(" ", "-").replace(",", "")
+    out = root / "pictures" / file_name(one.name)
     out.mkdir(parents=True, exist_ok=True)
     with Process(one, root, size, log) as process:
         process.tell("load")

@@ -42,7 +42,8 @@ class Process:
         ]
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a")
-        environment = {"PYTHONPATH": str(here.parent.parent), "TOKENIZERS_PARALLELISM": "false", **_inherited()}
+        path = os.pathsep.join(filter(None, [str(here.parent.parent), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment
         )
@@ -88,10 +89,6 @@ class Process:
         if "error" in answer:
             raise Refused(answer["error"])
         return answer
-
-
-def _inherited() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
 
 class TreePeak:

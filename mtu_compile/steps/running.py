@@ -205,7 +205,7 @@ class Steps:
         return Job(self.store.root, name, call.title, call.step.place, call.given, content)
 
     def _result(self, name: str, call: Call[R], cached: bool) -> R:
-        entry = self.store.find(name)
+        entry = self.store.wait_for(name)  # another build may be looking at it just now
         if entry is None:
             raise MtuError(f"{call.title}: what was made is gone", hint="is something else clearing the cache?")
         self._made[name] = (call, entry)

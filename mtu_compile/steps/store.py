@@ -99,6 +99,11 @@ class Store:
         with _if_free(self._lock(name)) as ours:
             return self._read(name) if ours else None
 
+    def wait_for(self, name: str) -> Entry | None:
+        """As ``find``, after whoever makes, reads or removes the entry at this moment has done so."""
+        with self._lock(name):
+            return self._read(name)
+
     @contextmanager
     def making(self, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Entry | Path]:
         """The entry, if somebody else has made it; else a folder, which is the entry when the block ends well.

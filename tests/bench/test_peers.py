@@ -38,8 +38,7 @@ def contender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contender:
     """One whose library is a file of this test, in this interpreter's environment."""
     (tmp_path / "library").mkdir()
     (tmp_path / "library" / "some_library.py").write_text(FAKE)
-    inherited = race._inherited
-    monkeypatch.setattr(race, "_inherited", lambda: {**inherited(), "PYTHONPATH": str(tmp_path / "library")})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "library"))
     return Contender("some library", "some_library", str(Path(sys.executable).parent.parent))
 
 

@@ -17,6 +17,7 @@ from mtu_compile.bundle.requirements import BoardRequirements
 from mtu_compile.core.schema import conform
 from mtu_compile.core.tasks import PAPER_TASKS
 from mtu_compile.runtime.reference import Reference, Trajectory
+from tests.conftest import MadeOnce
 
 T2I, EDIT = PAPER_TASKS[0], PAPER_TASKS[1]
 FOLDERS = ("text_encoder", "vae_encoder", "vae_decoder", "unet", "unet_edit")
@@ -174,6 +175,19 @@ def describe(kind: str, config: Mapping[str, str], board: Mapping[str, Any] | No
         },
         provenance=BuildProvenance(board=None if board is None else conform(BoardRequirements, board)),
     )
+
+
+def onnxruntime_bundle(made_once: MadeOnce) -> Path:
+    """A tiny bundle with references, for ONNX Runtime; made once for all tests."""
+
+    def make(folder: Path) -> None:
+        with bundle.staging(folder / "bundle") as root:
+            write_graphs(root)
+            write_tokenizer(root / "tokenizer" / "tokenizer.json")
+            bundle.write(root, describe("onnxruntime", {}, None))
+        add_references(folder / "bundle")
+
+    return made_once("tiny-onnxruntime-bundle", make) / "bundle"
 
 
 @pytest.fixture

@@ -26,16 +26,7 @@ from tests.conftest import MadeOnce
 
 @pytest.fixture(scope="module")
 def original(made_once: MadeOnce) -> Path:
-    """A tiny bundle with references, for ONNX Runtime."""
-
-    def make(folder: Path) -> None:
-        with bundle.staging(folder / "bundle") as root:
-            tiny.write_graphs(root)
-            tiny.write_tokenizer(root / "tokenizer" / "tokenizer.json")
-            bundle.write(root, tiny.describe("onnxruntime", {}, None))
-        tiny.add_references(folder / "bundle")
-
-    return made_once("tiny-onnxruntime-bundle", make) / "bundle"
+    return tiny.onnxruntime_bundle(made_once)
 
 
 def version_of(original: Path, root: Path, own: Path) -> Delivery:

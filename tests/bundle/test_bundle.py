@@ -189,9 +189,13 @@ def test_paths_that_leave_the_bundle_are_refused(made: Path, path: str, verify: 
         raw["files"].pop(path)
         raw["tasks"]["edit"]["engine"]["path"] = path
 
-    for change in (as_file, as_engine):
+    no_path = "not a plain path inside the bundle"
+    for change, says in (
+        (as_file, no_path if path.isprintable() else "letters that do not print"),
+        (as_engine, no_path),
+    ):
         reseal(made, change)
-        with pytest.raises(BundleError, match=r"not a plain path inside the bundle|letters that do not print"):
+        with pytest.raises(BundleError, match=says):
             bundle.read(made, verify=verify)
     with pytest.raises(BundleError):
         bundle.resolve(made, path)

@@ -58,14 +58,7 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(made_once: MadeOnce) -> Path:
-    def make(folder: Path) -> None:
-        with bundle.staging(folder / "bundle") as root:
-            tiny.write_graphs(root)
-            tiny.write_tokenizer(root / "tokenizer" / "tokenizer.json")
-            bundle.write(root, tiny.describe("onnxruntime", {}, None))
-        tiny.add_references(folder / "bundle")
-
-    return made_once("tiny-onnxruntime-bundle", make) / "bundle"
+    return tiny.onnxruntime_bundle(made_once)
 
 
 @pytest.fixture(scope="module")

@@ -126,31 +126,19 @@ def test_the_agent_is_killed(bench: Bench, first: dict[str, str], step: str) -> 
     after_a_failure(bench, host, path, before)
 
 
+@pytest.mark.parametrize("how", ["cable", "power"])
 @pytest.mark.parametrize("step", CASES)
-def test_the_cable_is_pulled(bench: Bench, first: dict[str, str], step: str) -> None:
-    host = board_for(bench, step, "cable")
-    before, path = bench.store(host).current, bench.bundle(f"cable-{step}", payload=4 << 20)
+def test_the_cable_is_pulled_or_the_power_fails(bench: Bench, first: dict[str, str], step: str, how: str) -> None:
+    host = board_for(bench, step, how)
+    before, path = bench.store(host).current, bench.bundle(f"{how}-{step}", payload=4 << 20)
     assert before is not None
-    watch = At(step, host.pull_cable, "check t2i" if step == "check" else "")
+    fail, mend = {"cable": (host.pull_cable, host.plug_cable), "power": (host.power_off, host.reboot)}[how]
+    watch = At(step, fail, "check t2i" if step == "check" else "")
     try:
         outcome = go(bench, host, path, watch)
         assert watch.done and isinstance(outcome.error, LinkLost), outcome.error
     finally:
-        host.plug_cable()
-    after_a_failure(bench, host, path, before)
-
-
-@pytest.mark.parametrize("step", CASES)
-def test_the_power_fails(bench: Bench, first: dict[str, str], step: str) -> None:
-    host = board_for(bench, step, "power")
-    before, path = bench.store(host).current, bench.bundle(f"power-{step}", payload=1 << 20)
-    assert before is not None
-    watch = At(step, host.power_off, "check t2i" if step == "check" else "")
-    try:
-        outcome = go(bench, host, path, watch)
-        assert watch.done and isinstance(outcome.error, LinkLost), outcome.error
-    finally:
-        host.reboot()
+        mend()
     after_a_failure(bench, host, path, before)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from mtu_compile.core.errors import MtuError, NotFiniteError
@@ -50,6 +52,25 @@ def test_a_result_is_made_once(steps: Steps, marks: Marks, tmp_path: Path) -> No
     again = both(another(tmp_path), marks)
     assert again == first
     assert (marks.count("written"), marks.count("repeated")) == (1, 1)
+
+
+def test_a_result_that_another_build_looks_at_just_now_is_not_taken_for_gone(
+    steps: Steps, marks: Marks, tmp_path: Path
+) -> None:
+    name = steps.run(written.of("write", "ab", marks)).file.parent.name
+    held, free = threading.Event(), threading.Event()
+
+    def look() -> None:
+        with FileLock(tmp_path / "cache" / "locks" / f"{name}.lock"):
+            held.set()
+            free.wait(60)
+
+    other = threading.Thread(target=look)
+    other.start()
+    assert held.wait(60) and steps.store.find(name) is None  # which asks, and does not wait
+    threading.Timer(0.2, free.set).start()
+    assert steps.store.wait_for(name) is not None
+    other.join()
 
 
 def test_what_became_of_each_call_is_known(steps: Steps, marks: Marks, tmp_path: Path) -> None:
