@@ -25,7 +25,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from examples.emoji import claim_cost, data, score_clip
 from examples.emoji.gpu import held_out, phases
+from examples.emoji.gpu.diffusion import Velocity
 from examples.emoji.gpu.fleet import Fleet, FleetExperts, Network
+from examples.emoji.gpu.setting import Setting, fast
+from examples.emoji.gpu.task_data import TaskData
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.recipe import trained_parameters
 
@@ -53,7 +56,7 @@ class Claim:
     """The parts that every step of the comparison needs."""
 
     def __init__(
-        self, work: Path, cache: Path, setting: phases.Setting, seeds: int, result: Path, every: int, most: int | None
+        self, work: Path, cache: Path, setting: Setting, seeds: int, result: Path, every: int, most: int | None
     ) -> None:
         self.setting, self.seeds, self.result, self.most = setting, seeds, result, most
         device = setting.device
@@ -89,10 +92,10 @@ class Claim:
         """Every network in lock-step; the clock ends all of them at the same step."""
         setting, cells, batch = self.setting, self.fleet.cells, self.setting.batch["tasks"]
         device = setting.device
-        draw = phases.TaskData(
+        draw = TaskData(
             self.tasks, [batch * self.seeds] * len(self.tasks), self.train_emoji, self.tokenizer, self.encode, setting
         )
-        velocity = phases.Velocity(device)
+        velocity = Velocity(device)
         blocks = [batch] * (len(self.tasks) * self.seeds)
         # Row numbers of every cell's samples: those of its task and seed.
         first = (cells.task * self.seeds + cells.seed) * batch
@@ -114,7 +117,7 @@ class Claim:
             return sample[picked], t[picked], states[picked], target[picked]
 
         with setting.autocast():
-            step = phases.fast(setting, "tasks", predict, *drawn()[:3])
+            step = fast(setting, "tasks", predict, *drawn()[:3])
 
         def losses() -> Tensor:
             with setting.autocast():
@@ -283,7 +286,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    setting = phases.Setting(
+    setting = Setting(
         device=device,
         batch={"tasks": args.batch},
         compile=frozenset({"tasks"} if args.compile else ()),

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from examples.emoji import data
-from examples.emoji.gpu import phases, pools
+from examples.emoji.gpu import pools
 from examples.emoji.gpu.loop import Group, fit
+from examples.emoji.gpu.prompts import Prompts, captions_of, token_ids
+from examples.emoji.gpu.task_data import stack, weights_of
 from examples.emoji.train_base import LENGTH
 
 WIDTH = 128
@@ -82,9 +84,9 @@ def train(
 ) -> SmallCLIP:
     """Contrastive training on augmented pictures; the same base in one batch is no wrong answer unless its tone is."""
     model = SmallCLIP(len(tokenizer), tokenizer.eos_token_id).to(device)
-    pictures = pools.Pictures(phases.stack(emoji), device)
-    prompts = phases.Prompts(phases.captions_of(emoji), tokenizer, device)
-    draw = pools.Draw(phases.weights_of(emoji, device))
+    pictures = pools.Pictures(stack(emoji), device)
+    prompts = Prompts(captions_of(emoji), tokenizer, device)
+    draw = pools.Draw(weights_of(emoji, device))
 
     def losses() -> Tensor:
         index = draw(batch)
@@ -125,7 +127,7 @@ def first_among(
 ) -> float:
     """Share of pictures whose own prompt ranks first among ``CHOICES`` of ``prompts`` drawn at random."""
     pixels = torch.from_numpy(np.stack([np.asarray(p.convert("RGB")) for p in made])).permute(0, 3, 1, 2)
-    scores = model.pictures(pixels.float() / 127.5 - 1) @ model.prompts(phases.token_ids(tokenizer, prompts)).T
+    scores = model.pictures(pixels.float() / 127.5 - 1) @ model.prompts(token_ids(tokenizer, prompts)).T
     return ranked_first(scores, prompts, seed)
 
 

@@ -30,6 +30,7 @@ from transformers import CLIPTextModel, CLIPTokenizer  # noqa: E402
 from examples.emoji import data, further  # noqa: E402
 from examples.emoji.gpu import further as more  # noqa: E402
 from examples.emoji.gpu import held_out, phases  # noqa: E402
+from examples.emoji.gpu.setting import Setting  # noqa: E402
 from examples.emoji.train_gpu import write_pack  # noqa: E402
 from mtu_compile.model.unet import MTUUNet2DConditionModel  # noqa: E402
 
@@ -50,7 +51,7 @@ def some(emoji: Sequence[data.Emoji], every: int) -> list[data.Emoji]:
 class Further:
     """A checkpoint, and what becomes of it."""
 
-    def __init__(self, start: Path, work: Path, pack: Path | None, setting: phases.Setting) -> None:
+    def __init__(self, start: Path, work: Path, pack: Path | None, setting: Setting) -> None:
         self.start, self.work, self.pack, self.setting = start, work, pack, setting
         float32 = {"torch_dtype": torch.float32}
         device = setting.device
@@ -161,7 +162,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(1)
-    setting = phases.Setting(
+    setting = Setting(
         device=device,
         batch={"tasks": args.batch},
         compile=frozenset({"tasks"} if args.compile else ()),

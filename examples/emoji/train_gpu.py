@@ -28,8 +28,11 @@ from torch import nn  # noqa: E402
 from transformers import CLIPTextModel, CLIPTokenizer  # noqa: E402
 
 from examples.emoji import data, train_vae  # noqa: E402
+from examples.emoji.captions import edits  # noqa: E402
 from examples.emoji.gpu import phases  # noqa: E402
 from examples.emoji.gpu.loop import History  # noqa: E402
+from examples.emoji.gpu.prompts import captions_of  # noqa: E402
+from examples.emoji.gpu.setting import Setting  # noqa: E402
 from examples.emoji.train_base import (  # noqa: E402
     MODEL_INDEX,
     SCHEDULER,
@@ -57,7 +60,7 @@ class Recipe:
     """The parts in order, and what they leave in the work folder."""
 
     def __init__(
-        self, work: Path, cache: Path, setting: phases.Setting, seconds: float, pack: Path | None, every: int = 1
+        self, work: Path, cache: Path, setting: Setting, seconds: float, pack: Path | None, every: int = 1
     ) -> None:
         self.work, self.setting, self.pack = work, setting, pack
         self.end = BEGAN + seconds - RESERVE
@@ -107,8 +110,8 @@ class Recipe:
                 CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             )
         # The tokenizer may know the held-out names too; no model weight ever sees them.
-        names = [c for captions in phases.captions_of(self.all) for c in captions]
-        names += [p for e in phases.edits(self.train) for p in e.prompts]
+        names = [c for captions in captions_of(self.all) for c in captions]
+        names += [p for e in edits(self.train) for p in e.prompts]
         tokenizer = build_tokenizer(names, folder / "tokenizer")
         unet, text = build_unet().to(device), build_text_encoder(tokenizer).to(device)
         say(f"base: UNet {count(unet):.2f}M, text encoder {count(text):.2f}M parameters")
@@ -213,7 +216,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     batches = dict(zip(("vae", "base", "tasks"), map(int, args.batch.split(",")), strict=True))
-    setting = phases.Setting(
+    setting = Setting(
         device=device,
         batch=batches,
         compile=frozenset(filter(None, args.compile.split(","))),

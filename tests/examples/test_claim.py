@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from examples.emoji import claim, claim_page, data, routers
-from examples.emoji.gpu import held_out, phases, pools
+from examples.emoji.gpu import held_out, pools
+from examples.emoji.gpu.diffusion import Velocity
 from mtu_compile.accuracy.metrics import psnr_db
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.pipeline import MTUPipeline
@@ -81,7 +82,7 @@ def test_networks_that_know_the_truth_arrive_there(task: str, monkeypatch: pytes
     monkeypatch.setattr(held_out, "MOST", 4)
     rows, cells, kinds = rows_of(task), [7, 3], held_out.ROWS[TASKS[task].guided]
     truth = torch.stack([rows.clean, rows.clean.flip(-1)])
-    velocity, calls, place = phases.Velocity(CPU), 0, 0
+    velocity, calls, place = Velocity(CPU), 0, 0
 
     def predict(sample: Tensor, t: Tensor, states: Tensor, asked: Sequence[int]) -> Tensor:
         nonlocal calls, place
@@ -107,7 +108,7 @@ def test_networks_that_know_the_truth_arrive_there(task: str, monkeypatch: pytes
 
 
 def test_the_prediction_error_is_each_cells_own() -> None:
-    rows, velocity = rows_of("sr"), phases.Velocity(CPU)
+    rows, velocity = rows_of("sr"), Velocity(CPU)
 
     def predict(sample: Tensor, t: Tensor, states: Tensor, cells: Sequence[int]) -> Tensor:
         clean = rows.clean.repeat(2, 1, 1, 1)

@@ -20,7 +20,9 @@ from transformers import CLIPTokenizer
 
 from examples.emoji import data, further
 from examples.emoji.gpu import further as more
-from examples.emoji.gpu import phases, pools
+from examples.emoji.gpu import pools
+from examples.emoji.gpu.prompts import damaged
+from examples.emoji.gpu.setting import Setting
 from examples.emoji.train_further import Further
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.pipeline import MTUPipeline
@@ -110,7 +112,7 @@ def drawn() -> tuple[Tensor, Tensor, Tensor]:
     tones = (None, *data.TONES.values())
     today = [picture(base, tone, seed) for seed, base in enumerate((KNOWN, "ear", "nose")) for tone in tones]
     other = [picture(KNOWN, tone, 9) for tone in tones]
-    setting = phases.Setting(device=CPU, batch={"tasks": 128}, variants=4)
+    setting = Setting(device=CPU, batch={"tasks": 128}, variants=4)
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
     made = more.FurtherData(TASKS, [32] * 4, today, [other], tokenizer, VAE, setting)
@@ -157,7 +159,7 @@ def test_a_plain_change_changes_nothing_and_another_does() -> None:
 
 def test_damaged_captions_lose_words_or_get_unknown_ones() -> None:
     rng = random.Random(0)
-    made = [more.damaged("smiling face with sunglasses", rng).split() for _ in range(200)]
+    made = [damaged("smiling face with sunglasses", rng).split() for _ in range(200)]
     words = {"smiling", "face", "with", "sunglasses"}
     assert any(len(one) < 4 for one in made) and all(len(one) <= 4 for one in made)
     strange = {word for one in made for word in one} - words
@@ -165,7 +167,7 @@ def test_damaged_captions_lose_words_or_get_unknown_ones() -> None:
 
 
 def test_what_is_saved_is_a_pipeline_in_halves_and_in_parts(tmp_path: Path) -> None:
-    one = Further(MODEL, tmp_path, tmp_path / "parts", phases.Setting(device=CPU, batch={}))
+    one = Further(MODEL, tmp_path, tmp_path / "parts", Setting(device=CPU, batch={}))
     with torch.no_grad():
         one.unet.conv_out.bias += 1
     one.save()

@@ -6,7 +6,6 @@ it had learnt its 1,700 designs by name. So here its prompts often lose words, o
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from examples.emoji import data
 from examples.emoji.captions import edits
 from examples.emoji.gpu import phases, pools
+from examples.emoji.gpu.diffusion import Velocity, set_dropout
 from examples.emoji.gpu.loop import Group, History
+from examples.emoji.gpu.prompts import DamagedPrompts, Prompts, captions_of, token_ids
+from examples.emoji.gpu.setting import Setting, fast
+from examples.emoji.gpu.task_data import OUTSIDE, SHIFTED, TextPictures, stack, weights_of
 from examples.emoji.make_tasks import random_masks
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.encode import latent_mask
@@ -31,26 +34,6 @@ SHARES = {"t2i": 2, "edit": 2, "sr": 2, "inpaint": 4}
 FURTHER = 0.5
 MASKS = 8192
 DROPOUT_RATE = 0.05
-#: Of an inpainting prompt's slots, how many are plain, another form, or one with words lost or unknown.
-PLAIN, OTHER, DAMAGED = 3, 3, 6
-SYLLABLES = (
-    "ba",
-    "dor",
-    "fi",
-    "gul",
-    "hes",
-    "jam",
-    "ko",
-    "lun",
-    "mer",
-    "nix",
-    "pol",
-    "qua",
-    "rit",
-    "sol",
-    "tav",
-    "wem",
-)
 
 
 @dataclass(frozen=True)
@@ -90,39 +73,7 @@ SHARPEN = Change(plain=0.2, smaller=0.4, reach=7, flip=0.5, upturn=0.1, recolour
 INPAINT = Change(plain=0.3, upturn=0.05, recolour=0.2)
 
 
-def damaged(caption: str, rng: random.Random) -> str:
-    """A caption that has lost some of its words, or has others nobody knows in their place."""
-
-    def unknown() -> str:
-        return "".join(rng.choices(SYLLABLES, k=rng.randint(2, 3)))
-
-    words = caption.split()
-    if rng.random() < 0.5:
-        return " ".join(word for word in words if rng.random() < 0.5)
-    return " ".join(unknown() if rng.random() < 0.5 else word for word in words)
-
-
-class DamagedPrompts:
-    """Token ids of every way a row may be described, the words of half of them damaged."""
-
-    def __init__(self, rows: Sequence[Sequence[str]], tokenizer: CLIPTokenizer, device: torch.device) -> None:
-        rng = random.Random(0)
-        texts: dict[str, int] = {}
-        slots = []
-        for row in rows:
-            chosen = [row[0]] * PLAIN + [rng.choice(row) for _ in range(OTHER)]
-            chosen += [damaged(rng.choice(row), rng) for _ in range(DAMAGED)]
-            slots.append([texts.setdefault(text, len(texts)) for text in chosen])
-        self.table = phases.token_ids(tokenizer, list(texts)).to(device)
-        self.slots = torch.tensor(slots, device=device)
-
-    def draw(self, rows: Tensor) -> Tensor:
-        """Ids [b, L] for the rows [b]."""
-        slot = torch.randint(self.slots.shape[1], rows.shape, device=rows.device)
-        return self.table[self.slots[rows, slot]]
-
-
-def fast_encoder(vae: AutoencoderKL, setting: phases.Setting) -> Callable[[Tensor], Tensor]:
+def fast_encoder(vae: AutoencoderKL, setting: Setting) -> Callable[[Tensor], Tensor]:
     """``phases.encoder_of``, compiled if the setting asks for it and that works."""
     encode = phases.encoder_of(vae)
     if "tasks" not in setting.compile:
@@ -154,27 +105,25 @@ class FurtherData:
         sets: Sequence[Sequence[data.Emoji]],
         tokenizer: CLIPTokenizer,
         vae: AutoencoderKL,
-        setting: phases.Setting,
+        setting: Setting,
     ) -> None:
         device = self.device = setting.device
         self.tasks, self.sizes, self.setting = tuple(tasks), tuple(sizes), setting
         self.latents = fast_encoder(vae, setting)
         parts = [list(today), *(list(one) for one in sets if one)]
         emoji = [e for part in parts for e in part]
-        self.pictures = pools.Pictures(phases.stack(emoji), device)
-        weights = [phases.weights_of(part, device) * (FURTHER if i else 1.0) for i, part in enumerate(parts)]
+        self.pictures = pools.Pictures(stack(emoji), device)
+        weights = [weights_of(part, device) * (FURTHER if i else 1.0) for i, part in enumerate(parts)]
         self.draw = pools.Draw(torch.cat(weights))
-        shifted = pools.variants(min(phases.SHIFTED, setting.variants), least=phases.SHIFTED, strong=False, seed=0)
-        known = pools.Pictures(phases.stack(today), device)
-        self.text_pictures = phases.TextPictures(
-            today, pools.encode_pool(known, shifted, phases.encoder_of(vae)), device
-        )
+        shifted = pools.variants(min(SHIFTED, setting.variants), least=SHIFTED, strong=False, seed=0)
+        known = pools.Pictures(stack(today), device)
+        self.text_pictures = TextPictures(today, pools.encode_pool(known, shifted, phases.encoder_of(vae)), device)
         del known
-        self.captions = phases.Prompts(phases.captions_of(today), tokenizer, device)
-        self.descriptions = DamagedPrompts(phases.captions_of(emoji), tokenizer, device)
+        self.captions = Prompts(captions_of(today), tokenizer, device)
+        self.descriptions = DamagedPrompts(captions_of(emoji), tokenizer, device)
         self._pairs(parts, tokenizer)
         self.masks = random_masks(min(MASKS, 64 * setting.variants), device)
-        self.empty = phases.token_ids(tokenizer, [""]).to(device)
+        self.empty = token_ids(tokenizer, [""]).to(device)
         self.channels = max(task.condition_channels(vae.config.latent_channels) for task in tasks)
         self.task_ids = torch.repeat_interleave(
             torch.arange(len(tasks), device=device), torch.tensor(self.sizes, device=device)
@@ -190,11 +139,11 @@ class FurtherData:
                 prompts.append(e.prompts)
                 # Instructions about hair are few.
                 hair = 4.0 if "skin" not in e.prompts[0] else 1.0
-                weight.append(hair * (1.0 if e.in_domain else phases.OUTSIDE) * (FURTHER if i else 1.0))
+                weight.append(hair * (1.0 if e.in_domain else OUTSIDE) * (FURTHER if i else 1.0))
             before += len(part)
         self.source, self.target = (torch.tensor(index, device=self.device) for index in (source, target))
         self.draw_pair = pools.Draw(torch.tensor(weight, device=self.device))
-        self.instructions = phases.Prompts(prompts, tokenizer, self.device)
+        self.instructions = Prompts(prompts, tokenizer, self.device)
 
     def encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """Pictures [b, 3, 64, 64] each → scaled latents, all at once."""
@@ -269,7 +218,7 @@ def train(
     vae: AutoencoderKL,
     today: Sequence[data.Emoji],
     sets: Sequence[Sequence[data.Emoji]],
-    setting: phases.Setting,
+    setting: Setting,
     until: float,
     on_tick: Callable[[float], None] = lambda progress: None,
 ) -> History:
@@ -278,10 +227,10 @@ def train(
     sizes = [setting.batch["tasks"] * share // sum(shares) for share in shares]
     draw = FurtherData(unet.tasks, sizes, today, sets, tokenizer, vae, setting)
     setting.say(f"  data ready: {draw.pictures.count} pictures, {len(draw.source)} edits, batch {sizes}")
-    velocity = phases.Velocity(setting.device)
+    velocity = Velocity(setting.device)
     unet.train()
     text.train()
-    phases.set_dropout(unet, DROPOUT_RATE)
+    set_dropout(unet, DROPOUT_RATE)
 
     def predict(sample: Tensor, t: Tensor, states: Tensor) -> Tensor:
         predicted: Tensor = unet(sample, t, states, task_ids=draw.task_ids, return_dict=False)[0]
@@ -295,7 +244,7 @@ def train(
     sample, t, ids, _ = batch()
     with setting.autocast():
         states = text(ids).last_hidden_state.detach()
-    step = phases.fast(setting, "tasks", predict, sample, t, states)
+    step = fast(setting, "tasks", predict, sample, t, states)
 
     def losses() -> Tensor:
         sample, t, ids, target = batch()
@@ -309,7 +258,7 @@ def train(
     rest = nn.ParameterList([p for p in unet.parameters() if id(p) not in chosen])
     groups = [Group(upcycled, 1e-3), Group((rest, text), 7e-4)]
     history = setting.fit(groups, losses, [task.name for task in unet.tasks], until, on_tick=on_tick)
-    phases.set_dropout(unet, 0.0)
+    set_dropout(unet, 0.0)
     unet.eval()
     text.eval()
     return history

@@ -17,7 +17,10 @@ from transformers import CLIPTokenizer
 
 from examples.emoji import data
 from examples.emoji.captions import edits
-from examples.emoji.gpu import phases, pools
+from examples.emoji.gpu import pools
+from examples.emoji.gpu.diffusion import Velocity
+from examples.emoji.gpu.prompts import token_ids
+from examples.emoji.gpu.task_data import stack
 from examples.emoji.make_tasks import seeded_mask
 from examples.emoji.train_base import SCHEDULER
 from mtu_compile.core.guidance import ROWS, combine
@@ -77,7 +80,7 @@ def rows_of(
         read: token ids [n, L] → text states [n, L, D].
         most: rows drawn by chance, if there are more.
     """
-    pixels = torch.from_numpy(phases.stack(emoji)).permute(0, 3, 1, 2).to(device)
+    pixels = torch.from_numpy(stack(emoji)).permute(0, 3, 1, 2).to(device)
     pairs = edits(emoji)
     rng, hole = random.Random(0), None
     if "mask" in task.condition:
@@ -103,14 +106,14 @@ def rows_of(
         condition = truth[:, :0, :16, :16]
     prompts = [pairs[i].prompts[0] if is_edit else "" if task.downscale else emoji[i].caption for i in chosen]
     clean = torch.cat([encode(x) for x in truth.split(512)])
-    ids = phases.token_ids(tokenizer, prompts).to(device)
+    ids = token_ids(tokenizer, prompts).to(device)
     return Rows(
         truth=pixels[index],
         clean=clean,
         condition=torch.nn.functional.pad(condition, (0, 0, 0, 0, 0, 1 + clean.shape[1] - condition.shape[1])),
         ids=ids,
         states=read(ids),
-        empty=read(phases.token_ids(tokenizer, [""]).to(device)),
+        empty=read(token_ids(tokenizer, [""]).to(device)),
         hole=hole,
         prompts=tuple(prompts),
     )
@@ -152,7 +155,7 @@ def sample(predict: Predict, task: Task, rows: Rows, cells: Sequence[int]) -> Te
 def prediction_error(predict: Predict, rows: Rows, cells: Sequence[int]) -> list[float]:
     """Each cell's mean squared error of the velocity, the training loss, over all rows at ``NOISES`` timesteps."""
     device = rows.clean.device
-    velocity = phases.Velocity(device)
+    velocity = Velocity(device)
     sums, chunk = torch.zeros(len(cells), device=device), max(1, MOST // len(cells))
     for number in range(NOISES):
         noise = noise_of(rows, 100 + number)
