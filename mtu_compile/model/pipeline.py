@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -20,35 +18,31 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mtu_compile.core.errors import ConfigError, ModelError
+from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.families import TEXT_EMBEDS, TIME_IDS, Family, family_of
 from mtu_compile.core.finite import require_finite_original
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.guidance import ROWS, combine
 from mtu_compile.core.noise import initial_noise
 from mtu_compile.core.notices import Notice
-from mtu_compile.core.schema import read_json
 from mtu_compile.core.seeds import check_seed
 from mtu_compile.core.sizes import Sizes
 from mtu_compile.core.tasks import MAX_SCALE, Task, find_task
 from mtu_compile.model import encode
-from mtu_compile.model.autoencoder import fold_statistics
+from mtu_compile.model.components import load_components
 from mtu_compile.model.folder import (
     check_folder,
-    load_component,
     make_portable,
-    outline_component,
     silent_libraries,
     zeros_for_empty_prompt,
 )
-from mtu_compile.model.networks import CLASSES
+from mtu_compile.model.inputs import read_source, unet_batch
 from mtu_compile.model.plain import require_multi_task
 from mtu_compile.model.sampler import SCHEDULER, save_scheduler, seeded_step, set_timesteps
 from mtu_compile.model.text import Encoded, TextEncoders
-from mtu_compile.model.tokenizer import load_tokenizer
 from mtu_compile.model.unet import MTUUNet2DConditionModel, call_unet
 from mtu_compile.runtime import guidance, images
-from mtu_compile.runtime.masks import MaskMode, check_selection, read_mask
+from mtu_compile.runtime.masks import MaskMode
 from mtu_compile.runtime.text import cut_by
 
 #: Called after every UNet call with the static graph's inputs (``sample`` [b, 4+c, h, w], ``timestep`` [1],
@@ -139,19 +133,9 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         listed = check_folder(folder, tried=tried)
         if "unet" not in components:
             require_multi_task(folder)
-        family, load = family_of(listed), load_component if weights else outline_component
-        loaders: dict[str, Callable[[], Any]] = {
-            "unet": lambda: load(MTUUNet2DConditionModel, folder / "unet", dtype=torch_dtype),
-            "vae": lambda: _load_vae(folder / "vae", family, torch_dtype, load),
-            "scheduler": lambda: load_scheduler(listed["scheduler"][1], folder / "scheduler"),
-        }
-        for branch in family.texts:
-            loaders |= {
-                branch.encoder: partial(load, CLASSES[branch.kind], folder / branch.encoder, dtype=torch_dtype),
-                branch.tokenizer: partial(load_tokenizer, folder / branch.tokenizer),
-            }
-        parts = {name: components[name] if name in components else load() for name, load in loaders.items()}
-        return cls(**parts, force_zeros_for_empty_prompt=zeros_for_empty_prompt(folder, family))
+        parts = load_components(folder, listed, components, dtype=torch_dtype, weights=weights)
+        zeros = zeros_for_empty_prompt(folder, family_of(listed))
+        return cls(**parts, force_zeros_for_empty_prompt=zeros)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write a pipeline folder, weights as safetensors."""
@@ -252,7 +236,9 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         sizes = Sizes(original_size, crops_coords_top_left, target_size)
         sizes.check()
         sizes.require_taken(self.family)
-        pixels, mask, notices = self._source(spec, image, mask_image, height, width, fit, mask_mode)
+        pixels, mask, notices = read_source(
+            spec, image, mask_image, (height, width), fit, mask_mode, scale=self.vae_scale, device=self.vae.device
+        )
         condition = encode.condition_pieces(spec, self.vae, pixels, mask)
         for what, given in (("prompt", prompt), ("negative prompt", negative_prompt)):
             if given and (cut := cut_by(self.tokenizer, given)) is not None:
@@ -274,7 +260,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             for call, t in enumerate(self.scheduler.timesteps):
                 noisy = self.scheduler.scale_model_input(x, t)
                 inputs = {
-                    "sample": _unet_batch(spec, noisy, condition).to(self.unet.dtype),
+                    "sample": unet_batch(spec, noisy, condition).to(self.unet.dtype),
                     "timestep": t.reshape(1).to(torch.float32),
                     **constant,
                 }
@@ -310,37 +296,6 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
                 f"{width}x{height} is not a size this model can make", hint=f"use multiples of {unit} pixels"
             )
         return height, width
-
-    def _source(
-        self,
-        task: Task,
-        image: Image.Image | None,
-        mask: Image.Image | None,
-        height: int,
-        width: int,
-        fit: Fit,
-        mask_mode: MaskMode,
-    ) -> tuple[Tensor | None, Tensor | None, tuple[Notice, ...]]:
-        needs_image = {"image", "masked_image"} & set(task.condition)
-        if needs_image and image is None:
-            raise ConfigError(f"task {task.name!r} needs a source picture", hint="pass image")
-        if "mask" in task.condition and mask is None:
-            raise ConfigError(f"task {task.name!r} needs a mask", hint="pass mask_image, white where to repaint")
-        pixels = grey = None
-        notices: tuple[Notice, ...] = ()
-        if needs_image:
-            assert image is not None
-            pixels = encode.to_pixels(image, height, width, fit).to(self.vae.device)
-        if {"mask", "masked_image"} & set(task.condition):
-            if mask is None:
-                raise ConfigError(f"task {task.name!r} needs a mask", hint="pass mask_image, white where to repaint")
-            selected, notices = read_mask(mask, mask_mode)
-            over = None if image is None else image.size
-            grey = encode.to_mask(selected, height, width, fit, over=over)
-            at_latent = encode.latent_mask(grey, height // self.vae_scale, width // self.vae_scale)
-            notices += check_selection(grey[0, 0].numpy(), at_latent[0, 0].numpy())
-            grey = grey.to(self.vae.device)
-        return pixels, grey, notices
 
     def _text(self, task: Task, prompt: str, negative_prompt: str) -> Encoded:
         """Embeddings [b, …] in the order of the guidance batch."""
@@ -386,31 +341,3 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         """A generator for the schedulers that draw noise at every step."""
         takes = "generator" in inspect.signature(self.scheduler.step).parameters
         return {"generator": generator} if takes else {}
-
-
-def _unet_batch(task: Task, noisy: Tensor, condition: Tensor | None) -> Tensor:
-    """The noisy latent [1, 4, h, w] with its condition, once for each part of the guidance: [b, 4+c, h, w]."""
-    batch = noisy.expand(task.unet_batch, -1, -1, -1)
-    if condition is None:
-        return batch.contiguous()
-    given, none = condition.to(noisy), torch.zeros_like(condition).to(noisy)
-    conditions = torch.cat([given if row.condition else none for row in ROWS[task.guidance]])
-    return torch.cat([batch, conditions], dim=1)
-
-
-def _load_vae(folder: Path, family: Family, dtype: torch.dtype, load: Callable[..., Any]) -> AutoencoderKL:
-    """The autoencoder; in float32 where float16 does not hold its numbers and its family's pipelines know that."""
-    if dtype == torch.float16 and family.upcasts_vae and read_json(folder / "config.json").get("force_upcast", True):
-        dtype = torch.float32
-    return fold_statistics(load(AutoencoderKL, folder, dtype=dtype))
-
-
-def load_scheduler(name: str, folder: Path) -> Any:
-    """The scheduler of diffusers called ``name`` with the configuration in ``folder``."""
-    cls = getattr(diffusers, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
-        raise ModelError(f"{name!r} is not a scheduler of diffusers {diffusers.__version__}")
-    try:
-        return cls.from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {error}", hint="fetch the model again") from error
