@@ -2,6 +2,8 @@
 
     python -m bench.eval                    (make eval; half an hour on two cores the first time)
     python -m bench.eval --pictures 8
+    python -m bench.eval --part accuracy    (on a machine that is busy: no step times)
+    python -m bench.eval --part times       (step times of the same bundles, when it is quiet)
 
 Everything starts from the same noise and takes the same steps; the float side is the dynamically routed original in
 float32. No row, prompt or seed was used for calibration. Step times are interleaved, so their ratios hold on a machine
@@ -23,6 +25,8 @@ from mtu_compile.compile import BuildOptions, build
 from mtu_compile.runtime.reference import Reference
 
 WORK = Path("build/bench/eval")
+#: What is the same for several builds is made once.
+CACHE = Path("build/bench/cache")
 PAGE = Path("docs/accuracy.md")
 
 #: What is compared: name → options of the build. The first is what users get.
@@ -38,7 +42,7 @@ def built(name: str, options: Mapping[str, Any]) -> Path:
     folder = WORK / "".join(c if c.isalnum() else "-" for c in name)
     if not folder.exists():
         print(f"building {folder}", flush=True)
-        build(BuildOptions(model=held_out.MODEL, output=folder, gate="off", **options))
+        build(BuildOptions(model=held_out.MODEL, output=folder, gate="off", cache=CACHE, **options))
     return folder
 
 
@@ -55,6 +59,14 @@ def step_times(folders: Mapping[str, Path], wanted: Mapping[str, Reference], rou
     return times
 
 
+def known_times(results: Mapping[str, Any]) -> dict[str, dict[str, timing.Timing]]:
+    """By task and build, what an earlier run timed."""
+    return {
+        task: {name: timing.Timing(**one) for name, one in found.items()}
+        for task, found in results.get("step seconds", {}).items()
+    }
+
+
 def figures(check: TaskCheck) -> dict[str, Any]:
     """What is kept of one task of one build."""
     summary = check.summary()
@@ -64,14 +76,14 @@ def figures(check: TaskCheck) -> dict[str, Any]:
     return {**{key: summary[key] for key in (*keys, *more)}, "least_ssim": least}
 
 
-def row(task: str, name: str, one: Mapping[str, Any], time: timing.Timing) -> list[str]:
+def row(task: str, name: str, one: Mapping[str, Any], time: timing.Timing | None) -> list[str]:
     ratios = [f"{delta['ratio']:.3f}" for delta in (one["guidance"] or {}).values()]
     calls = "-" if one["guidance_ratio"] is None else "{:.3f}-{:.3f}".format(*one["guidance_ratio"])
     decibels = f"{one['worst_sqnr_db']:.1f} / {one['mean_sqnr_db']:.1f}"
     region = [one[key] for key in ("inside_psnr_db", "outside_psnr_db")]
     regions = "-" if None in region else " / ".join(f"{value:.1f}" for value in region)
     pictures = [f"{one['ssim']:.4f}", f"{one['least_ssim']:.3f}", f"{one['vif']:.3f}", f"{one['image_psnr_db']:.1f}"]
-    speed = f"{time.median * 1e3:.2f}", f"{1 / time.ratio:.3f}"
+    speed = ("-", "-") if time is None else (f"{time.median * 1e3:.2f}", f"{1 / time.ratio:.3f}")
     return [task, name, *pictures, regions, decibels, ", ".join(ratios) or "-", calls, *speed]
 
 
@@ -79,17 +91,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=40, help="held-out rows a task")
     parser.add_argument("--rounds", type=int, default=100, help="of timing")
+    parser.add_argument(
+        "--part", choices=["both", "accuracy", "times"], default="both", help="the other stays as it is"
+    )
     args = parser.parse_args()
     folders = {name: built(name, options) for name, options in BUILDS.items()}
     wanted = held_out.references(args.pictures)
-    times = step_times(folders, wanted, args.rounds)
-    checks = {}
-    for name, folder in folders.items():
-        print(f"checking {name}", flush=True)
-        checks[name] = {task: figures(one) for task, one in held_out.check(folder, wanted).items()}
+    known = timing.read(timing.RESULTS / "eval.json")
+    times, checks = known_times(known), known.get("checks", {})
+    if args.part != "accuracy":
+        times = step_times(folders, wanted, args.rounds)
+    if args.part != "times":
+        for name, folder in folders.items():
+            print(f"checking {name}", flush=True)
+            checks[name] = {task: figures(one) for task, one in held_out.check(folder, wanted).items()}
     columns = ["task", "build", "SSIM", "least", "VIF", "PSNR dB", "inside / outside", "UNet SQNR dB worst / mean"]
     columns += ["guidance ratio", "of single calls", "step ms", "speed"]
-    rows = [row(task, name, checks[name][task], times[task][name]) for task in wanted for name in BUILDS]
+    rows = [row(task, name, checks[name][task], times.get(task, {}).get(name)) for task in wanted for name in BUILDS]
     timing.write("eval", {"pictures": args.pictures, "checks": checks, "step seconds": times})
     held_out.into_docs(PAGE, "eval", held_out.markdown(columns, rows))
 
