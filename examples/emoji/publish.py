@@ -3,29 +3,26 @@
     python -m examples.emoji.publish --work build/emoji
 
 The results compare the float pipeline with the truth on the held-out tenth: super-resolution against bicubic
-upsampling, editing against the source picture left as it is, inpainting inside the mask against a plain fill.
+upsampling, editing against the source picture left as it is, inpainting inside the mask against a plain fill. The grid
+and the demo show rows of these by rank, the worst among them. With the committed folder as ``--model`` only these are
+made anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 from pathlib import Path
-from statistics import fmean
+from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw
-from skimage.restoration import inpaint_biharmonic
 
-from examples.emoji.make_tasks import seeded_mask
-from mtu_compile.accuracy.formulas import picture_psnr_db, psnr_db, ssim
+from examples.emoji.results import STEPS, Made, Row, measure, ranked, request, rows_of, summary
 from mtu_compile.accuracy.threshold_file import THRESHOLDS
 from mtu_compile.model.pipeline import MTUPipeline
 
 HERE = Path(__file__).resolve().parent
-STEPS = 20
 PAD, LABEL = 4, 12
 
 #: What the grid asks for in words: six that people type for what the model has learnt, and then two held-out names.
@@ -39,99 +36,34 @@ PROMPTS = (
 )
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-
-
-def small(truth: Image.Image) -> Image.Image:
-    return truth.resize((truth.width // 4, truth.height // 4), Image.Resampling.BOX)
-
-
-def likeness(truth: Image.Image, picture: Image.Image) -> tuple[float, float | None]:
-    """PSNR, decibels, and SSIM."""
-    pair = np.asarray(truth), np.asarray(picture)
-    return picture_psnr_db(*pair), ssim(*pair)
-
-
-def evaluate(pipeline: MTUPipeline, held_out: Path, limit: int) -> dict[str, dict[str, float]]:
-    """Mean PSNR and SSIM against the truth on held-out rows, beside what doing nothing would give."""
-    results = {}
-    for task, baseline in (("sr", "bicubic"), ("edit", "unchanged source")):
-        rows = random.Random(0).sample(rows_of(held_out / task), limit)
-        ours, theirs = [], []
-        for seed, row in enumerate(rows):
-            truth = Image.open(held_out / task / row["file_name"]).convert("RGB")
-            source = small(truth) if task == "sr" else Image.open(held_out / task / row["image_file_name"])
-            made = pipeline(row.get("prompt", ""), task=task, image=source, seed=seed, num_inference_steps=STEPS)
-            plain = source.convert("RGB").resize(truth.size, Image.Resampling.BICUBIC)
-            ours.append(likeness(truth, made.images[0]))
-            theirs.append(likeness(truth, plain))
-        results[task] = {
-            "pictures": limit,
-            "psnr_db": fmean(p for p, _ in ours),
-            "ssim": fmean(s for _, s in ours),
-            f"{baseline} psnr_db": fmean(p for p, _ in theirs),
-            f"{baseline} ssim": fmean(s for _, s in theirs),
-        }
-    inside, filled = [], []
-    rng = random.Random(0)
-    for seed, row in enumerate(rng.sample(rows_of(held_out / "inpaint"), limit)):
-        truth = Image.open(held_out / "inpaint" / row["file_name"]).convert("RGB")
-        mask = seeded_mask(rng)
-        made = pipeline(
-            row["prompt"], task="inpaint", image=truth, mask_image=mask, seed=seed, num_inference_steps=STEPS
-        )
-        where = np.asarray(mask) > 0
-        plain = (255 * inpaint_biharmonic(np.asarray(truth), where, channel_axis=-1)).clip(0, 255)
-        inside.append(psnr_db(np.asarray(truth)[where], np.asarray(made.images[0])[where], peak=255.0))
-        filled.append(psnr_db(np.asarray(truth)[where], plain[where], peak=255.0))
-    results["inpaint"] = {
-        "pictures": limit,
-        "psnr_db inside the mask": fmean(inside),
-        "biharmonic fill psnr_db": fmean(filled),
-    }
-    return results
-
-
-def grid(pipeline: MTUPipeline, held_out: Path) -> Image.Image:
-    """One band per task: text-to-image; then source and result above each other."""
+def grid(pipeline: MTUPipeline, held_out: Path, measured: dict[str, list[Made]]) -> Image.Image:
+    """One band a task: pictures of prompts; then rows from the best to the worst: source, result and truth."""
     unknown = [row["prompt"] for row in spread(rows_of(held_out / "t2i"), 2, offset=11)]
     prompts = [*PROMPTS, *unknown]
-    columns = len(prompts)
-    bands: list[tuple[str, list[list[Image.Image]]]] = []
     made = [pipeline(p, task="t2i", seed=i, num_inference_steps=STEPS).images[0] for i, p in enumerate(prompts)]
-    bands.append(("text-to-image: " + "; ".join(PROMPTS) + "; never seen: " + "; ".join(unknown), [made]))
-
-    rows = spread(rows_of(held_out / "edit"), columns)
-    sources = [Image.open(held_out / "edit" / row["image_file_name"]).convert("RGB") for row in rows]
-    made = [
-        pipeline(row["prompt"], task="edit", image=source, seed=i, num_inference_steps=STEPS).images[0]
-        for i, (row, source) in enumerate(zip(rows, sources, strict=True))
-    ]
-    bands.append(("editing: " + "; ".join(row["prompt"].removeprefix("make it ") for row in rows), [sources, made]))
-
-    truths = [Image.open(held_out / "sr" / r["file_name"]).convert("RGB") for r in spread(rows_of(held_out / "sr"), 8)]
-    low = [small(t).resize(t.size, Image.Resampling.NEAREST) for t in truths]
-    made = [
-        pipeline(task="sr", image=small(t), seed=i, num_inference_steps=STEPS).images[0] for i, t in enumerate(truths)
-    ]
-    bands.append(("super-resolution 16 to 64 pixels: input, result, truth", [low, made, truths]))
-
-    rows = spread(rows_of(held_out / "inpaint"), columns, offset=3)
-    truths = [Image.open(held_out / "inpaint" / row["file_name"]).convert("RGB") for row in rows]
-    masks = [seeded_mask(random.Random(i)) for i in range(columns)]
-    holes = [Image.composite(Image.new("RGB", t.size, "grey"), t, m) for t, m in zip(truths, masks, strict=True)]
-    made = [
-        pipeline(row["prompt"], task="inpaint", image=truth, mask_image=mask, seed=i, num_inference_steps=STEPS).images[
-            0
-        ]
-        for i, (row, truth, mask) in enumerate(zip(rows, truths, masks, strict=True))
-    ]
-    bands.append(("inpainting: masked, result, truth", [holes, made, truths]))
-    return draw(bands, columns)
+    bands = [("text-to-image: " + "; ".join(PROMPTS) + "; never seen: " + "; ".join(unknown), [made])]
+    shown = {task: ranked(rows, len(prompts)) for task, rows in measured.items()}
+    said = "; ".join(one.row["prompt"].removeprefix("make it ") for one in shown["edit"])
+    labels = {
+        "edit": f"editing, from the best of the rows to the worst: {said}",
+        "sr": "super-resolution 16 to 64 pixels, from the best to the worst: input, result, truth",
+        "inpaint": "inpainting, from the best to the worst: masked, result, truth",
+    }
+    for task, label in labels.items():
+        rows = shown[task]
+        sources = [given(one) for one in rows]
+        bands.append((label, [sources, [one.result for one in rows], [one.truth for one in rows]]))
+    return draw(bands, len(prompts))
 
 
-def spread(rows: list[dict[str, str]], count: int, offset: int = 1) -> list[dict[str, str]]:
+def given(one: Made) -> Image.Image:
+    """What a row started from, as it is shown: a hole is grey."""
+    if one.mask is not None:
+        return Image.composite(Image.new("RGB", one.truth.size, "grey"), one.truth, one.mask)
+    return one.source.resize(one.truth.size, Image.Resampling.NEAREST)
+
+
+def spread(rows: list[Row], count: int, offset: int = 1) -> list[Row]:
     return [rows[offset + i * (len(rows) - offset) // count] for i in range(count)]
 
 
@@ -167,15 +99,22 @@ def replace_model(model: Path, trained: Path, samples: Path) -> None:
         thresholds.write_bytes(asked)
 
 
-def demo_pictures(held_out: Path, folder: Path) -> None:
-    """The held-out inputs ``make demo`` starts from."""
-    folder.mkdir(exist_ok=True)
-    Image.open(held_out / "edit" / "i-love-you-hand.png").save(folder / "edit.png")
-    small(Image.open(held_out / "sr" / "tropical-fish.png")).save(folder / "small.png")
-    Image.open(held_out / "inpaint" / "grimacing-face.png").save(folder / "inpaint.png")
-    mask = Image.new("L", (64, 64))
-    ImageDraw.Draw(mask).rectangle((6, 40, 58, 63), fill=255)
-    mask.save(folder / "mask.png")
+def demo_requests(measured: dict[str, list[Made]], folder: Path) -> None:
+    """What ``make demo`` asks for: a prompt, of the other tasks the row in the middle by rank, and the worst hole."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    requests: list[dict[str, Any]] = [{"task": "t2i", "prompt": "red apple", "seed": 1, "output": "t2i.png"}]
+    chosen = [(task, task, ranked(rows, 3)[1]) for task, rows in measured.items()]
+    chosen.append(("inpaint", "inpaint-worst", ranked(measured["inpaint"], 2)[-1]))
+    for task, name, one in chosen:
+        one.source.save(folder / f"{name}.png", optimize=True)
+        files = {"image": f"{name}.png"}
+        if one.mask is not None:
+            one.mask.save(folder / f"{name}-mask.png", optimize=True)
+            files["mask"] = f"{name}-mask.png"
+        requests.append(request(one, task, **files, output=f"{name}.png"))
+    text = ",\n".join("  " + json.dumps(one) for one in requests)
+    (folder / "requests.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -187,11 +126,13 @@ def main() -> None:
     trained = args.model or args.work / "mtu"
 
     pipeline = MTUPipeline.from_pretrained(trained)
-    replace_model(HERE / "model", trained, args.work / "samples")
-    demo_pictures(args.work / "held-out", HERE / "demo")
-    results = evaluate(pipeline, args.work / "held-out", args.limit)
+    if trained.resolve() != HERE / "model":
+        replace_model(HERE / "model", trained, args.work / "samples")
+    measured = measure(pipeline, args.work / "held-out", args.limit)
+    results = summary(measured)
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    grid(pipeline, args.work / "held-out").save(HERE / "grid.png", optimize=True)
+    demo_requests(measured, HERE / "demo")
+    grid(pipeline, args.work / "held-out", measured).save(HERE / "grid.png", optimize=True)
     print(json.dumps(results, indent=2))
 
 
