@@ -7,12 +7,13 @@
 
 Everything starts from the same noise and takes the same steps; the float side is the dynamically routed original in
 float32. No row, prompt or seed was used for calibration. Step times are interleaved, so their ratios hold on a machine
-that drifts. Writes ``build/bench/eval.json`` and the table in ``docs/accuracy.md``.
+that drifts. Writes ``build/bench/eval.json``, ``build/bench/thresholds.json`` and the table in ``docs/accuracy.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from bench import held_out, timing
 from mtu_compile import runtime
+from mtu_compile.accuracy.threshold_file import suggest
 from mtu_compile.accuracy.verdict import TaskCheck
 from mtu_compile.compile import BuildOptions, build
 from mtu_compile.runtime.reference import Reference
@@ -29,10 +31,14 @@ WORK = Path("build/bench/eval")
 CACHE = Path("build/bench/cache")
 PAGE = Path("docs/accuracy.md")
 
+#: With every layer in INT8; thresholds that the example could have are suggested by what it measures.
+ALL_INT8 = "INT8, all layers"
+THRESHOLDS = Path("build/bench/thresholds.json")
+
 #: What is compared: name → options of the build. The first is what users get.
 BUILDS: Mapping[str, Mapping[str, Any]] = {
     "INT8, mixed (as built)": {"precision": "int8"},
-    "INT8, all layers": {"precision": "int8", "mixed": False},
+    ALL_INT8: {"precision": "int8", "mixed": False},
     "bf16": {"precision": "bf16"},
 }
 
@@ -49,7 +55,7 @@ def built(name: str, options: Mapping[str, Any]) -> Path:
 def step_times(folders: Mapping[str, Path], wanted: Mapping[str, Reference], rounds: int) -> dict[str, Any]:
     """By task, seconds of one UNet step of each build; ratios to the build with all layers in INT8."""
     times = {}
-    order = sorted(folders, key=lambda name: name != "INT8, all layers")
+    order = sorted(folders, key=lambda name: name != ALL_INT8)
     for task, reference in wanted.items():
         runners: dict[str, Callable[[], object]] = {}
         for name in order:
@@ -104,7 +110,10 @@ def main() -> None:
     if args.part != "times":
         for name, folder in folders.items():
             print(f"checking {name}", flush=True)
-            checks[name] = {task: figures(one) for task, one in held_out.check(folder, wanted).items()}
+            found = held_out.check(folder, wanted)
+            checks[name] = {task: figures(one) for task, one in found.items()}
+            if name == ALL_INT8:
+                THRESHOLDS.write_text(json.dumps(suggest(found, "int8"), indent=2) + "\n")
     columns = ["task", "build", "SSIM", "least", "VIF", "PSNR dB", "inside / outside", "UNet SQNR dB worst / mean"]
     columns += ["guidance ratio", "of single calls", "step ms", "speed"]
     rows = [row(task, name, checks[name][task], times.get(task, {}).get(name)) for task in wanted for name in BUILDS]
