@@ -20,6 +20,7 @@ from mtu_compile.model.folder import load_component, outline_component
 from mtu_compile.model.networks import CLASSES
 from mtu_compile.model.tokenizer import load_tokenizer
 from mtu_compile.model.unet import MTUUNet2DConditionModel
+from mtu_compile.model.widened import load_widened
 
 
 def load_components(
@@ -29,6 +30,7 @@ def load_components(
     *,
     dtype: torch.dtype,
     weights: bool,
+    widened: bool = False,
 ) -> dict[str, Any]:
     """By name, every part of a pipeline.
 
@@ -37,19 +39,21 @@ def load_components(
         given: ready-made parts, taken instead of the folder's.
         dtype: of UNet, autoencoder and text encoder.
         weights: read them; without, networks have shapes alone.
+        widened: leave weights of half precision mapped from their files (``mtu_compile.model.widened``).
 
     Raises:
         ModelError: naming what is missing or damaged.
     """
     family, load = family_of(listed), load_component if weights else outline_component
+    load_large = load_widened if widened and weights else load
     loaders: dict[str, Callable[[], Any]] = {
-        "unet": lambda: load(MTUUNet2DConditionModel, folder / "unet", dtype=dtype),
+        "unet": lambda: load_large(MTUUNet2DConditionModel, folder / "unet", dtype=dtype),
         "vae": lambda: _load_vae(folder / "vae", family, dtype, load),
         "scheduler": lambda: load_scheduler(listed["scheduler"][1], folder / "scheduler"),
     }
     for branch in family.texts:
         loaders |= {
-            branch.encoder: partial(load, CLASSES[branch.kind], folder / branch.encoder, dtype=dtype),
+            branch.encoder: partial(load_large, CLASSES[branch.kind], folder / branch.encoder, dtype=dtype),
             branch.tokenizer: partial(load_tokenizer, folder / branch.tokenizer),
         }
     return {name: given[name] if name in given else load() for name, load in loaders.items()}

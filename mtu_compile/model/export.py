@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 from mtu_compile.core.errors import ModelError
 from mtu_compile.core.families import FAMILIES, TEXT_EMBEDS, TIME_IDS, TextBranch
 from mtu_compile.graph import io as graph_io
-from mtu_compile.model.simplify import simplify
+from mtu_compile.model.simplify import lazy, simplify
 from mtu_compile.model.unet import call_unet
+from mtu_compile.model.widened import is_widened, without_content
 from mtu_compile.runtime.engine import OUTPUT
 from mtu_compile.runtime.guidance import SCALE_INPUT
 
@@ -175,13 +177,13 @@ def _export(
     out: Path,
     output_shapes: Mapping[str, tuple[int | str, ...]] | None = None,
 ) -> Path:
-    dtype = next(module.parameters()).dtype
-    if dtype != torch.float32:
+    dtype = next((one.dtype for one in module.parameters() if one.dtype != torch.float32), None)
+    if dtype is not None and not is_widened(module):
         raise ModelError(f"weights are {dtype}, exports start from float32", hint="load with torch_dtype=torch.float32")
     axes: Any = tuple(dict(free[name]) if name in free else None for name in inputs)
     if len(axes) > 1 and isinstance(module, _UNet):
         axes = (axes,)  # one *args parameter takes them all
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), without_content(module) as stored:
         program = torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
@@ -195,12 +197,25 @@ def _export(
         )
         assert program is not None
         model: ir.Model = program.model
+        _give_content(model, stored)
         simplify(model)
     for value in model.graph.outputs:
         if output_shapes and value.name and value.name in output_shapes:
             value.shape = ir.Shape(output_shapes[value.name])
     _name_nodes(model)
     return graph_io.save(model, out / "model.onnx")
+
+
+def _give_content(model: ir.Model, stored: Mapping[str, Tensor]) -> None:
+    """Let weights be what is ``stored`` of them, in float32, when they are written."""
+    if missing := sorted(stored.keys() - model.graph.initializers.keys()):
+        raise ModelError(f"the exported graph has no weight {missing[0]!r}")
+    for name, half in stored.items():
+        model.graph.initializers[name].const_value = lazy(partial(_wide, half), half.shape, name)
+
+
+def _wide(half: Tensor) -> Any:
+    return half.float().numpy()
 
 
 def _name_nodes(model: ir.Model) -> None:

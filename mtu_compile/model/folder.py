@@ -159,8 +159,8 @@ def load_component(cls: Any, folder: Path, *, dtype: Any) -> Any:
     Raises:
         ModelError: weights are missing or of another shape (diffusers and transformers would go on with random ones).
     """
-    kind, stem = ("dtype", "model") if cls.__module__.startswith("transformers") else ("torch_dtype", MODELS["unet"])
-    weights = find_weights(folder, stem)
+    kind = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
+    weights = weights_of(cls, folder)
     try:
         with silent_libraries():
             model, info = cls.from_pretrained(
@@ -184,6 +184,11 @@ def load_component(cls: Any, folder: Path, *, dtype: Any) -> Any:
             hint="the weights and config.json do not belong together; fetch or build the model again",
         )
     return model.eval()
+
+
+def weights_of(cls: Any, folder: Path) -> Weights:
+    """The weights in the folder of a component of class ``cls``; ``ModelError`` as ``find_weights``."""
+    return find_weights(folder, "model" if cls.__module__.startswith("transformers") else MODELS["unet"])
 
 
 def outline_component(cls: Any, folder: Path, *, dtype: Any) -> Any:

@@ -112,6 +112,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         torch_dtype: torch.dtype = torch.float32,
         weights: bool = True,
         tried: bool = False,
+        widened: bool = False,
         **components: Any,
     ) -> MTUPipeline:
         """Load an MTU pipeline folder.
@@ -124,6 +125,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
             torch_dtype: of UNet, autoencoder and text encoder.
             weights: read them; without, the pipeline says what it is, and cannot be run.
             tried: as for ``check_folder``.
+            widened: leave weights of half precision mapped from their files (``mtu_compile.model.widened``).
             components: ready-made components instead of the folder's.
 
         Raises:
@@ -133,7 +135,7 @@ class MTUPipeline(DiffusionPipeline):  # type: ignore[misc]
         listed = check_folder(folder, tried=tried)
         if "unet" not in components:
             require_multi_task(folder)
-        parts = load_components(folder, listed, components, dtype=torch_dtype, weights=weights)
+        parts = load_components(folder, listed, components, dtype=torch_dtype, weights=weights, widened=widened)
         zeros = zeros_for_empty_prompt(folder, family_of(listed))
         return cls(**parts, force_zeros_for_empty_prompt=zeros)
 

@@ -8,9 +8,11 @@ find anything in networks of convolutions, linear layers, norms and attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
@@ -63,6 +65,7 @@ _LAST: tuple[Callable[[], ir.passes.PassBase], ...] = (
 def simplify(model: ir.Model) -> None:
     """Fold constants, take out what does nothing, and compute what is the same but once; in place."""
     common.InlinePass()(model)
+    _transpose_when_written(model)
     for _ in range(_ROUNDS):
         folded = fold_constants(model, onnx_shape_inference=True)
         rewritten = RewritePass(RULES)(model)
@@ -71,3 +74,32 @@ def simplify(model: ir.Model) -> None:
             break
     for last in _LAST:
         last()(model)
+
+
+def _transpose_when_written(model: ir.Model) -> None:
+    """Linear layers of weights that are made when they are written: so are these weights transposed.
+
+    Folded as others are, every one of them would be in memory.
+    """
+    for node in list(model.graph):
+        weight = node.inputs[0].const_value if node.op_type == "Transpose" and node.inputs[0] is not None else None
+        if not isinstance(weight, ir.LazyTensor):
+            continue
+        order = node.attributes["perm"].as_ints() if "perm" in node.attributes else range(len(weight.shape))[::-1]
+        shape, old = [weight.shape.numpy()[axis] for axis in order], node.outputs[0]
+        turned = lazy(partial(_turned, weight, tuple(order)), shape, f"{weight.name}/transposed")
+        made = model.graph.initializers.get(str(turned.name))
+        if made is None:
+            made = ir.Value(name=turned.name, shape=turned.shape, type=ir.TensorType(turned.dtype), const_value=turned)
+            model.graph.register_initializer(made)
+        ir.convenience.replace_all_uses_with(old, made)
+        model.graph.remove(node, safe=True)
+
+
+def lazy(make: Callable[[], np.ndarray[Any, Any]], shape: Sequence[int], name: str) -> ir.LazyTensor:
+    """A float32 weight that is made when it is written."""
+    return ir.LazyTensor(lambda: ir.tensor(make()), dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
+
+
+def _turned(weight: ir.LazyTensor, order: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(weight.numpy().transpose(order))

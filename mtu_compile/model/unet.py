@@ -128,6 +128,11 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
         return self
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, whatever its weights are kept in (``mtu_compile.model.widened``)."""
+        return self.task_conv_in.convs[0].bias.dtype  # type: ignore[no-any-return]
+
+    @property
     def latent_channels(self) -> int:
         """Channels of the noisy latent."""
         return int(self.config.in_channels)

@@ -57,5 +57,5 @@ def _read(folder: Path, as_task: str | None, *, weights: bool) -> MTUPipeline:
 
     # A step's model is one whose content is known: the build that asks for the step has tried its weights.
     if as_task is None:
-        return MTUPipeline.from_pretrained(folder, weights=weights, tried=weights)
+        return MTUPipeline.from_pretrained(folder, weights=weights, tried=weights, widened=True)
     return load_as_task(folder, as_task, weights=weights, tried=weights)
