@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+
+from tests.cli.test_sdxl import write_rows
 
 Run = Callable[..., Any]
 
@@ -25,6 +29,39 @@ def enlarged(model: Path, out: Path, component: str, part: str, factor: float) -
     tensors[name] *= factor
     save_file(tensors, file)
     return out
+
+
+@pytest.fixture(scope="session")
+def overflowing_sdxl(sdxl_pipeline_dir: Path, made_once: Any) -> Path:
+    """SDXL whose decoder's numbers grow to 1e6 inside, and end where they did: half precision makes NaN of them."""
+
+    def make(folder: Path) -> None:
+        enlarged(sdxl_pipeline_dir, folder / "model", "vae", "decoder.conv_in.weight", 1e7)
+
+    return made_once("sdxl-overflow", make) / "model"
+
+
+@pytest.mark.heavy
+def test_sdxls_decoder_overflows_in_float16_and_is_built_in_float32(
+    overflowing_sdxl: Path, tmp_path: Path, mtu: Run
+) -> None:
+    vae = AutoencoderKL.from_pretrained(overflowing_sdxl / "vae")
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert vae.decode(latents).sample.isfinite().all()
+        assert not vae.to(torch.float16).decode(latents.half()).sample.isfinite().all()
+    write_rows(tmp_path / "rows")
+    data = ("--as-task", "t2i", "--data", tmp_path / "rows", "--target", "intel-gpu", "--fp16")
+    options = [one for one in OPTIONS if one not in ("--task", "t2i")]
+    done = mtu("build", overflowing_sdxl, *data, "-o", tmp_path / "bundle", *options)
+    assert done.code == 0, done.err
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["vae_decoder"]["config"]["INFERENCE_PRECISION_HINT"] == "f32"
+    assert manifest["text_2"]["engine"]["config"]["INFERENCE_PRECISION_HINT"] == "f16"
+    found = manifest["provenance"]["float16_range"]["vae_decoder"]
+    assert found["precision"] == "fp32" and found["peak"] > 65504 and found["overflow"].startswith("decoder.")
+    # checked with every other number rounded to float16, its pictures are those of the original
+    assert manifest["tasks"]["t2i"]["accuracy"]["passed"] is True
 
 
 @pytest.mark.parametrize("target", ["intel-gpu", pytest.param("jetson-orin", marks=pytest.mark.heavy)])

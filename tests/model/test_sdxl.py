@@ -82,6 +82,42 @@ def test_an_editing_sdxl_pipeline_is_what_diffusers_makes_of_it(tmp_path: Path) 
     assert apart(ours("a cat", task="edit", image=picture, **options).latents, expected) < 1e-3
 
 
+def hole() -> Image.Image:
+    """Of whole latent pixels, which every way to shrink it sees alike."""
+    drawn = Image.new("L", (32, 32))
+    drawn.paste(255, (8, 8, 24, 20))
+    return drawn
+
+
+@torch.no_grad()
+def masked_latents(vae: Any, picture: Image.Image, mask: Image.Image) -> torch.Tensor:
+    """What diffusers' inpainting pipelines encode of a picture; they draw a sample, and we take the mean."""
+    pixels = torch.from_numpy(np.asarray(picture).astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+    kept = pixels * (1 - torch.from_numpy(np.asarray(mask, np.float32) / 255))
+    encoded: torch.Tensor = vae.encode(kept).latent_dist.mean * vae.config.scaling_factor
+    return encoded
+
+
+@pytest.mark.parametrize("given", [{}, SIZES, {"negative_prompt": "a dog", "guidance_scale": 3.0}])
+def test_an_inpainting_sdxl_pipeline_is_what_diffusers_makes_of_it(tmp_path: Path, given: Any) -> None:
+    folder = save_sdxl_pipeline(tmp_path / "inpaint", in_channels=9)
+    index = json.loads((folder / "model_index.json").read_text())
+    kind = {"_class_name": "StableDiffusionXLInpaintPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index | kind))
+    picture = Image.fromarray(np.random.default_rng(5).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    options: dict[str, Any] = {"num_inference_steps": 4, "latents": noise(), "output_type": "latent", **given}
+    original, ours = theirs(folder), load_as_task(folder, "inpaint")
+    assert isinstance(original, diffusers.StableDiffusionXLInpaintPipeline)
+    source = {"image": picture, "mask_image": hole()}
+    encoded = masked_latents(original.vae, picture, hole())
+    size = {"height": 32, "width": 32, "strength": 1.0}
+    expected = original("a cat", masked_image_latents=encoded, **source, **size, **options).images
+    made = ours("a cat", task="inpaint", **source, **options).latents
+    assert apart(made, expected) < 1e-4
+    elsewhere = hole().transpose(Image.Transpose.ROTATE_90)
+    assert apart(ours("a cat", task="inpaint", image=picture, mask_image=elsewhere, **options).latents, made) > 1e-3
+
+
 def test_upcycled_it_does_what_it_did_and_four_tasks(
     sdxl_pipeline_dir: Path, sdxl_mtu_dir: Path, tmp_path: Path
 ) -> None:
