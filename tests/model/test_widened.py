@@ -60,14 +60,19 @@ def test_weights_come_back_after_a_layer_that_fails() -> None:
     assert network(torch.zeros(1, 3)).dtype == torch.float32
 
 
-def test_its_graph_is_float32s(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["text_encoder_2", pytest.param("unet", marks=pytest.mark.heavy)])
+def test_its_graph_is_float32s(folder: Path, tmp_path: Path, part: str) -> None:
     graphs = []
     for widened in (False, True):
         pipeline = MTUPipeline.from_pretrained(folder, widened=widened)
-        out = export.export_unet(pipeline.unet, tmp_path / str(widened), text_length=16)
+        network, place = getattr(pipeline, part), tmp_path / str(widened)
+        if part == "unet":
+            out = export.export_unet(network, place, text_length=16)
+        else:
+            out = export.export_text_encoder(network, place, 16, pipeline.family.texts[1])
         graphs.append(graph_io.load(out).graph)
-        assert is_widened(pipeline.unet) == widened
-        assert {torch.float32} < set(weights(pipeline.unet).values()) or not widened
+        assert is_widened(network) == widened
+        assert {torch.float32} < set(weights(network).values()) or not widened
     one, other = (list(graph) for graph in graphs)
     assert [(node.name, node.op_type) for node in one] == [(node.name, node.op_type) for node in other]
     compared = 0
@@ -77,7 +82,7 @@ def test_its_graph_is_float32s(folder: Path, tmp_path: Path) -> None:
                 assert read is not None and read.const_value is not None
                 assert np.array_equal(read.const_value.numpy(), wanted.const_value.numpy()), read.name
                 compared += read.const_value.size
-    assert compared > 100_000
+    assert compared > 10_000
 
 
 def test_only_files_in_one_half_precision_are_left_as_they_are(
