@@ -2,6 +2,7 @@
 
     python -m bench.targets example       every task of the emoji example, 16×16 latents
     python -m bench.targets sd15          one task of Stable Diffusion 1.5's size, random weights, 32×32 latents
+    python -m bench.targets example --graphs-only      for ``bench.defects``
 
 The graphs are exported and quantised once; then each target lowers and builds them, one process each, so that a figure
 is one build's own. Peak memory is the largest process: the NPU compiler runs in a child.
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import timing
+from mtu_compile.core.atomic import staging
 
 WORK = Path("build/bench")
 #: (target, precision), in the order they are built.
@@ -37,7 +39,8 @@ BUILDS = (
 
 def graphs(which: str, folder: Path) -> None:
     """Write ``TASK/model.onnx`` (static, float32) and ``TASK/int8.onnx`` for each task."""
-    from bench.build import sd15_model
+    from bench.families import FAMILIES
+    from bench.make_pipeline import write_pipeline
     from calibration.capture import capture
     from calibration.fp8 import to_fp8
     from calibration.quantize import quantize_onnx
@@ -52,7 +55,7 @@ def graphs(which: str, folder: Path) -> None:
     if which == "sd15":
         model, size, steps = WORK / "sd15-model", (256, 256), 4
         if not (model / "model_index.json").exists():
-            sd15_model(model)
+            write_pipeline(FAMILIES["sd15"], model)
     pipeline, sha = MTUPipeline.from_pretrained(model), model_sha256(model)
     tasks = pipeline.unet.tasks if which == "example" else pipeline.unet.tasks[:1]
     length, channels = int(pipeline.tokenizer.model_max_length), pipeline.unet.latent_channels
@@ -114,8 +117,7 @@ def run(which: str, builds: Sequence[tuple[str, str]]) -> None:
     folder = WORK / f"graphs-{which}"
     if not folder.exists():
         # A process of its own: what it needs is not a build's.
-        code = f"from bench.targets import *; graphs({which!r}, Path({str(folder)!r}))"
-        subprocess.run([sys.executable, "-c", code], check=True)
+        subprocess.run([sys.executable, "-m", "bench.targets", which, "--graphs-only"], check=True)
     results: dict[str, object] = {}
     for target, precision in builds:
         for task in sorted(path.name for path in folder.iterdir()):
@@ -140,7 +142,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=["example", "sd15"])
     parser.add_argument("--only", action="append", metavar="TARGET:PRECISION", help="build only this; may be repeated")
+    parser.add_argument("--graphs-only", action="store_true", help="export and quantise, build nothing")
     args = parser.parse_args()
+    if args.graphs_only:
+        with staging(WORK / f"graphs-{args.which}", replace=False) as folder:
+            graphs(args.which, folder)
+        return
     chosen = [tuple(one.split(":", 1)) for one in args.only or ()]
     run(args.which, chosen or BUILDS)  # type: ignore[arg-type]
 
