@@ -2,9 +2,9 @@
 
     python -m bench.defects --bundle build/demo/bundle --graphs build/bench/graphs-example
 
-Graphs are ``TASK/int8.onnx``, written by ``python -m bench.targets example --graphs-only``. Text encoder and autoencoder
-come from the bundle, and the float reference is recorded anew, on held-out pictures, with the wanted picture where
-there is one.
+Graphs are ``TASK/int8.onnx``, written by ``python -m bench.targets example --graphs-only``. Text encoder and
+autoencoder come from the bundle, and the float reference is recorded anew, on held-out pictures, with the wanted
+picture where there is one.
 """
 
 from __future__ import annotations
