@@ -78,7 +78,7 @@ def build_all(options: Sequence[BuildOptions], progress: Progress | None = None)
     asked = [_ask(one) for one in options]
     with running(options[0].cache, options[0].output.parent, progress or Progress()) as steps:
         given = _load(options[0], steps)
-        ready = [_prepare(one, given, steps) for one in asked]
+        ready = [_prepare(one, given, steps, only=len(asked) == 1) for one in asked]
         return steps.each(lambda own, one: _build(one, own, last=own.in_turn and one is ready[-1]), ready)
 
 
@@ -143,8 +143,8 @@ def _load(options: BuildOptions, steps: Steps) -> _Given:
     return _Given(model, host, rows, sets, recipes, load.note_rows(model, rows, options.fit, steps.progress))
 
 
-def _prepare(asked: _Asked, given: _Given, steps: Steps) -> _Prepared:
-    """Export, plan and specialise: whatever is needed to refuse what will not fit, or is not taken."""
+def _prepare(asked: _Asked, given: _Given, steps: Steps, *, only: bool) -> _Prepared:
+    """Export, plan and specialise: whatever is needed to refuse what will not fit, or is not taken; ``only`` this."""
     options, model, progress = asked.options, given.model, steps.progress
     steps.again()
     dynamic, parts = export(steps, model)
@@ -163,6 +163,8 @@ def _prepare(asked: _Asked, given: _Given, steps: Steps) -> _Prepared:
         planned.require()
     progress.tell(planned.routing_in_words())
     unets = specialise(steps, dynamic, model, asked.edits, routing=planned.routing)
+    if only:
+        steps.release(dynamic)
     if options.step_cache is not None:
         step_cache.require_cut(unets)
     require_importable(steps, asked.target, options.precision, unets, parts)
@@ -199,6 +201,8 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
     references = [seen.reference for seen in observed.values()]
     caching = step_cache.begin(steps, options.step_cache, model, given.rows, drawing, ready.asked.cached)
     parts = engines.build_parts(steps, target, options.precision, model, ready.parts, references, folder)
+    if last:
+        steps.release(*ready.parts.values())
     source = bundle.Source(options.model.resolve().name, model.checkpoint.sha256)
     manifest = publish.describe_model(model, source, options.target, options.precision, parts, options.fit, folder)
     layout, folders = Layout.of(model.pipeline, model.tasks, routing), unet_folders(model.tasks, routing)

@@ -1,9 +1,10 @@
 """What a build needs of the machine it runs on: memory, known from the configs in a second, and a rough time.
 
 Fitted to peaks that were measured (docs/decisions/0008-planner.md), and rounded up: 1.4 GB for the example, 2.4 GB for
-one task of it at 256x256, 12.0 GB for one task of Stable Diffusion 1.5's size. Three things cost memory: the libraries;
-the weights, which NNCF and the runtimes it compares hold several times; and attention, whose scores ONNX Runtime writes
-out, growing with the fourth power of the picture's side.
+one task of it at 256x256, 6.6 GB for four tasks of Stable Diffusion 1.5's size. Three things cost memory: the
+libraries; the weights, which stay mapped from their files nearly everywhere, and are held once by the runtimes that lay
+them out anew; and attention, whose scores ONNX Runtime writes out, growing with the fourth power of the picture's side.
+What files have mapped is not counted: the system takes it back when it needs room, and then reads it again.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from mtu_compile.core.tasks import Task
 
 #: Python with torch, diffusers, ONNX Runtime, OpenVINO and NNCF; bytes.
 LIBRARIES = 1_400_000_000
-#: How often the weights of one task's UNet, in float32, are held at the worst moment (measured: 3.1).
-WEIGHTS = 3.5
-#: How often those of the other networks are held while these are exported, beside the UNet's once: that is the worst
-#: moment where text encoders are large and the UNet is not.
-OTHERS = 3.0
+#: How often the weights of one UNet, in float32, are held at the worst moment, when layers are chosen (measured: 1.4).
+WEIGHTS = 1.6
+#: The same of the other networks, while these are exported: the worst moment where text encoders are large and the
+#: UNet is not.
+OTHERS = 2.0
 #: How often the largest attention's scores are: the product, its softmax, and what NNCF keeps (measured: 2.2).
 SCORES = 2.5
 #: Feature maps of full size that are alive at once, in UNet and autoencoder: a residual block's, and a copy.
@@ -129,7 +130,7 @@ def plan_host(
         return HostPlan(
             f"{width}x{height}",
             LIBRARIES,
-            int(4 * max(WEIGHTS * weights, weights + OTHERS * others)),
+            int(4 * max(WEIGHTS * weights, OTHERS * others)),
             int(SCORES * max((4 * batch * one for one in _scores(unet, vae, latent)), default=0)),
             int(FEATURES * 4 * max(maps, vae["block_out_channels"][0] * height * width)),
             available,

@@ -66,5 +66,6 @@ def export_parts(model: Model, work: Path) -> dict[str, Path]:
 def _freeze(graph: Path) -> Path:
     """The graph for one sample; the runtime repeats it where it has more (prompts)."""
     frozen = graph.with_name(f"{graph.stem}-static.onnx")
-    passes.run_pipeline(graph, frozen, passes.STATIC_PIPELINE, passes.PassContext(batch=1))
+    # In the folder of the exported one, whose weights it shares where they lie beside it.
+    passes.run_pipeline(graph, frozen, passes.STATIC_PIPELINE, passes.PassContext(batch=1), reuse=True)
     return frozen
