@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from mtu_compile.bundle.plain import GET_AGAIN
 from mtu_compile.core.errors import BundleError
 from mtu_compile.core.notices import Notice
 
@@ -98,17 +100,34 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path, max_length: int, pad_id: int) -> None:
-        try:
+        self._name = path.name
+        with _refused(f"{path.name} is not a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
-        self._tokenizer.enable_truncation(max_length)
-        self._tokenizer.enable_padding(length=max_length, pad_id=pad_id)
+            self._tokenizer.enable_truncation(max_length)
+            self._tokenizer.enable_padding(length=max_length, pad_id=pad_id)
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[Any]:
-        """``prompts`` (B of them) → token ids [B, L] int64."""
-        return np.array([encoding.ids for encoding in self._tokenizer.encode_batch(list(prompts))], dtype=np.int64)
+        """``prompts`` (B of them) → token ids [B, L] int64; ``BundleError`` if the file's rules contradict each other."""
+        with _refused(f"{self._name} cannot encode a prompt"):
+            encoded = self._tokenizer.encode_batch(list(prompts))
+        return np.array([encoding.ids for encoding in encoded], dtype=np.int64)
 
     def cut(self, prompt: str) -> Cut | None:
-        """What ``prompt`` loses to the length; ``None`` if nothing."""
-        return cut_off(prompt, self._tokenizer.encode(prompt))
+        """What ``prompt`` loses to the length; ``None`` if nothing. ``BundleError`` as when it is called."""
+        with _refused(f"{self._name} cannot encode a prompt"):
+            encoded = self._tokenizer.encode(prompt)
+        return cut_off(prompt, encoded)
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """``BundleError`` for what the library raises of a file it does not understand.
+
+    That is a bare ``Exception``, or where its own code gave up (a Rust panic) something that is no ``Exception`` at all.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{what}: {error}", hint=GET_AGAIN) from error

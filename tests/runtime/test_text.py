@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ PROMPTS = [
     "naïve café 猫 🐈",
     "   ",
 ]
+
+#: Names a special token that it does not have.
+TEMPLATE = {"single": [{"SpecialToken": {"id": "x", "type_id": 0}}], "pair": [], "special_tokens": {}}
 
 
 @pytest.mark.parametrize("max_length", [16, 5, 2])
@@ -82,6 +86,25 @@ def test_settings_saved_in_the_file_do_not_matter(base_pipeline_dir: Path, tmp_p
     np.testing.assert_array_equal(
         Tokenizer(tmp_path / "tokenizer.json", 16, 53)(PROMPTS), Tokenizer(path, 16, 53)(PROMPTS)
     )
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "is not a tokenizer"),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "cannot encode a prompt"),
+        ({"post_processor": {"type": "TemplateProcessing", **TEMPLATE}}, "cannot encode a prompt"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "none"}}, "cannot encode a prompt"),
+    ],
+)
+def test_a_file_at_which_the_library_gives_up_is_refused(tmp_path: Path, part: dict[str, Any], said: str) -> None:
+    """Its panics are no ``Exception``: they would end a server's thread, and the command line with a traceback."""
+    path = tmp_path / "tokenizer.json"
+    whole = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
+    path.write_text(json.dumps(whole | part))
+    for use in (lambda one: one(["b"]), lambda one: one.cut("b")):
+        with pytest.raises(BundleError, match=rf"tokenizer\.json {said}"):
+            use(Tokenizer(path, 8, 0))
 
 
 def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
