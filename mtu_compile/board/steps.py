@@ -13,13 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 from mtu_compile.board import durable, environment, facts, record
+from mtu_compile.board.limits import Limits
 from mtu_compile.board.record import Record, State
 from mtu_compile.board.store import Store
 from mtu_compile.board.trusted import Trust
 from mtu_compile.bundle import MANIFEST, SIGNATURE
 from mtu_compile.core import errors, vendors
 from mtu_compile.core.amounts import readable
-from mtu_compile.core.errors import AccuracyError, BundleError, DeployError, MtuError
+from mtu_compile.core.errors import AccuracyError, BundleError, DeployError, LimitError, MtuError
 
 #: Called with the title of what has begun.
 Tell = Callable[[str], None]
@@ -28,6 +29,8 @@ Running = Callable[["subprocess.Popen[str] | None"], None]
 
 #: Bytes that have to stay free on a board's disk, beside all that is estimated: records, logs, what is built.
 SPARE = 64 << 20
+
+_STAYS = "the version that was active before still is"
 
 
 class Steps:
@@ -168,34 +171,46 @@ class Steps:
         kinds = {ref.kind for _, ref in self.store.manifest(version).engines()}
         result: dict[str, Any] = {"engines": [], "notes": []}
         if kinds & vendors.builders().keys():
+            self.store.distrust(version)
             result = self._prove("build", version)
+            self.store.vouch(version, {one["engine"]: one["engine_sha256"] for one in result["engines"]})
         self.store.keep(version, self.store.record(version).reached(State.BUILT))
         return result
 
-    def check(self, *, version: str, again: bool = False) -> dict[str, Any]:
+    def check(self, *, version: str, again: bool = False, limits: Mapping[str, float] | None = None) -> dict[str, Any]:
         """Run the version on this board's device; what was measured, which is kept whatever comes of it.
 
         Args:
             version: to be checked.
             again: although it was checked with these packages on this very board.
+            limits: see ``limits.Limits``.
 
         Raises:
             AccuracyError: below a threshold. The version can then not become active.
+            LimitError: too slow or too large for ``limits``; likewise.
+            BundleError: an engine was changed since it was built here.
         """
         store, known = self.store, self.store.record(version)
         board = facts.gather(store.root)
         here = facts.identity(board, known.environment or "")
         reused = known.state is State.CHECKED and known.on == here and not known.failures and not again
+        store.check_built(version)
         if not reused:
+            store.distrust(version)
             # First, so that a version that fails now cannot stay proven: unless it runs, when it has to stay.
             if version != store.current:
                 known = store.keep(version, replace(known, state=State.BUILT, figures=None, failures=(), on=None))
             figures = self._prove("check", version)
             failures = tuple(figures["failures"])
+            store.vouch(version, {})
             known = replace(known, state=State.CHECKED, figures={**figures, "facts": board}, failures=failures, on=here)
             store.keep(version, known)
         if known.failures:
-            raise AccuracyError("; ".join(known.failures), hint="the version that was active before still is")
+            raise AccuracyError("; ".join(known.failures), hint=_STAYS)
+        assert known.figures is not None
+        if exceeded := Limits(**(limits or {})).judge(known.figures["measured"]):
+            store.keep(version, replace(known, failures=exceeded))  # so that it does not become active some other way
+            raise LimitError("; ".join(exceeded), hint=f"{_STAYS}; the limits are the inventory's, or --limit's")
         return {"figures": known.figures, "reused": reused}
 
     def activate(self, *, version: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ ROOT/
   environments/<id>/site/    unpacked wheels
   versions/<id>/bundle/      a bundle, of hard links into ``objects``; ``<id>`` is the SHA-256 of its manifest
   versions/<id>/record.json  how far it got
+  versions/<id>/built.json   hashes of what was built and compiled of it here; nothing else of ``built/`` is run
   versions/<id>/mtu-compile  the command line of its environment
   current -> versions/<id>   the version that runs; switched by one rename, and nothing else is the switch
 ``
@@ -31,7 +32,7 @@ from pathlib import Path
 from mtu_compile import bundle
 from mtu_compile.board import durable, record
 from mtu_compile.board.record import Record, State
-from mtu_compile.bundle import BUILT, MANIFEST, SIGNATURE, Manifest
+from mtu_compile.bundle import BUILT, MANIFEST, SIGNATURE, Manifest, vouched
 from mtu_compile.core.claims import remove
 from mtu_compile.core.errors import BundleError, DeployError
 from mtu_compile.core.hashing import file_sha256
@@ -245,6 +246,42 @@ class Store:
         durable.write(self.versions / version / "mtu-compile", script.encode(), 0o755)
         return self.keep(version, replace(self.record(version).reached(State.INSTALLED), environment=environment))
 
+    # -- what was built here
+
+    def distrust(self, version: str) -> None:
+        """Remove what was built or compiled of a version, and is not as it was then: it is made again."""
+        try:
+            changed = vouched.foreign(self.bundle(version))
+        except BundleError:  # the list itself is damaged
+            changed = tuple(vouched.there(self.bundle(version)).values())
+            (self.versions / version / vouched.FILE).unlink()
+        for path in changed:
+            remove(path)
+
+    def vouch(self, version: str, built: Mapping[str, str]) -> None:
+        """Keep the hashes of what was built here, so that nothing else is ever run.
+
+        Args:
+            version: of which.
+            built: of engines that were built a moment ago, SHA-256 by path relative to the bundle. What the list has
+                already stays as it is there; what is new beside that (a runtime's own cache) is added.
+        """
+        root = self.bundle(version)
+        known = vouched.read(root) or {}
+        files = {}
+        for name, path in vouched.there(root).items():
+            durable.sync_file(path)
+            files[name] = built.get(name) or known.get(name) or file_sha256(path)
+        durable.write(self.versions / version / vouched.FILE, vouched.to_bytes(files))
+
+    def check_built(self, version: str) -> None:
+        """``BundleError`` if an engine of the version is not the one that was built and proven here."""
+        if problem := vouched.problem(self.bundle(version)):
+            raise BundleError(
+                f"version {version[:12]} is not run: {problem}",
+                hint="deploy it again: what is not as it was built there is built again",
+            )
+
     # -- which one runs
 
     @property
@@ -268,11 +305,13 @@ class Store:
 
         Raises:
             DeployError: it was not proven on this board.
+            BundleError: an engine of it was changed since.
         """
         known = self.record(version)
         if known.state is not State.CHECKED or known.failures or not self.bundle(version).is_dir():
             why = "; ".join(known.failures) or f"it is {known.state.value}"
             raise DeployError(f"version {version[:12]} was not proven on this board: {why}", hint="deploy it again")
+        self.check_built(version)
         active = self.current
         if active == version:
             return
@@ -288,12 +327,14 @@ class Store:
 
         Raises:
             DeployError: there is none.
+            BundleError: an engine of it was changed since.
         """
         active, before = self.current, self.previous
         if active is None or before is None:
             raise DeployError(
                 "there is no version to go back to", hint="`mtu-compile boards status` lists what is there"
             )
+        self.check_built(before)
         known = self.record(before)
         self.keep(before, replace(known, sequence=self._next()))
         durable.point(self.root / CURRENT, f"versions/{before}")

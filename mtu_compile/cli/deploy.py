@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 @click.option(
     "--keep-going", is_flag=True, help="Go on with other boards after one has failed, but not after the canary."
 )
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=MOST",
+    help="Refuse a version that takes more there: step_ms, image_s, memory_mb; instead of the inventory's. Repeatable.",
+)
 @click.option("--unsigned", is_flag=True, help="The bundle is not signed; a board that was given keys refuses it.")
 @click.option("--recheck", is_flag=True, help="Check what was checked there before with the same packages and drivers.")
 @click.option(
@@ -53,6 +60,7 @@ def command(
     dry_run: bool,
     canary: str | None,
     keep_going: bool,
+    limits: tuple[str, ...],
     unsigned: bool,
     recheck: bool,
     retries: int,
@@ -65,11 +73,14 @@ def command(
     proven on its own device, or the one it had. What was measured on a board is kept beside the bundle, and shown by
     `mtu-compile report`.
 
-    The exit code is that of the board that failed first: 3 below an accuracy threshold there, 4 a toolchain is missing
+    The exit code is that of the board that failed first: 3 below a threshold or beyond a limit there, 4 a toolchain is missing
     there, 5 the bundle was refused, 1 not reached or anything else.
     """
     boards = boards_of(destinations, inventory, only, labels, parallel, root, canary)
     from mtu_compile.deploy import deployment
+    from mtu_compile.deploy.inventory import limited
+
+    boards = limited(boards, limits)
     from mtu_compile.deploy.connection import load
 
     load()

@@ -82,6 +82,10 @@ class AccuracyError(MtuError):
     exit_code = EXIT_ACCURACY
 
 
+class LimitError(AccuracyError):
+    """A device is slower with it, or needs more memory, than whoever runs the device allows."""
+
+
 class NotFiniteError(AccuracyError):
     """A network gave NaN or Inf values: what it computes does not fit its float type.
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -190,7 +190,8 @@ class _Deployment:
             await self._ask(link, "unpack", version=version)
             await self._ask(link, "install", version=version, wheels=wheels)
             await self._ask(link, "build", version=version)
-            checked = await self._ask(link, "check", version=version, again=self._options.again)
+            limits = {name: most for name, most in asdict(self._place.limits).items() if most is not None}
+            checked = await self._ask(link, "check", version=version, again=self._options.again, limits=limits)
             self._note(figures=checked["figures"])
             if checked["reused"]:
                 self._watch.tells(self._name, "was checked there already, with these packages and drivers")

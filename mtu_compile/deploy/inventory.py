@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from mtu_compile.board.limits import Limits
 from mtu_compile.bundle.kinds import Name, Text
 from mtu_compile.core.errors import ConfigError
 from mtu_compile.core.schema import Mismatch, Range, conform
@@ -37,6 +38,7 @@ class Place:
         root: where it keeps its versions.
         python: what runs there.
         labels: what it is picked by.
+        limits: how slow and how large a version may be there.
     """
 
     host: Text
@@ -46,6 +48,7 @@ class Place:
     root: Text = ROOT
     python: Text = "python3"
     labels: Mapping[str, Text] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,31 @@ def parse(destination: str, root: str = ROOT) -> tuple[str, Place]:
     return re.sub(r"[^A-Za-z0-9._-]", "-", rest.strip("[]")), Place(
         host, user or None, None if port is None else int(port), root=root
     )
+
+
+def limited(inventory: Inventory, limits: Sequence[str]) -> Inventory:
+    """The inventory with these limits (``NAME=VALUE``) in the place of each board's own of that name.
+
+    Raises:
+        ConfigError: one is none.
+    """
+    given: dict[str, Any] = {}
+    for limit in limits:
+        name, _, value = limit.partition("=")
+        try:
+            given[name] = float(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"{limit!r} is no limit", hint="--limit step_ms=120, image_s=5 or memory_mb=900"
+            ) from error
+    try:
+        boards = {
+            name: replace(place, limits=conform(Limits, {**asdict(place.limits), **given}))
+            for name, place in inventory.boards.items()
+        }
+    except Mismatch as mismatch:
+        raise mismatch.at("--limit", error=ConfigError, hint=_HINT) from mismatch
+    return replace(inventory, boards=boards)
 
 
 def select(inventory: Inventory, *, only: Sequence[str] = (), labels: Mapping[str, str] | None = None) -> Inventory:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mtu_compile import bundle
-from mtu_compile.bundle import BUILT, EngineRef, Manifest, contents
+from mtu_compile.bundle import BUILT, EngineRef, Manifest, contents, vouched
 from mtu_compile.core.atomic import atomic_file
 from mtu_compile.core.errors import BundleError, TargetError
 from mtu_compile.core.hashing import file_sha256
@@ -25,6 +25,9 @@ from mtu_compile.runtime.builder import Fingerprint, builder
 
 INDEX = f"{BUILT}/index.json"
 FORMAT = "mtu-built-1"
+
+#: For whoever finds something else in a board's store than the board put there.
+DEPLOY_AGAIN = "deploy it again: what is not as it was built there is built again"
 
 #: Of a graph's folder, what is not the graph: engines and blobs made from it.
 _MADE = (".engine", ".blob")
@@ -102,9 +105,26 @@ def find(root: Path, manifest: Manifest, ref: EngineRef, device: Fingerprint | N
         return None
     if problem := damage(root, manifest, ref, entry):
         raise BundleError(f"{entry.engine} is not used: {problem}", hint=_hint(root))
+    known = vouched.read(root)
+    if known is not None and known.get(entry.engine) != entry.engine_sha256:
+        raise BundleError(f"{entry.engine} is not used: it is none of those this board proved", hint=DEPLOY_AGAIN)
     if problem := foreign(entry, device or builder(ref.kind).fingerprint(ref.kind)):
         raise TargetError(f"{entry.engine} is not used: {problem}", hint=_hint(root))
     return bundle.resolve(root, entry.engine)
+
+
+def cache(root: Path) -> Path | None:
+    """Where a vendor's runtime may keep what it compiles; ``None`` where something lies there that cannot be removed.
+
+    What it kept is run without another look, so where a board vouches for what it has, all else is thrown away.
+    """
+    try:
+        for path in vouched.foreign(root):
+            if not path.name.endswith(".engine"):
+                path.unlink()
+    except OSError:
+        return None
+    return root / BUILT
 
 
 def damage(root: Path, manifest: Manifest, ref: EngineRef, entry: BuiltEngine) -> str | None:

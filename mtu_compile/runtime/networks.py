@@ -45,6 +45,8 @@ class Networks:
         self._opener = opener or self._open_here
         self.engines: dict[str, Engine] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
+        self._looked = False
+        self._kept: Path | None = None
 
     def open(self, ref: EngineRef) -> Engine:
         """A network; opened and kept."""
@@ -186,7 +188,12 @@ class Networks:
             prebuilt = bundle.resolve(self._root, ref.prebuilt)
         graph = bundle.resolve(self._root, ref.path)
         weights = None if ref.weights is None else bundle.resolve(self._root, ref.weights)
-        return open_engine(ref.kind, graph, ref.config, prebuilt, cache=self._root / bundle.BUILT, weights=weights)
+        return open_engine(ref.kind, graph, ref.config, prebuilt, cache=self._cache(), weights=weights)
+
+    def _cache(self) -> Path | None:
+        if not self._looked:  # once, before the first network is opened: what comes later is its own runtime's
+            self._kept, self._looked = built.cache(self._root), True
+        return self._kept
 
 
 def _expect(engine: Engine, ref: EngineRef, name: str, shape: Sequence[int | None]) -> None:

@@ -107,7 +107,7 @@ class Tokenizer:
             self._tokenizer.enable_padding(length=max_length, pad_id=pad_id)
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[Any]:
-        """``prompts`` (B of them) → token ids [B, L] int64; ``BundleError`` if the file's rules contradict each other."""
+        """``prompts`` (B of them) → token ids [B, L] int64; ``BundleError`` if the file cannot encode them."""
         with _refused(f"{self._name} cannot encode a prompt"):
             encoded = self._tokenizer.encode_batch(list(prompts))
         return np.array([encoding.ids for encoding in encoded], dtype=np.int64)
@@ -123,7 +123,7 @@ class Tokenizer:
 def _refused(what: str) -> Iterator[None]:
     """``BundleError`` for what the library raises of a file it does not understand.
 
-    That is a bare ``Exception``, or where its own code gave up (a Rust panic) something that is no ``Exception`` at all.
+    That is a bare ``Exception``, or where its code gave up (a Rust panic) something that is no ``Exception``.
     """
     try:
         yield

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,75 +16,12 @@ from PIL import Image
 
 from mtu_compile import bundle, runtime
 from mtu_compile.board import build_bundle
-from mtu_compile.bundle import EngineRef
 from mtu_compile.cli.board import command
 from mtu_compile.core import vendors
 from mtu_compile.core.errors import BundleError, TargetError
 from mtu_compile.core.vendors import Vendor
 from mtu_compile.runtime import Request, built
-from mtu_compile.runtime.builder import Built, Host
-from targets.onnxruntime.engine import OnnxRuntimeEngine
-
-
-@dataclass(frozen=True)
-class Chip:
-    """The fingerprint of a toy's chip."""
-
-    revision: str
-
-    def foreign(self, kind: str, recipe: Mapping[str, str], here: Any) -> str | None:
-        return None if self == here else f"it is for revision {self.revision}, and this is {here.revision}"
-
-
-@dataclass(frozen=True)
-class Toy:
-    """A machine with a toy chip."""
-
-    device: str = "toy"
-    free_bytes: int | None = None
-    missing: Mapping[str, TargetError] = field(default_factory=dict)
-    chip: Chip = Chip("A1")
-
-    def fingerprint(self, kind: str) -> Chip:
-        return self.chip
-
-    def check(self, target: str, refs: Sequence[EngineRef], requirements: Any) -> tuple[str, ...]:
-        return (f"{len(refs)} networks for the toy",)
-
-    def rows(self) -> tuple[tuple[str, str], ...]:
-        return (("toy", self.chip.revision),)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"toy": self.chip.revision}
-
-
-class ToyBuilder:
-    """Copies the graph."""
-
-    peak_factor, engine_factor = 1.0, 1.0
-    chip = Chip("A1")
-
-    def probe(self, host: Host) -> Toy:
-        return Toy(chip=self.chip)
-
-    def fingerprint(self, kind: str) -> Chip:
-        return self.chip
-
-    def read_fingerprint(self, raw: Mapping[str, Any]) -> Chip:
-        return Chip(**raw)
-
-    def build(self, graph: Path, out: Path, config: Any, *, kind: str, folder: Path, advance: Any) -> Built:
-        out.write_bytes(graph.read_bytes())
-        return Built(out, 0.1, out.stat().st_size, "toy 1")
-
-
-class ToyEngine(OnnxRuntimeEngine):
-    """Opens what was built, and nothing else."""
-
-    def __init__(self, path: Path, config: Any, prebuilt: Path | None = None, cache: Path | None = None) -> None:
-        if prebuilt is None:
-            raise TargetError("nothing was built")
-        super().__init__(prebuilt, config)
+from tests.board.toy_vendor import VENDOR, Chip, ToyBuilder, ToyEngine
 
 
 class Entry:
@@ -95,7 +31,7 @@ class Entry:
 
     @staticmethod
     def load() -> Vendor:
-        return Vendor(engines={"toy": "toy_vendor:ToyEngine"}, builders={"toy": "toy_vendor:BUILDER"})
+        return VENDOR
 
 
 @pytest.fixture

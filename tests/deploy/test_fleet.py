@@ -70,6 +70,8 @@ def test_no_further_board_is_begun_after_a_failure() -> None:
         ("[boards.a]\nhost = '-oProxyCommand=x'\n", "is no host"),
         ("[boards.'../a']\nhost = 'x'\n", "no name of a board"),
         ("canary = 'b'\n[boards.a]\nhost = 'x'\n", "none of the boards"),
+        ("[boards.a]\nhost = 'x'\nlimits = {step = 5}\n", "limits.step"),
+        ("[boards.a]\nhost = 'x'\nlimits = {image_s = -1}\n", "limits.image_s"),
         ("parallel = 0\n[boards.a]\nhost = 'x'\n", "parallel"),
     ],
 )
@@ -94,6 +96,16 @@ def test_boards_are_picked_by_name_and_label(tmp_path: Path) -> None:
         inventory.select(whole, only=["c"])
     with pytest.raises(ConfigError, match="site=z"):
         inventory.select(whole, labels={"site": "z"})
+
+
+def test_limits_of_the_command_line_come_before_the_inventorys(tmp_path: Path) -> None:
+    path = tmp_path / "boards.toml"
+    path.write_text("[defaults]\nlimits = {step_ms = 90, memory_mb = 800}\n[boards.a]\nhost = 'a'\n")
+    limits = inventory.limited(inventory.read(path), ["step_ms=50", "image_s=2.5"]).boards["a"].limits
+    assert (limits.step_ms, limits.image_s, limits.memory_mb) == (50, 2.5, 800)
+    for wrong in ("step_ms", "step_ms=fast", "steps=3", "step_ms=0"):
+        with pytest.raises(ConfigError, match="limit"):
+            inventory.limited(inventory.read(path), [wrong])
 
 
 @pytest.mark.parametrize(
