@@ -73,8 +73,8 @@ def command(
     proven on its own device, or the one it had. What was measured on a board is kept beside the bundle, and shown by
     `mtu-compile report`.
 
-    The exit code is that of the board that failed first: 3 below a threshold or beyond a limit there, 4 a toolchain is missing
-    there, 5 the bundle was refused, 1 not reached or anything else.
+    The exit code is that of the board that failed first: 3 below a threshold or beyond a limit there, 4 a toolchain is
+    missing there, 5 the bundle was refused, 1 not reached or anything else.
     """
     boards = boards_of(destinations, inventory, only, labels, parallel, root, canary)
     from mtu_compile.deploy import deployment
