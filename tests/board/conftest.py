@@ -154,8 +154,10 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def describe(kind: str, config: Mapping[str, str], board: Mapping[str, Any] | None) -> Manifest:
-    refs = {folder: EngineRef(kind, f"{folder}/model.onnx", config) for folder in FOLDERS}
+def describe(
+    kind: str, config: Mapping[str, str], board: Mapping[str, Any] | None, *, suffix: str = ".onnx"
+) -> Manifest:
+    refs = {folder: EngineRef(kind, f"{folder}/model{suffix}", config) for folder in FOLDERS}
     return Manifest(
         tools={},
         source=Source("tiny", "0" * 64),
@@ -188,6 +190,25 @@ def onnxruntime_bundle(made_once: MadeOnce) -> Path:
         add_references(folder / "bundle")
 
     return made_once("tiny-onnxruntime-bundle", make) / "bundle"
+
+
+def openvino_bundle(made_once: MadeOnce) -> Path:
+    """A tiny bundle with references, as the target ``cpu`` has them: OpenVINO's files, and every one for this CPU."""
+
+    def make(folder: Path) -> None:
+        import openvino
+
+        with bundle.staging(folder / "bundle") as root:
+            write_graphs(root)
+            for path in sorted(root.rglob("model.onnx")):
+                openvino.save_model(openvino.convert_model(path), path.with_suffix(".xml"), compress_to_fp16=False)
+                path.unlink()
+            write_tokenizer(root / "tokenizer" / "tokenizer.json")
+            settings = {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"}
+            bundle.write(root, replace(describe("openvino", settings, None, suffix=".xml"), target="cpu"))
+        add_references(folder / "bundle")
+
+    return made_once("tiny-openvino-bundle", make) / "bundle"
 
 
 @pytest.fixture

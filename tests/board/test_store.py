@@ -19,6 +19,7 @@ from mtu_compile.board.record import State
 from mtu_compile.board.store import Store
 from mtu_compile.bundle import keys, signature
 from mtu_compile.core.errors import BundleError
+from mtu_compile.runtime import cpu_isa, proven
 from tests.board import conftest as tiny
 from tests.board.local_agent import REPOSITORY, Delivery, Died, LocalAgent, Refused
 from tests.conftest import MadeOnce
@@ -193,6 +194,24 @@ def test_what_is_no_request_does_nothing(tmp_path: Path, line: str) -> None:
         agent.process.stdin.flush()
         with pytest.raises((Died, Refused)):
             agent._answer()
+
+
+# -- OpenVINO
+
+
+def test_a_bundle_for_the_boards_cpu_is_proven_there_at_every_instruction_set(
+    made_once: MadeOnce, tmp_path: Path
+) -> None:
+    delivery = Delivery(tiny.openvino_bundle(made_once), tmp_path / "own")
+    store = Store(tmp_path / "board")
+    with LocalAgent(store.root) as agent:
+        version = delivery.deploy(agent)
+    figures = store.record(version).figures
+    assert store.current == version and figures is not None
+    assert all(task["device"].startswith("CPU: ") for task in figures["measured"]["tasks"].values())
+    assert figures["versions"]["openvino"] and cpu_isa.level() in proven.levels(
+        store.bundle(version), bundle.read(store.bundle(version))
+    )
 
 
 # -- trust
