@@ -16,6 +16,8 @@ _PACKAGES = ("fastapi", "uvicorn", "starlette", "pydantic", "python_multipart", 
 
 def _option(one: Option) -> click.Option:
     kind: Any = one.kind
+    if kind is bool:
+        return click.Option([one.flag], is_flag=True, help=one.text)
     if one.low is not None and one.kind in (int, float):
         kind = (click.IntRange if one.kind is int else click.FloatRange)(one.low, one.high)  # type: ignore[arg-type]
     if one.kind is Path:

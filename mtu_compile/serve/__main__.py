@@ -18,6 +18,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("bundle", type=Path, metavar="BUNDLE")
     for one in options():
         default = "" if one.default is None or one.many else f" Default: {one.default}."
+        if one.kind is bool:
+            made.add_argument(one.flag, action="store_true", help=one.text.replace("%", "%%"))
+            continue
         kind = one.kind
         made.add_argument(
             one.flag,

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mtu_compile import runtime
 from mtu_compile.bundle import keys
 from mtu_compile.core.errors import ConfigError, MtuError, TargetError
+from mtu_compile.serve import follow
 from mtu_compile.serve.app import make_app
 from mtu_compile.serve.service import Service
 from mtu_compile.serve.settings import Settings
@@ -28,6 +30,9 @@ _HEAD_SECONDS = 10.0
 #: Connections at a time, beyond which uvicorn answers 503 by itself: below the 1,024 open files of most systems.
 _CONNECTIONS = 512
 _HEAD_BYTES = 32 * 1024
+
+#: Seconds for the request of who was accepted a moment before nobody is any more: a connection without one is closed.
+_SETTLE = 1.0
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -46,16 +51,24 @@ def serve(settings: Settings, say: Callable[[str], None], note: Callable[[str], 
         MtuError: an engine cannot be opened or run.
     """
     settings.check()
+    link = follow.Link(settings.bundle) if settings.follow else None
     token = new_token() if settings.token_file is None else kept_token(settings.token_file)
     secure = settings.tls_cert is not None
-    with listen(settings.host, settings.port) as listening:
-        loaded = _load(settings)
+    fd = settings.fd
+    with (
+        listen(settings.host, settings.port) if fd is None else follow.inherited(fd) as listening,
+        listening.dup() as kept,
+    ):
+        loaded = _load(settings, settings.bundle if link is None else link.target)
         service = Service(loaded, settings)
         if not secure and not _is_loopback(settings.host):
             note("the token and all pictures cross the network unencrypted: give --tls-cert, or put a proxy before it")
         address = url(settings.host, listening.getsockname()[1], secure=secure)
         page = f"{address}/#token={token.reveal()}" if settings.token_file is None else f"{address}/"
-        run(make_server(service, token, lambda: say(page)), listening)
+        server = make_server(service, token, lambda: say(page), link)
+        run(server, listening)
+        if server.handing_over and service.worker.failure is None:
+            follow.become_next(settings, kept)
     if service.worker.failure is not None:
         failure = service.worker.failure
         if isinstance(failure, MtuError):
@@ -63,14 +76,22 @@ def serve(settings: Settings, say: Callable[[str], None], note: Callable[[str], 
         raise TargetError(f"the engines ended: {type(failure).__name__}: {failure}") from failure
 
 
-def _load(settings: Settings) -> runtime.Runtime:
-    """The bundle, once the keys that are trusted, if any are named, have signed it."""
+def _load(settings: Settings, bundle: Path) -> runtime.Runtime:
+    """The bundle in that folder, once the keys that are trusted, if any are named, have signed it."""
     trusted = keys.read_trusted(settings.trust) if settings.trust else None
-    return runtime.load(settings.bundle, trusted=trusted)
+    return runtime.load(bundle, trusted=trusted)
 
 
-def make_server(service: Service, token: Token, announce: Callable[[], None]) -> GracefulServer:
+def make_server(
+    service: Service, token: Token, announce: Callable[[], None], link: follow.Link | None = None
+) -> GracefulServer:
     """What answers for ``service``, and calls ``announce`` when it does.
+
+    Args:
+        service: a bundle.
+        token: what clients have to show.
+        announce: called once it answers.
+        link: makes way for another version when this is pointed elsewhere.
 
     Raises:
         ConfigError: the certificate or its key cannot be used.
@@ -97,7 +118,7 @@ def make_server(service: Service, token: Token, announce: Callable[[], None]) ->
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the certificate or its key cannot be used: {error}", hint="give PEM files") from error
-    return GracefulServer(config, service, announce)
+    return GracefulServer(config, service, announce, link)
 
 
 def run(server: GracefulServer, listening: socket.socket) -> None:
@@ -117,10 +138,15 @@ class GracefulServer(uvicorn.Server):
 
     Attributes:
         service: what it answers for.
+        handing_over: it ends because there is another version to be served.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, announce: Callable[[], None], link: follow.Link | None = None
+    ) -> None:
         super().__init__(config)
+        self._link = link
+        self.handing_over = False
         self._announce = announce
         self.service = service
         self._timer: threading.Timer | None = None
@@ -129,8 +155,27 @@ class GracefulServer(uvicorn.Server):
         await super().startup(sockets)
         self._announce()  # not earlier: whoever has read the address may send a signal
 
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % 10 == 9 and not self.should_exit and self._link is not None and self._link.moved():
+            self.hand_over()
+        return await super().on_tick(counter)
+
+    def hand_over(self) -> None:
+        """Accept nobody new, who will wait for the next version, and end when all that was accepted is answered."""
+        self.handing_over = self.should_exit = True
+        self.config.timeout_graceful_shutdown = int(self.service.settings.timeout) + 5
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.handing_over:
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(_SETTLE)
+        await super().shutdown(sockets)
+
     def stop(self) -> None:
         """Take no further requests, and end when the present ones are answered; from any thread."""
+        self.handing_over = False
         self.service.waiting.begin_closing()
         if self._timer is None:
             self._timer = threading.Timer(self.service.settings.grace, self.service.waiting.end)
@@ -139,7 +184,7 @@ class GracefulServer(uvicorn.Server):
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:  # asked twice: at once
+        if self.should_exit and not self.handing_over:  # asked twice: at once
             self.service.waiting.end()
             self.force_exit = True
         self.stop()

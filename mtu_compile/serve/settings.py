@@ -24,6 +24,19 @@ class Settings:
         default="127.0.0.1", metadata=about("Address to listen at; only this machine can reach 127.0.0.1.")
     )
     port: int = field(default=8700, metadata=about("Port to listen at; 0 for any free one.", 0, 65535))
+    follow: bool = field(
+        default=False,
+        metadata=about(
+            "BUNDLE leads through a link, as a board's current/bundle does: when that is pointed elsewhere, answer "
+            "what was taken, and go over to what it leads to then, losing no request. Needs --token-file."
+        ),
+    )
+    fd: int | None = field(
+        default=None,
+        metadata=about(
+            "Listen at this open socket, for supervisors that keep it; --host and --port do not matter then."
+        ),
+    )
     token_file: Path | None = field(
         default=None,
         metadata=about(
@@ -79,6 +92,8 @@ class Settings:
                 raise ConfigError(f"{one.flag} {value:g} is impossible", hint=f"give a number from {low:g} to {high:g}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("a certificate and its key go together", hint="give --tls-cert and --tls-key")
+        if self.follow and self.token_file is None:
+            raise ConfigError("--follow without a token that outlives a version", hint="give --token-file")
         for origin in self.allow_origin:
             if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
                 raise ConfigError(
@@ -91,7 +106,7 @@ class Option:
     """One option of the command lines.
 
     Attributes:
-        kind: ``int``, ``float``, ``str`` or ``Path``.
+        kind: ``int``, ``float``, ``str``, ``Path``, or ``bool`` for what is said or not.
         many: it may be given several times.
     """
 

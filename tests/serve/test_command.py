@@ -114,8 +114,11 @@ def test_the_documents_name_options_there_are() -> None:
         .partition("## As a service")[0]
     )
     assert {*re.findall(r"--[a-z][a-z-]+", table)} - {"--help", "--routing"} <= known
-    unit = re.search(r"^ExecStart=\S+ serve (.+)$", docs.joinpath("serve/mtu-serve.service").read_text(), re.MULTILINE)
+    units = [
+        re.search(r"^ExecStart=\S+ serve (.+)$", docs.joinpath(f"serve/{name}").read_text(), re.MULTILINE)
+        for name in ("mtu-serve.service", "mtu-board.service")
+    ]
     entry = re.search(r"^ENTRYPOINT (.+)$", docs.joinpath("serve/Containerfile").read_text(), re.MULTILINE)
-    assert unit and entry
-    for words in (unit[1].split(), json.loads(entry[1])[2:]):
+    assert all(units) and entry
+    for words in (*(unit[1].split() for unit in units if unit), json.loads(entry[1])[2:]):
         assert parser().parse_args(words).token_file
