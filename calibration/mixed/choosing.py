@@ -18,9 +18,9 @@ from mtu_compile.bundle.quantisation import CostsRecord, CriteriaRecord, LayerRe
 from mtu_compile.core.guidance import Guidance
 from targets.costs.layers import ComparedCosts
 
-#: Networks with more weights than this are measured less: a run of the emoji example takes 20 ms, one of Stable
-#: Diffusion 1.5 two seconds, and there are hundreds.
-LARGE = 200_000_000
+#: Networks with more weights than these are measured less: a run of the emoji example takes 20 ms, one of Stable
+#: Diffusion 1.5 two seconds a sample, one of SDXL three times that, and there are dozens to hundreds.
+LARGE, HUGE = 200_000_000, 1_500_000_000
 
 #: Where the whole choice misses what its parts promised, the parts have to promise this much more.
 _STRICTER = 0.8
@@ -37,6 +37,8 @@ class Effort:
         calls: UNet calls each layer's error is known on.
         check_calls: calls a whole choice is run on.
         probes: passes backward for each of ``calls``, see ``calibration.sensitivity.estimate``.
+        probes_if_met: the same where every layer may be in INT8: nothing is chosen by the estimates then, which are
+            only told.
         rounds: inferences the layers are timed over.
         parallel: whether inferences that are not timed run beside each other, see ``SwitchedGraph``.
     """
@@ -44,13 +46,17 @@ class Effort:
     calls: int = 4
     check_calls: int = 20
     probes: int = 8
+    probes_if_met: int = 8
     rounds: int = 96
     parallel: bool = True
 
     @classmethod
     def of(cls, weights: int) -> Effort:
         """What a network of so many weights is worth."""
-        return cls() if weights <= LARGE else cls(calls=2, check_calls=10, probes=4, rounds=24, parallel=False)
+        if weights <= LARGE:
+            return cls()
+        less = cls(calls=2, check_calls=6, probes=4, probes_if_met=1, rounds=12, parallel=False)
+        return less if weights <= HUGE else replace(less, check_calls=4, rounds=6)
 
     def split(self, tasks: int) -> Effort:
         """What is measured for each of so many tasks that share one network.
@@ -139,7 +145,7 @@ def choose_for_all(
         By task, the choice, which is the same for all, and what was measured in this task.
     """
     criteria, effort = criteria or Criteria(), effort or Effort()
-    judged = {name: _judged(graph, task, criteria, effort, progress) for name, task in tasks.items()}
+    judged = _judged(graph, tasks, criteria, effort, progress)
     steps, search = _searched(list(judged.values()), costs, criteria)
     return {
         name: MixedRecord(
@@ -158,12 +164,25 @@ def choose_for_all(
 
 
 def _judged(
-    graph: SwitchedGraph, task: TaskInputs, criteria: Criteria, effort: Effort, progress: Callable[[int], None] | None
-) -> JudgedTask:
-    timesteps = [timestep(feed) for feed in task.inputs]
-    calls = answers(graph, [task.inputs[i] for i in evenly_spread(timesteps, effort.check_calls)])
-    runner = ChoiceRunner(graph, calls, task.guidance)
-    return JudgedTask.of(runner, criteria, calls=effort.calls, probes=effort.probes, progress=progress)
+    graph: SwitchedGraph,
+    tasks: Mapping[str, TaskInputs],
+    criteria: Criteria,
+    effort: Effort,
+    progress: Callable[[int], None] | None,
+) -> dict[str, JudgedTask]:
+    """What INT8 of all layers does in each task, and then, as exactly as that makes it needed, what each layer does."""
+    runners, all_int8 = dict[str, ChoiceRunner](), dict[str, Steps]()
+    for name, task in tasks.items():
+        timesteps = [timestep(feed) for feed in task.inputs]
+        calls = answers(graph, [task.inputs[i] for i in evenly_spread(timesteps, effort.check_calls)])
+        runners[name] = ChoiceRunner(graph, calls, task.guidance)
+        all_int8[name] = runners[name].run(())
+    met = all(criteria.met_by(steps) for steps in all_int8.values())
+    probes = effort.probes_if_met if met else effort.probes
+    return {
+        name: JudgedTask.of(runner, criteria, all_int8[name], calls=effort.calls, probes=probes, progress=progress)
+        for name, runner in runners.items()
+    }
 
 
 def _searched(

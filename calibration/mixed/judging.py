@@ -49,14 +49,14 @@ class JudgedTask:
         cls,
         runner: ChoiceRunner,
         criteria: Criteria,
+        all_int8: Steps,
         *,
         calls: int,
         probes: int,
         progress: Callable[[int], None] | None,
     ) -> JudgedTask:
-        """Run everything in INT8, and estimate each layer's error on ``calls`` calls that this says most about."""
-        all_int8 = dict(enumerate(runner.run(())))
-        telling = telling_calls(runner.calls, list(all_int8.values()), criteria, calls)
+        """Estimate each layer's error on ``calls`` calls that ``all_int8``, everything in INT8, says most about."""
+        telling = telling_calls(runner.calls, all_int8, criteria, calls)
         found = estimate(
             runner.graph,
             [runner.calls[i] for i in telling],
@@ -64,7 +64,7 @@ class JudgedTask:
             probes=probes,
             progress=progress,
         )
-        task = cls(runner, criteria, tuple(telling), found, {frozenset(): all_int8})
+        task = cls(runner, criteria, tuple(telling), found, {frozenset(): dict(enumerate(all_int8))})
         task._measure(np.flatnonzero(np.isnan(found.noise).any(axis=1)).tolist())
         return task
 

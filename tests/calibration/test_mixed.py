@@ -189,11 +189,29 @@ def test_the_record_is_plain_json() -> None:
 
 def test_large_networks_are_measured_on_fewer_calls() -> None:
     many = [{"timestep": np.array([float(t)], np.float32)} for t in range(60)]
-    small, large = Effort.of(10), Effort.of(10**9)
-    assert small.calls > large.calls >= 1 and small.rounds > large.rounds >= 1
-    found = [choose(Network([1e-5]), many, guidance="none", effort=one) for one in (small, large)]  # type: ignore[arg-type]
-    assert [one.calls for one in found] == [small.calls, large.calls]
-    assert [one.check_calls for one in found] == [small.check_calls, large.check_calls]
+    efforts = small, large, huge = Effort.of(10), Effort.of(10**9), Effort.of(2_600_000_000)
+    assert (
+        small.check_calls > large.check_calls > huge.check_calls > huge.calls >= 1
+        and small.rounds > large.rounds > huge.rounds >= 1
+    )
+    found = [choose(Network([1e-5]), many, guidance="none", effort=one) for one in efforts]  # type: ignore[arg-type]
+    assert [one.calls for one in found] == [one.calls for one in efforts]
+    assert [one.check_calls for one in found] == [one.check_calls for one in efforts]
+
+
+@pytest.mark.parametrize(("powers", "asked"), [([1e-5, 1e-6], {1}), (POWERS, {4})])
+def test_estimates_that_nothing_is_chosen_by_are_rough(powers: list[float], asked: set[int]) -> None:
+    class Counting(Network):
+        def errors(self, feeds: Any, probes: int) -> Any:
+            seen.add(probes)
+            return super().errors(feeds, probes)
+
+    seen: set[int] = set()
+    effort = Effort(probes=4, probes_if_met=1)
+    found = run(Counting(powers), effort=effort, criteria=Criteria(slowdown=0.5))
+    assert seen == asked and found.met
+    # whether a layer stays float is not for rough estimates to say
+    assert bool(found.float_layers) == (asked != {1})
 
 
 def test_layers_are_measured_on_the_worst_calls_and_others() -> None:
@@ -287,7 +305,7 @@ def test_each_task_is_judged_by_its_own_guidance() -> None:
     assert found["sr"].layers[0].guidance_db is None and found["t2i"].layers[0].guidance_db is not None
 
 
-@pytest.mark.parametrize("weights", [10, 10**9])
+@pytest.mark.parametrize("weights", [10, 10**9, 2_600_000_000])
 def test_four_tasks_together_cost_at_most_what_two_cost_alone(weights: int) -> None:
     powers, effort = [1e-5] * 50, Effort.of(weights)
     alone, shared = Tasks({0: powers}), Tasks(dict.fromkeys(range(4), powers))
