@@ -105,6 +105,17 @@ def build(bundle: Path, force: bool, ignore_memory: bool, trust: tuple[Path, ...
     table(f"engines built in {bundle}", ("graph", "build", "size", "engine"), rows, quiet=quiet)
 
 
+@command.command("local", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def local(arguments: tuple[str, ...]) -> None:
+    """Install a packed bundle on this board without a host, go back, see what is there; `board local --help`."""
+    import sys
+
+    from mtu_compile.board.local import main
+
+    sys.exit(main(arguments))
+
+
 @command.command("check")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @thresholds_option

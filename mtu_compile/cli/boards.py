@@ -107,23 +107,36 @@ def trust(as_json: bool, quiet: bool, silence: float, keys: tuple[Path, ...], **
 @command.command("wheels")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @boards_options
+@click.option(
+    "--for",
+    "systems_said",
+    multiple=True,
+    metavar="PYTHON-MACHINE-GLIBC",
+    help="A board that cannot be asked: 3.11-aarch64-2.36. Repeatable.",
+)
 @json_option
 @quiet_option
-def wheels(bundle: Path, as_json: bool, quiet: bool, silence: float, **boards: Any) -> None:
+def wheels(
+    bundle: Path, as_json: bool, quiet: bool, silence: float, systems_said: tuple[str, ...], **boards: Any
+) -> None:
     """Put into BUNDLE the packages that boards need, so that its signature is over them, too: sign it after this.
 
     Each board is asked which Python, machine and glibc it has, and nothing else of it.
     """
     from mtu_compile.deploy import carry, visit
+    from mtu_compile.deploy.packages import System
 
-    chosen = boards_of(**boards)
+    said = [System.parse(one) for one in systems_said]
     progress = ConsoleProgress(quiet or as_json)
-    with progress.stage("ask the boards"):
-        found = asyncio.run(visit.systems(chosen, silence=silence))
-    for one in found.values():
-        if isinstance(one, BaseException):
-            raise one
-    systems = tuple(dict.fromkeys(one for one in found.values() if not isinstance(one, BaseException)))
+    if boards["destinations"] or boards["inventory"] or not said:
+        chosen = boards_of(**boards)
+        with progress.stage("ask the boards"):
+            found = asyncio.run(visit.systems(chosen, silence=silence))
+        for one in found.values():
+            if isinstance(one, BaseException):
+                raise one
+        said += [one for one in found.values() if not isinstance(one, BaseException)]
+    systems = tuple(dict.fromkeys(said))
     added = carry.add_wheels(bundle, systems, progress=progress)
     if as_json:
         body = {"bundle": str(bundle), "systems": [str(one) for one in systems], "added": added}

@@ -5,6 +5,7 @@ The board itself fetches nothing. What is fetched here is kept for the next boar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distribution
@@ -38,6 +39,18 @@ class System:
         if not probed["glibc"]:
             raise DeployError("the board has no glibc, which the packages it needs are built for")
         return cls(".".join(map(str, probed["python"])), str(probed["glibc"]), str(probed["machine"]))
+
+    @classmethod
+    def parse(cls, text: str) -> System:
+        """``3.11-aarch64-2.36``; ``ConfigError`` for anything else."""
+        found = re.fullmatch(r"(3\.\d+)-([a-z0-9_]+)-(\d+\.\d+)", text)
+        if found is None:
+            raise ConfigError(
+                f"{text!r} is no board's Python, machine and glibc",
+                hint="python3 -c 'import platform, sys; print(sys.version, platform.machine(), platform.libc_ver())' "
+                "tells them there; say 3.11-aarch64-2.36",
+            )
+        return cls(found[1], found[3], found[2])
 
     @property
     def platforms(self) -> tuple[str, ...]:

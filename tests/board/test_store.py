@@ -424,8 +424,9 @@ def test_a_board_that_was_left_alone_in_a_check_ends_it(two: Any) -> None:
     is_whole(store, {version}, "in a check")
 
 
-def test_nothing_but_python_itself_is_needed_before_packages_are_there() -> None:
-    code = "import sys; import mtu_compile.board.agent; print(sorted({m.split('.')[0] for m in sys.modules}))"
+@pytest.mark.parametrize("module", ["agent", "local"])
+def test_nothing_but_python_itself_is_needed_before_packages_are_there(module: str) -> None:
+    code = f"import sys; import mtu_compile.board.{module}; print(sorted({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
     )
