@@ -6,14 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-#: What a process did before is in the names that OpenVINO gives to nodes without one (``Constant_44633``): it counts.
-OPENVINO_COUNTS = pytest.mark.xfail(
-    reason="IR files differ in the numbers of OpenVINO's own node names, and the manifest in those files' hashes",
-    strict=False,
-)
-
 #: What is measured anew by every build, or says how it was run: times, what was taken from the cache, and the hash of
 #: the manifest, which is over those as well.
 MEASURED = frozenset({"seconds", "build_seconds", "steps", "manifest_sha256"})

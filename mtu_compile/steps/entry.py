@@ -41,6 +41,7 @@ class Entry:
         files: by path in the folder.
         value: what the step returned (``value.to_json``).
         seconds: what making it took.
+        build: what ``Store.build`` was where it was asked for.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class Entry:
     files: Mapping[str, KeptFile]
     value: Any
     seconds: float
+    build: str = ""
 
     @property
     def bytes(self) -> int:
@@ -67,7 +69,9 @@ class Entry:
                 raise Damaged(f"{self.folder / name} has changed")
 
 
-def write_entry(folder: Path, *, title: str, made_of: Mapping[str, Any], value: Any, seconds: float) -> None:
+def write_entry(
+    folder: Path, *, title: str, made_of: Mapping[str, Any], value: Any, seconds: float, build: str = ""
+) -> None:
     """Make an entry of what is in ``folder``."""
     files = {
         path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
@@ -75,6 +79,7 @@ def write_entry(folder: Path, *, title: str, made_of: Mapping[str, Any], value: 
         if path.is_file()
     }
     content = {"title": title, "made_of": made_of, "files": files, "value": value, "seconds": round(seconds, 3)}
+    content["build"] = build
     sealed = {"format": FORMAT, "sha256": digest(content), **content}
     (folder / ENTRY).write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
 

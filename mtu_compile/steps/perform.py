@@ -27,6 +27,7 @@ class Job:
         place: module and name of the step.
         given: its arguments.
         made_of: what ``name`` has the hash of.
+        build: ``Store.build`` of whoever asks for it.
     """
 
     store: Path
@@ -35,6 +36,7 @@ class Job:
     place: tuple[str, str]
     given: Mapping[str, Any]
     made_of: Mapping[str, Any]
+    build: str
 
 
 def step_of(job: Job) -> Step[Any, Any]:
@@ -63,5 +65,12 @@ def perform_in(store: Store, job: Job, progress: Progress) -> bool:
         began = time.monotonic()
         value = function(Work(place, progress), **job.given)
         seconds = time.monotonic() - began
-        write_entry(place, title=job.title, made_of=job.made_of, value=to_json(value, place), seconds=seconds)
+        write_entry(
+            place,
+            title=job.title,
+            made_of=job.made_of,
+            value=to_json(value, place),
+            seconds=seconds,
+            build=job.build,
+        )
         return True

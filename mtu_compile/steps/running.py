@@ -36,7 +36,7 @@ class Ran:
     Attributes:
         step: name of the step.
         title: of the call, for people.
-        cached: its result was there.
+        cached: its result was there, or another build was just making it.
         seconds: what making the result took, now or when it was made.
     """
 
@@ -202,13 +202,14 @@ class Steps:
 
     def _job(self, name: str, call: Call[Any]) -> Job:
         content = made_of(call, self._identify)
-        return Job(self.store.root, name, call.title, call.step.place, call.given, content)
+        return Job(self.store.root, name, call.title, call.step.place, call.given, content, self.store.build)
 
     def _result(self, name: str, call: Call[R], cached: bool) -> R:
         entry = self.store.wait_for(name)  # another build may be looking at it just now
         if entry is None:
             raise MtuError(f"{call.title}: what was made is gone", hint="is something else clearing the cache?")
         self._made[name] = (call, entry)
+        cached = cached or entry.build != self.store.build
         if not cached:
             self._intact.add(name)
         elif entry.seconds >= WORTH_A_LINE:

@@ -90,6 +90,11 @@ class Store:
         """A file that is locked for as long as this store is open, by which others see whether its build lives."""
         return Path(self._alive.lock_file)
 
+    @property
+    def build(self) -> str:
+        """What this build or command is told from others by."""
+        return self._lease.name
+
     def folder(self, name: str) -> Path:
         """Where the entry called ``name`` is, if it is."""
         return self.root / "entries" / name

@@ -22,6 +22,7 @@ from targets.npu.costs import scheduled
 from targets.openvino.costs import IR
 from targets.openvino.engine import for_device, reason
 from targets.openvino.ir import BLOB_NAME, IR_NAME, probe_openvino
+from targets.openvino.names import name_nodes
 from targets.openvino.target import Compiled, OpenVINOTarget
 
 #: The compiler's estimate of every layer, beside the IR and the blob.
@@ -177,6 +178,7 @@ def _write_for_npu(path: Path, xml: Path) -> None:
             if port.partial_shape.is_dynamic:
                 raise BuildError(f"{port.any_name!r} of {path.parent.name} has a dynamic shape, {port.partial_shape}")
         xml.parent.mkdir()
+        name_nodes(model)
         openvino.save_model(model, str(xml), compress_to_fp16=False)  # what is to be fp16 is so already
     except RuntimeError as error:
         raise BuildError(f"openvino cannot prepare {path.parent.name} for the NPU: {reason(error)}") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mtu_compile.core.errors import BuildError
 from targets.base import Availability, require_graph
 from targets.openvino.engine import reason
+from targets.openvino.names import name_nodes
 
 if TYPE_CHECKING:
     import openvino
@@ -60,10 +61,12 @@ def write_ir(model: openvino.Model, folder: Path, *, fp16_weights: bool) -> Path
     """Write ``openvino_model.xml`` and ``.bin`` into the existing ``folder`` and return the path of the former.
 
     With ``fp16_weights`` float constants are stored in half the space, except those behind ``keep_angles_precise``.
+    The same graph is the same file, whatever the process did before.
     """
     import openvino
 
     path = folder / IR_NAME
+    name_nodes(model)
     try:
         if not fp16_weights:
             openvino.save_model(model, str(path), compress_to_fp16=False)

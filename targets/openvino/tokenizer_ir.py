@@ -21,6 +21,7 @@ from typing import Any
 
 from mtu_compile.core.errors import BuildError
 from targets.openvino.charsmap import charsmap
+from targets.openvino.names import name_nodes
 
 #: File name OpenVINO GenAI looks for.
 TOKENIZER_IR = "openvino_tokenizer.xml"
@@ -60,8 +61,18 @@ def convert_tokenizer(folder: Path) -> bool:
     _end_special_tokens(_only(model, "BPETokenizer"), {number: one.content for number, one in added.items()})
     model.validate_nodes_and_infer_types()
     _cut_long_prompts(model, int(tokenizer.model_max_length))
+    _name(model)
     openvino.save_model(model, str(folder / TOKENIZER_IR), compress_to_fp16=False)
     return True
+
+
+def _name(model: Any) -> None:
+    """Name the nodes and the input anew: the converter derives its names from OpenVINO's numbers."""
+    for node in model.get_ops():
+        node.set_friendly_name("")
+    name_nodes(model)
+    for node in model.get_parameters():
+        node.output(0).set_names({node.get_friendly_name()})
 
 
 def _only(model: Any, kind: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.bundles import OPENVINO_COUNTS, assert_same
+from tests.bundles import assert_same
 from tests.steps.clusters import dask_cluster, until
 
 Run = Callable[..., Any]
@@ -23,7 +23,6 @@ BUILD = (
 )
 
 
-@OPENVINO_COUNTS
 @pytest.mark.heavy
 def test_a_build_on_a_cluster_that_loses_a_worker_makes_the_same_bundles(tiny_model: Path, tmp_path: Path) -> None:
     def build(place: str, *options: object) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundles import OPENVINO_COUNTS, assert_same
+from tests.bundles import assert_same
 
 Begin = Callable[..., "subprocess.Popen[str]"]
 
@@ -56,7 +56,6 @@ def begin(tiny_model: Path, tmp_path: Path) -> Iterator[Begin]:
         process.communicate()
 
 
-@OPENVINO_COUNTS
 @pytest.mark.heavy
 def test_killed_at_several_points_it_goes_on_and_makes_the_same_bundle(
     begin: Begin, undisturbed: Path, tmp_path: Path
@@ -82,7 +81,6 @@ def test_killed_at_several_points_it_goes_on_and_makes_the_same_bundle(
     assert not list((tmp_path / "cache" / "entries").glob(".*"))
 
 
-@OPENVINO_COUNTS
 @pytest.mark.heavy
 def test_two_builds_at_once_with_one_cache_make_everything_once(
     begin: Begin, undisturbed: Path, tmp_path: Path

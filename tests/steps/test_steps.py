@@ -193,7 +193,7 @@ marks = Marks(Path(sys.argv[2]))
 with Store(Path(sys.argv[1])) as store:
     steps = Steps(store, Progress())
     steps.run(written.of("write", "ab", marks))
-    print(steps.run(awaited.of("wait", "slow words", marks)).read_text())
+    print(steps.run(awaited.of("wait", "slow words", marks)).read_text(), *(one.cached for one in steps.ran))
 """
 
 
@@ -230,7 +230,7 @@ def test_a_killed_build_goes_on_where_it_was(
     first.wait()
     (marks.folder / "go").touch()
     second = build()
-    assert second.communicate(timeout=60)[0] == "slow words\n"
+    assert second.communicate(timeout=60)[0] == "slow words True False\n"
     assert (marks.count("written"), marks.count("awaited")) == (1, 2)
     assert not list((tmp_path / "cache" / "entries").glob(".*"))
 
@@ -243,7 +243,8 @@ def test_two_builds_at_once_make_it_once(
     second = build()
     until(lambda: len(list((tmp_path / "cache" / "leases").glob("*.lock"))) > 1 or second.poll() is not None)
     (marks.folder / "go").touch()
-    assert [process.communicate(timeout=60)[0] for process in (first, second)] == ["slow words\n"] * 2
+    assert first.communicate(timeout=60)[0] == "slow words False False\n"
+    assert second.communicate(timeout=60)[0] == "slow words True True\n"
     assert (marks.count("written"), marks.count("awaited")) == (1, 1)
 
 
