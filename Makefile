@@ -14,11 +14,12 @@ help: ## list what can be made
 
 setup: $(READY) ## make .venv with everything the compiler, the tests and the training need
 
-# torch first and by itself: a later install must find it satisfied rather than pick another build.
+# torch first and by itself: a later install must find it satisfied rather than pick another build. Most modules are
+# never imported: Python compiles the others when they are.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[compile,rtx,train,bench,deploy,serve,cluster,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[compile,rtx,train,bench,deploy,serve,cluster,dev]'
 	@touch $@
 
 npu-compiler: $(READY) ## set up Intel's NPU compiler (Debian/Ubuntu without an Intel NPU: under Wine)
@@ -36,8 +37,10 @@ test: $(READY) ## run the tests but those that take minutes each
 test-all: $(READY) ## run the tests of builds that take minutes, too
 	$(PYTEST) -m '$(HERE)'
 
-test-int8: $(READY) ## run the tests of INT8 layers alone; with ONEDNN_MAX_CPU_ISA=AVX2 as on a lesser CPU
-	$(PYTEST) -m 'int8 and $(HERE)'
+# Seconds of tests: one process, which imports nothing but them. Whole builds try lesser CPUs themselves, in test-all.
+test-int8: $(READY) ## run the quick tests of INT8 layers alone; with ONEDNN_MAX_CPU_ISA=AVX2 as on a lesser CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'int8 and not heavy and $(HERE)' \
+		$$(grep -rl --include='test_*.py' 'pytest\.mark\.int8' tests)
 
 test-slow: $(READY) ## run the largest tests too (SD 1.5-sized graphs: 16 GB of memory)
 	$(BIN)/python -m pytest -m 'slow or not slow' -n 0

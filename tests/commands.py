@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtu_compile.runtime import cpu_isa
 from targets.npu.provider import cache_folder as npu_cache
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,8 +35,27 @@ LOADED = (
     *("mtu_compile.compile", "mtu_compile.model.pipeline", "mtu_compile.model.export"),
 )
 
+#: Python for ``before`` of a command that is to try every instruction set, which takes a process for each.
+EVERY_LEVEL = "from tests.commands import every_level; every_level()"
+
 #: Longest a command may take, in seconds: against one that hangs, not a measure of any.
 LIMIT = 900
+
+
+#: What a command's environment may have of its own; libraries read whatever else is there when they are imported.
+CACHE_HOME, HOME = "XDG_CACHE_HOME", "HOME"
+
+_up_to = cpu_isa.up_to
+
+
+def some_levels(most: str) -> tuple[str, ...]:
+    """The lowest instruction set that this CPU can stand in for, and ``most``: what differs most, of up to six."""
+    return tuple(dict.fromkeys((_up_to(most)[0], most)))
+
+
+def every_level() -> None:
+    """Undo what ``serve`` does for the sake of time."""
+    cpu_isa.up_to = _up_to
 
 
 @dataclass(frozen=True)
@@ -48,20 +68,26 @@ class Outcome:
 
 
 class Commands:
-    """Runs commands in ``folder``'s scratch files; ``exports`` is where they share what they export."""
+    """Runs commands in ``folder``'s scratch files; ``exports`` is where they share what they export.
 
-    def __init__(self, folder: Path, exports: Path) -> None:
+    ``loaded`` is imported before any of them.
+    """
+
+    def __init__(self, folder: Path, exports: Path, loaded: Sequence[str] = LOADED) -> None:
         self.folder = folder
+        self.loaded = tuple(loaded)
         self.exports = exports
         self.waiting: dict[str, subprocess.Popen[str]] = {}
 
     def run(self, arguments: Sequence[object], cwd: Path | None, before: str, fresh: bool) -> Outcome:
         """One command after the Python of ``before``; ``fresh``: in an interpreter that has imported nothing yet."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-        environment["XDG_CACHE_HOME"] = str(self._cache_home(before))
         environment.pop("PYTEST_CURRENT_TEST", None)
+        home = {CACHE_HOME: str(self._cache_home(before)), HOME: environment.pop(HOME, "/")}
+        environment.pop(CACHE_HOME, None)
         words = list(map(str, arguments))
         if fresh or not hasattr(os, "fork"):
+            environment |= home
             program = f"{before}\nfrom mtu_compile.cli import main\nmain()"
             command = [sys.executable, "-c", program, *words]
             done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=LIMIT)
@@ -71,6 +97,7 @@ class Commands:
             "arguments": words,
             "cwd": str(cwd or Path.cwd()),
             "before": before,
+            "environment": home,
             "out": str(out),
             "err": str(err),
         }
@@ -86,7 +113,10 @@ class Commands:
         return Outcome(json.loads(answer), out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
 
     def _cache_home(self, before: str) -> Path:
-        """A user's cache folder: everybody's in this test run, but of its own for a program that has been changed."""
+        """A user's cache folder: everybody's in this test run, but of its own for a program that has been changed.
+
+        The waiting process has no part in it: a new one for each changed program would be seconds of imports again.
+        """
         home = Path(tempfile.mkdtemp(dir=self.folder)) if before else self.exports.with_name("cache-home")
         npu = home / "mtu-compile" / "npu"
         npu.parent.mkdir(parents=True, exist_ok=True)
@@ -98,13 +128,14 @@ class Commands:
         """The waiting process with this environment: libraries read theirs when they are imported."""
         key = json.dumps(sorted(environment.items()))
         if key not in self.waiting or self.waiting[key].poll() is not None:
+            program = f"from tests.commands import serve; serve({str(self.exports)!r}, {self.loaded!r})"
             self.waiting[key] = subprocess.Popen(
-                [sys.executable, "-c", f"from tests.commands import serve; serve({str(self.exports)!r})"],
+                [sys.executable, "-c", program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 cwd=ROOT,
-                env=environment,
+                env={**environment, HOME: os.environ.get(HOME, "/")},
                 start_new_session=True,
             )
         return self.waiting[key]
@@ -118,20 +149,27 @@ class Commands:
         self.waiting.clear()
 
 
-def serve(exports: str) -> None:
-    """Fork a child for each request on stdin and answer with its exit code, until stdin ends."""
+def serve(exports: str, loaded: Sequence[str]) -> None:
+    """Fork a child for each request on stdin and answer with its exit code, until stdin ends.
+
+    What the children export is shared, and they check bundles at two instruction sets; all of them are tried by
+    tests/cli/test_instruction_sets.py.
+    """
     from tests.shared_exports import shared_export
 
     # Told that this is a robot, libraries start no thread to report that they were imported, and a fork has none.
     robot, before = {"CI": "true", "NNCF_CI": "1"}, dict(os.environ)
     os.environ.update(robot)
-    for module in LOADED:
+    for module in (*loaded, "mtu_compile.model.export"):
         importlib.import_module(module)
     for name in robot.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
     assert threading.active_count() == 1, threading.enumerate()
     sys.modules["mtu_compile.model.export"]._export = shared_export(Path(exports))  # type: ignore[attr-defined]
+    cpu_isa.up_to = some_levels
+    if loaded:
+        importlib.import_module("targets.openvino.tokenizer_ir").lower_case_map()  # the same for all, a second's work
     replies = os.fdopen(os.dup(1), "w")
     gc.freeze()  # what is there is shared with the children for as long as nobody writes to it
     for line in sys.stdin:
@@ -153,6 +191,7 @@ def _become(request: dict[str, Any]) -> None:
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.chdir(request["cwd"])
+    os.environ.update(request["environment"])
     sys.argv = ["-c", *request["arguments"]]
     scope = {"__name__": "__main__"}
     code: Any = 0

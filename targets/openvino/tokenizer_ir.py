@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,18 @@ def lower_case_table() -> Mapping[str, str]:
     return {one: other for one, other in zip(letters, lower, strict=True) if one != other}
 
 
+@cache
+def lower_case_map() -> bytes:
+    """``lower_case_table`` as OpenVINO's tokenizers take it; a second's work, done once."""
+    return charsmap(lower_case_table())
+
+
 def _lower_case(last: Any) -> None:
     """Insert a lower-casing after ``last``, the last step of the normalisation."""
     from openvino_tokenizers.tokenizer_pipeline import CharsmapStep
 
     readers = [list(output.get_target_inputs()) for output in last.outputs()]
-    step = CharsmapStep(charsmap=charsmap(lower_case_table()), remove_extra_whitespaces=False)
+    step = CharsmapStep(charsmap=lower_case_map(), remove_extra_whitespaces=False)
     for inputs, output in zip(readers, step.get_ov_subgraph(list(last.outputs())), strict=True):
         for one in inputs:
             one.replace_source_output(output)

@@ -157,6 +157,7 @@ def test_real_trajectories_of_every_task_and_sampler_pass(
         for steps in (12, 2):
             made = capture(pipeline, task, samples[:1], model_sha256="m", steps=steps)
             made.verify(task=task.name, model_sha256="m")
+            assert len(made.inputs) == len(made.timesteps) > 0
 
 
 def _trajectory(real: CalibrationSet, make: Callable[[int, np.random.Generator], Any]) -> CalibrationSet:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.commands import Commands, Outcome
+from mtu_compile.runtime import cpu_isa
+from tests.commands import Commands, Outcome, some_levels
 
 TASKS = [
     {"name": "t2i", "guidance": "text", "guidance_scale": 2.0},
@@ -24,6 +25,14 @@ TASKS = [
         "image_guidance_scale": 1.5,
     },
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_levels() -> Iterator[None]:
+    """Checks in this process try two instruction sets, as those of commands do (``tests.commands.serve``)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_isa, "up_to", some_levels)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ QUICK = ("--int8", "--steps", 4, "--calibration-pictures", 2, "--check-pictures"
 
 @pytest.fixture(scope="module")
 def rtx_bundle(build_once: Callable[..., Path]) -> Path:
-    return build_once(EXAMPLE, "--target", "rtx-ada", "--task", "sr", *QUICK)
+    return build_once(EXAMPLE, "--target", "rtx-ada", "--task", "sr", "--no-mixed-precision", *QUICK)
 
 
 @pytest.fixture(scope="module")

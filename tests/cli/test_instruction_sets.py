@@ -12,6 +12,7 @@ import pytest
 
 from mtu_compile import bundle
 from mtu_compile.runtime import cpu_isa
+from tests.commands import EVERY_LEVEL
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji" / "model"
 
@@ -30,9 +31,25 @@ target._spec = replace(target.spec, lowering={"int8": ("mtu::legalise-qdq",)})
 pytestmark = [pytest.mark.int8, pytest.mark.heavy]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_levels() -> None:
+    """Here all of them."""
+
+
 @pytest.fixture(scope="module")
-def example(build_once: Callable[..., Path]) -> Path:
-    return build_once(EXAMPLE, *OPTIONS, *PICTURES)
+def cache(run_folder: Path) -> Path:
+    """Of these builds, which calibrate alike."""
+    return run_folder / "instruction-sets-cache"
+
+
+@pytest.fixture(scope="module")
+def example(made_once: Any, mtu: Callable[..., Any], cache: Path) -> Path:
+    def make(folder: Path) -> None:
+        place = ("-o", folder / "bundle", "--cache", cache)
+        done = mtu("build", EXAMPLE, *OPTIONS, *PICTURES, *place, before=EVERY_LEVEL, fresh=False)
+        assert done.code == 0, done.err
+
+    return Path(made_once("instruction-sets", make)) / "bundle"
 
 
 def test_a_build_passes_at_every_level_and_says_so(example: Path) -> None:
@@ -48,8 +65,10 @@ def test_a_build_passes_at_every_level_and_says_so(example: Path) -> None:
     assert {record.id for record in manifest.tasks["sr"].passes} >= {"mtu::uint8-activations", "mtu::fit-int16-sums"}
 
 
-def test_signed_activations_are_stopped_by_the_gate(example: Path, tmp_path: Path, mtu: Callable[..., Any]) -> None:
-    options = (*OPTIONS[:-1], "--quant-config", example, *PICTURES)
+def test_signed_activations_are_stopped_by_the_gate(
+    example: Path, cache: Path, tmp_path: Path, mtu: Callable[..., Any]
+) -> None:
+    options = (*OPTIONS[:-1], "--quant-config", example, *PICTURES, "--cache", cache)
     done = mtu("build", EXAMPLE, *options, "-o", tmp_path / "signed", before=SIGNED, fresh=False)
     assert done.code == 3, done.err
     assert "sr" in done.err
@@ -67,7 +86,7 @@ def test_a_bundle_that_was_not_proven_here_warns_until_check_has_run(
     warned = mtu(*arguments)
     assert warned.code == 0, warned.err
     assert f"instruction set {cpu_isa.level()}" in warned.err and f"mtu-compile check {copy}" in warned.err
-    checked = mtu("check", copy, "--json")
+    checked = mtu("check", copy, "--json", before=EVERY_LEVEL, fresh=False)
     assert checked.code == 0, checked.err
     proofs = json.loads(checked.out)["instruction_sets"]
     assert [one["level"] for one in proofs] == list(cpu_isa.up_to(cpu_isa.level()))

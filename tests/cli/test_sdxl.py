@@ -19,7 +19,7 @@ from mtu_compile.accuracy.formulas import psnr_db
 from mtu_compile.core.errors import BundleError, ConfigError
 from mtu_compile.core.tasks import PAPER_TASKS
 from mtu_compile.runtime import Request
-from tests.cli.conftest import BUILD, picture
+from tests.cli.conftest import picture
 from tests.commands import Outcome
 
 #: As diffusers has them: height before width, top before left.
@@ -27,6 +27,7 @@ SIZES = {"original_size": (480, 640), "crops_coords_top_left": (16, 32), "target
 #: OpenVINO GenAI cuts fractions of greys off where we round: about 52 dB.
 SAME_DB = 50.0
 ROUTING = ("--routing", "shared")
+QUICK = ("--steps", 4, "--calibration-pictures", 3, "--check-pictures", 1)
 #: Where ``make interop`` installs optimum-intel.
 OPTIMUM = Path(__file__).parents[2] / ".venv-optimum" / "bin" / "python"
 
@@ -196,7 +197,7 @@ def lively(sdxl_mtu_dir: Path, rows: Path, made_once: Any) -> Path:
 def shared(lively: Path, build_once: Callable[..., Path]) -> Path:
     """All four tasks in one INT8 engine."""
     options = (*ROUTING, "--target", "cpu", "--int8", "--accuracy-gate", "warn")
-    return build_once(lively, *options, *BUILD)
+    return build_once(lively, *options, *QUICK)
 
 
 def asked(task: str) -> Request:
@@ -210,7 +211,7 @@ def asked(task: str) -> Request:
 
 @pytest.mark.heavy
 def test_all_four_tasks_share_an_int8_engine(shared: Path, lively: Path, build_once: Callable[..., Path]) -> None:
-    static = build_once(lively, "--target", "onnxruntime", "--routing", "static", "--fp32", *BUILD)
+    static = build_once(lively, "--target", "onnxruntime", "--routing", "static", "--fp32", *QUICK)
     requests = [asked(task.name) for task in PAPER_TASKS]
     with runtime.load(shared) as one, runtime.load(static) as each:
         together, alone = one.run_batch(requests), each.run_batch(requests)
@@ -245,7 +246,7 @@ def test_it_is_checked_planned_and_exported(
 def test_an_rtx_engine_is_built(lively: Path, build_once: Callable[..., Path]) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install mtu-compile[rtx]")
     options = ("--target", "rtx-ada", "--fp16", "--routing", "static", "--task", "t2i", "--accuracy-gate", "warn")
-    manifest = bundle.read(build_once(lively, *options, *BUILD))
+    manifest = bundle.read(build_once(lively, *options, *QUICK))
     assert [where for where, _ in manifest.engines()] == [
         "text.engine",
         "text_2.engine",

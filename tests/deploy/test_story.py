@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from mtu_compile import bundle
 from tests.cli.conftest import mtu as mtu
 from tests.cli.conftest import tiny_model as tiny_model
+from tests.commands import Outcome
 from tests.deploy.conftest import Bench
 
 pytestmark = pytest.mark.heavy
@@ -63,8 +65,14 @@ def spoil(root: Path) -> None:
     bundle.write(root, replace(bundle.read(root, verify=False), source=bundle.Source("bad", "0" * 64)))
 
 
-def test_the_story(bench: Bench, tiny_model: Path, command: Callable[..., str]) -> None:
+def test_the_story(bench: Bench, tiny_model: Path, mtu: Callable[..., Outcome]) -> None:
     folder = bench.folder
+
+    def command(line: str, exit: int) -> str:
+        done = mtu(*shlex.split(line), cwd=folder)
+        assert done.code == exit, f"{line}: {done.code}\n{done.out}\n{done.err}"
+        return done.out + done.err
+
     shutil.copytree(tiny_model, folder / "model")
     write_inventory(bench)
     said: dict[str, str] = {}
@@ -93,7 +101,7 @@ def test_the_story(bench: Bench, tiny_model: Path, command: Callable[..., str]) 
         elif line.startswith("boards rollback"):
             assert running == [first] * 3
     assert "wheels" not in said["deploy good --inventory boards.toml --activate"]
-    page = json.loads(command("report bundle --json"))
+    page = json.loads(command("report bundle --json", exit=0))
     facts = json.dumps(page)
     for name in ("kitchen", "hall", "attic"):
         assert f"a UNet call on {name}" in facts and f"memory on {name}" in facts

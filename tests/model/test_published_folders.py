@@ -252,4 +252,6 @@ def test_statistics_of_a_latent_are_folded(base: Path, statistics: dict[str, Any
 def test_what_published_configs_say_is_taken(base: Path, file: str, change: dict[str, Any]) -> None:
     path = base / file / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    before = {file: file.read_bytes() for file in base.rglob("*") if file.is_file()}
     check_folder(base)
+    assert {file: file.read_bytes() for file in base.rglob("*") if file.is_file()} == before

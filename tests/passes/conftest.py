@@ -16,11 +16,11 @@ from mtu_compile.graph import io as graph_io
 TEXT = 5
 HEIGHT, WIDTH = 8, 4
 
-#: Options of upcycling: N of 1, 2, 4 and 8, both kinds of norm, and top-k. Exporting takes seconds, so only
-#: "sd15" has the two levels of the other tests' tiny models; "full-…" are for the slow tests.
+#: Options of upcycling: N of 1, 2 and 4 (8: "full-sdxl"), both kinds of norm, and top-k. Exporting takes seconds, so
+#: only "sd15" has the two levels of the other tests' tiny models; "full-…" are for the slow tests.
 MODELS: dict[str, dict[str, Any]] = {
     "sd15": {"num_experts": 4},
-    "sd2": {"num_experts": 8, "norm_per_expert": True, "top_k": [3, 8, 1, 5]},
+    "sd2": {"num_experts": 4, "norm_per_expert": True, "top_k": [3, 4, 1, 2]},
     "sdxl": {"num_experts": 1},
     "micro": {"num_experts": 2, "top_k": [1, 2, 1, 2]},
     "full-sd2": {"num_experts": 4, "norm_per_expert": True},
