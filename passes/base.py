@@ -16,6 +16,7 @@ TASK_PIPELINE: tuple[str, ...] = (
     "mtu::drop-experts",
     "mtu::merge-experts",
     "mtu::freeze-shapes",
+    "mtu::plain-attention",
     "mtu::cleanup",
 )
 

@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from mtu_compile.core.errors import PassError
-from mtu_compile.graph.edit import BATCH, add_constant, attribute, constant, constant_tensor, only_user, replace_value
+from mtu_compile.graph.edit import BATCH, add_constant, constant_tensor, replace_value, static_shape
 from passes.folding import SMALL
+from passes.plain_attention import merge_transpositions
 
 #: The sizes the batch has in the two copies: not 1, which broadcasts.
 WITNESSES = (2, 3)
@@ -54,7 +55,7 @@ def free_batch(graph: ir.Model, twin: ir.Model) -> None:
         PassError: a node computes with the number of samples in a way that this does not free.
     """
     for model in (graph, twin):
-        _merge_transpositions(model)
+        merge_transpositions(model)
     if len(graph.graph) != len(twin.graph):
         raise PassError("the graph's nodes depend on the number of samples", hint=_HINT)
     shapes: dict[ir.Value, list[int | str]] = {}
@@ -74,11 +75,6 @@ def free_batch(graph: ir.Model, twin: ir.Model) -> None:
             _require_same_constants(node, other)
     for value, shape in shapes.items():
         value.shape = ir.Shape(shape)
-
-
-def static_shape(value: ir.Value) -> list[int]:
-    """Sizes of a value whose shape is known; an empty list if it is not."""
-    return [int(d) for d in value.shape] if value.shape is not None and value.shape.is_static() else []  # type: ignore[arg-type]
 
 
 def _common(ours: ir.Value, theirs: ir.Value, place: str | None) -> list[int | str]:
@@ -132,35 +128,3 @@ def _require_same_constants(node: ir.Node, other: ir.Node) -> None:
             continue
         if left.shape != right.shape or not np.array_equal(left.numpy(), right.numpy()):
             raise PassError(f"{node.op_type} node {node.name!r} computes with the number of samples", hint=_HINT)
-
-
-def _merge_transpositions(graph: ir.Model) -> None:
-    """Write a transposition of the last axes, which the exporter surrounds with Reshapes, as one over all axes.
-
-    In between, batch and heads are one dimension.
-    """
-    for node in list(graph.graph):
-        if node.op_type != "Transpose":
-            continue
-        before = node.inputs[0].producer() if node.inputs[0] is not None else None
-        after = only_user(node.outputs[0], "Reshape")
-        if before is None or before.op_type != "Reshape" or after is None:
-            continue
-        source, output, order = before.inputs[0], after.outputs[0], attribute(node, "perm", None)
-        assert source is not None
-        sizes, split = static_shape(source), static_shape(output)
-        merged = static_shape(before.outputs[0])
-        extra = len(sizes) - len(merged)
-        if order is None or order[0] != 0 or extra < 1 or constant(after.inputs[1]) is None:
-            continue
-        perm = [*range(extra + 1), *(axis + extra for axis in order[1:])]
-        if sizes[extra + 1 :] != merged[1:] or split != [sizes[axis] for axis in perm]:
-            continue
-        whole = ir.node("Transpose", [source], attributes={"perm": perm}, name=node.name)
-        (whole.outputs[0].name, node.name) = (f"{node.outputs[0].name}.whole", f"{node.name}.merged")
-        whole.outputs[0].shape, whole.outputs[0].type = output.shape, output.type
-        graph.graph.insert_before(after, whole)
-        replace_value(output, whole.outputs[0])
-        graph.graph.remove([after, node], safe=True)
-        if not before.outputs[0].uses() and not before.outputs[0].is_graph_output():
-            graph.graph.remove(before, safe=True)

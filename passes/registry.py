@@ -16,6 +16,7 @@ from passes.fold_routing import FoldRouting
 from passes.freeze_shapes import FreezeShapes
 from passes.legalise_qdq import LegaliseQdq
 from passes.merge_experts import MergeExperts
+from passes.plain_attention import PlainAttention
 from passes.tabulate_tasks import TabulateTasks
 from passes.to_half import to_bf16, to_fp16
 from passes.uint8_activations import Uint8Activations
@@ -23,10 +24,16 @@ from passes.uint8_activations import Uint8Activations
 __all__ = ["SHARED_PIPELINE", "STATIC_PIPELINE", "TASK_PIPELINE", "Registry", "builtin"]
 
 #: Any other graph (a plain UNet, or a multi-task one that keeps its task input) becomes static.
-STATIC_PIPELINE = ("mtu::freeze-shapes", "mtu::cleanup")
+STATIC_PIPELINE = ("mtu::freeze-shapes", "mtu::plain-attention", "mtu::cleanup")
 
 #: A multi-task graph becomes one that reads the task of each sample, and has no routers.
-SHARED_PIPELINE = ("mtu::tabulate-tasks", "mtu::merge-experts", "mtu::freeze-shapes", "mtu::cleanup")
+SHARED_PIPELINE = (
+    "mtu::tabulate-tasks",
+    "mtu::merge-experts",
+    "mtu::freeze-shapes",
+    "mtu::plain-attention",
+    "mtu::cleanup",
+)
 
 
 class Registry:
@@ -62,7 +69,15 @@ class Registry:
 
 def builtin() -> Registry:
     """The passes of this package."""
-    specialising = (BindTask(), FoldRouting(), DropExperts(), MergeExperts(), FreezeShapes(), Cleanup())
+    specialising = (
+        BindTask(),
+        FoldRouting(),
+        DropExperts(),
+        MergeExperts(),
+        FreezeShapes(),
+        PlainAttention(),
+        Cleanup(),
+    )
     sharing = (TabulateTasks(), AlignRanges())
     lowering = (LegaliseQdq(), Uint8Activations(), FitInt16Sums(), to_fp16(), to_bf16())
     return Registry((*specialising, *sharing, *lowering, EmitDeepFeature(), TakeDeepFeature()))

@@ -44,6 +44,11 @@ def times_batch(dimension: int | str | None) -> int | None:
     return int(factor or 1)
 
 
+def static_shape(value: ir.Value) -> list[int]:
+    """Sizes of a value whose shape is known; an empty list if it is not."""
+    return [int(d) for d in value.shape] if value.shape is not None and value.shape.is_static() else []  # type: ignore[arg-type]
+
+
 def constant(value: ir.Value | None) -> Array | None:
     """The array of a value that is the same in every run, else ``None``. Reads the whole tensor."""
     tensor = constant_tensor(value)
