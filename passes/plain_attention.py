@@ -60,10 +60,10 @@ class PlainAttention:
 
 def _scale_once(graph: ir.Model, scores: ir.Node) -> int:
     """Leave the keys as they are, and let the queries take both factors."""
-    factors = [_factor(value) for value in scores.inputs]
-    if factors[0] is None or factors[1] is None:
+    queries, keys = (_factor(value) for value in scores.inputs)
+    if queries is None or keys is None:
         return 0
-    (query, of_query), (key, of_key) = factors
+    (query, of_query), (key, of_key) = queries, keys
     scaled = query.outputs[0]
     if len(scaled.uses()) != 1 or scaled.is_graph_output():
         return 0
