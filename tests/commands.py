@@ -58,6 +58,24 @@ def every_level() -> None:
     cpu_isa.up_to = _up_to
 
 
+#: ``mtu-compile`` that takes what this test run has exported from the folder named after the root folder.
+_SHARING = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
+from mtu_compile.cli import main
+from mtu_compile.model import export
+from tests.shared_exports import shared_export
+export._export = shared_export(Path(sys.argv.pop(1)))
+main()
+"""
+
+
+def own_process(exports: Path) -> list[str]:
+    """The beginning of the command line of an ``mtu-compile`` that is to be killed; what it exports is shared."""
+    return [sys.executable, "-c", _SHARING, str(ROOT), str(exports)]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command left behind."""

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from mtu_compile import bundle
 from mtu_compile.accuracy.thresholds import Thresholds
+from tests.commands import own_process
 
 Run = Callable[..., Any]
 BUILD = ("--steps", 4, "--calibration-pictures", 3, "--check-pictures", 2)  # as tiny_bundle was
@@ -231,10 +231,10 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_half_way_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mtu_compile", "build", str(tiny_model), "-o", str(tmp_path / "b"), "--no-cache"]
+def test_ctrl_c_half_way_leaves_nothing(tiny_model: Path, tmp_path: Path, run_folder: Path) -> None:
+    words = ["build", str(tiny_model), "-o", str(tmp_path / "b"), "--no-cache"]
     process = subprocess.Popen(
-        command,
+        [*own_process(run_folder / "exports"), *words],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,27 +14,15 @@ from typing import Any
 import pytest
 
 from tests.bundles import assert_same
+from tests.commands import own_process
 
 Begin = Callable[..., "subprocess.Popen[str]"]
-ROOT = Path(__file__).resolve().parents[2]
 
 #: What is deterministic, and has every kind of step but the search, which measures times.
 BUILD = (
     *("--int8", "--no-mixed-precision", "--task", "t2i", "--steps", "2"),
     *("--calibration-pictures", "1", "--check-pictures", "1", "--accuracy-gate", "off"),
 )
-
-
-#: ``mtu-compile`` in a process of its own; what this test run has exported is not exported again.
-PROGRAM = """
-import sys
-from pathlib import Path
-from mtu_compile.cli import main
-from mtu_compile.model import export
-from tests.shared_exports import shared_export
-export._export = shared_export(Path(sys.argv.pop(1)))
-main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +41,10 @@ def begin(tiny_model: Path, tmp_path: Path, run_folder: Path) -> Iterator[Begin]
 
     def begin(name: str, *options: object) -> subprocess.Popen[str]:
         words = ("build", tiny_model, *BUILD, "-o", tmp_path / name, "--cache", tmp_path / "cache", *options)
-        command = [sys.executable, "-c", PROGRAM, *map(str, (run_folder / "exports", *words))]
+        command = [*own_process(run_folder / "exports"), *map(str, words)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        begun.append(subprocess.Popen(command, text=True, env=environment, cwd=ROOT, **pipes))
+        begun.append(subprocess.Popen(command, text=True, env=environment, **pipes))
         return begun[-1]
 
     yield begin

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import own_process
+
 #: Options of a small build.
 BUILD = ("--fp32", "--steps", "4", "--check-pictures", "1", "--calibration-pictures", "1", "--task", "t2i")
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -32,13 +34,13 @@ with staging(Path(sys.argv[1])):
 
 
 @pytest.fixture
-def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
+def start(tiny_model: Path, tmp_path: Path, run_folder: Path) -> Iterator[Start]:
     """Begin to build ``tmp_path/b``, and wait until the stage of the given name is done."""
     running: list[subprocess.Popen[str]] = []
 
     def begin(stage: str) -> subprocess.Popen[str]:
         place = ["-o", str(tmp_path / "b"), "--no-cache"]
-        command = [sys.executable, "-m", "mtu_compile", "build", str(tiny_model), *place, *BUILD]
+        command = [*own_process(run_folder / "exports"), "build", str(tiny_model), *place, *BUILD]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         running.append(process)

@@ -134,17 +134,8 @@ def test_a_carried_config_starts_as_diffusers_function(name: str) -> None:
         assert relative(actual, expected) < 1e-5
 
 
-#: Three graphs instead of twenty: what is carried side by side is carried alone.
+#: Two graphs instead of twenty: what is carried side by side is carried alone.
 GRAPHS = {
-    "embeddings": {
-        **CARRIED_VALUES["time-embedding"],
-        **FAMILIES["kolors"],
-        **CARRIED_VALUES["kernels"],
-        **FAMILIES["lcm"],
-        "time_embedding_type": "fourier",
-        "num_class_embeds": 5,
-        "act_fn": "mish",
-    },
     "families": {
         **FAMILIES["ssd1b"],
         **FAMILIES["scale-shift"],
@@ -153,7 +144,15 @@ GRAPHS = {
         "upcast_attention": True,
         "class_embed_type": "timestep",
     },
-    "blocks": {
+    "blocks and embeddings": {
+        **CARRIED_VALUES["time-embedding"],
+        **FAMILIES["kolors"],
+        **CARRIED_VALUES["kernels"],
+        **FAMILIES["lcm"],
+        "time_embedding_type": "fourier",
+        "num_class_embeds": 5,
+        "act_fn": "mish",
+        "layers_per_block": (1, 2, 1),
         "block_out_channels": (32, 32, 32),
         "down_block_types": ("CrossAttnDownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
         "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
