@@ -73,7 +73,21 @@ def of_one_task(folder: Path, task: str, out: Path) -> Path:
         None,
         requires_safety_checker=False,
     ).save_pretrained(out)
+    _name_as_published(out / "text_encoder" / "model.safetensors")
     return out
+
+
+def _name_as_published(weights: Path) -> None:
+    """A CLIP text encoder's weights by the names that published checkpoints have; transformers 5.6 shortened them.
+
+    Older versions would take a random encoder instead, and say so in a warning.
+    """
+    from safetensors.torch import load_file, save_file
+
+    found = load_file(weights)
+    prefix = "text_model."
+    named = {name if name.startswith(prefix) else prefix + name: value for name, value in found.items()}
+    save_file(named, weights, metadata={"format": "pt"})
 
 
 def _weights(multi: Any, plain: Any, index: int) -> dict[str, Any]:

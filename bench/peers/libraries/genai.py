@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import openvino_genai
+from latents import openvino_unets
 from PIL import Image
 
 
@@ -31,6 +32,4 @@ class Pipeline:
 
 def unets(folder: Path, size: int, options: dict[str, str], count: int) -> Any:
     """UNets of ``count`` tasks: the same files and runtime as optimum-intel's."""
-    import intel
-
-    return intel.unets(folder, size, options, count)
+    return openvino_unets(folder, size, count)

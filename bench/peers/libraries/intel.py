@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from latents import unet_shapes
+from latents import openvino_unets
+from optimum.exporters.openvino.convert import export_tokenizer
 from optimum.intel import OVStableDiffusionPipeline, OVWeightQuantizationConfig
 from PIL import Image
 
@@ -24,6 +25,8 @@ def prepare(model: Path, folder: Path, size: int, options: dict[str, str]) -> No
         model, export=True, compile=False, load_in_8bit=False, quantization_config=quantised, safety_checker=None
     )
     pipe.save_pretrained(folder)
+    # As its command line does, for OpenVINO GenAI.
+    export_tokenizer(pipe.tokenizer, folder / "tokenizer")
 
 
 class Pipeline:
@@ -41,16 +44,5 @@ class Pipeline:
 
 
 def unets(folder: Path, size: int, options: dict[str, str], count: int) -> Any:
-    """UNets of ``count`` tasks, compiled for two samples and run once."""
-    import openvino
-
-    core, kept, shapes = openvino.Core(), [], unet_shapes(folder, size)
-    for _ in range(count):
-        network = core.read_model(folder / "unet" / "openvino_model.xml")
-        scalar = not len(network.input("timestep").partial_shape)
-        wanted = {**shapes, **({"timestep": ()} if scalar else {})}
-        network.reshape({name: list(shape) for name, shape in wanted.items()})
-        request = core.compile_model(network, "CPU").create_infer_request()
-        request.infer({name: np.zeros(shape, np.float32) for name, shape in wanted.items()})
-        kept.append(request)
-    return kept
+    """UNets of ``count`` tasks."""
+    return openvino_unets(folder, size, count)

@@ -1,9 +1,12 @@
-"""Sizes of a UNet's inputs, from the configs that every library keeps beside its files."""
+"""UNets of OpenVINO's files alone, and the sizes of their inputs from the configs that libraries keep beside them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 def unet_shapes(folder: Path, size: int) -> dict[str, tuple[int, ...]]:
@@ -19,3 +22,19 @@ def unet_shapes(folder: Path, size: int) -> dict[str, tuple[int, ...]]:
         "timestep": (1,),
         "encoder_hidden_states": (2, text["max_position_embeddings"], unet["cross_attention_dim"]),
     }
+
+
+def openvino_unets(folder: Path, size: int, count: int) -> list[Any]:
+    """``count`` UNets, compiled for two samples and run once."""
+    import openvino
+
+    core, kept, shapes = openvino.Core(), [], unet_shapes(folder, size)
+    for _ in range(count):
+        network = core.read_model(folder / "unet" / "openvino_model.xml")
+        scalar = not len(network.input("timestep").partial_shape)
+        wanted = {**shapes, **({"timestep": ()} if scalar else {})}
+        network.reshape({name: list(shape) for name, shape in wanted.items()})
+        request = core.compile_model(network, "CPU").create_infer_request()
+        request.infer({name: np.zeros(shape, np.float32) for name, shape in wanted.items()})
+        kept.append(request)
+    return kept

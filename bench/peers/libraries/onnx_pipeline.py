@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 from latents import unet_shapes
+from optimum.exporters.onnx import main_export
 from optimum.onnxruntime import ORTStableDiffusionPipeline
 from PIL import Image
 
 
 def prepare(model: Path, folder: Path, size: int, options: dict[str, str]) -> None:
     """Export to ONNX."""
-    ORTStableDiffusionPipeline.from_pretrained(model, export=True, safety_checker=None).save_pretrained(folder)
+    # Told what it would look for in a folder's files, where it does not find it.
+    main_export(str(model), folder, task="text-to-image", library_name="diffusers", do_validation=False)
 
 
 class Pipeline:

@@ -51,7 +51,8 @@ def unets(folder: Path, size: int, options: dict[str, str], count: int) -> Any:
     bundle = runtime.load(folder)
     for task in bundle.tasks[:count]:
         unet = bundle.unet(task.name)
-        known = {"sample": (task.unet_batch, 4 + task.condition_channels(4), size // 8, size // 8), "timestep": (1,)}
+        sides = unet.inputs["sample"].shape[2:]
+        known = {"sample": (task.unet_batch, 4 + task.condition_channels(4), *sides), "timestep": (1,)}
         text = unet.inputs["encoder_hidden_states"].shape
         known["encoder_hidden_states"] = (task.unet_batch, text[1] or 77, text[2] or 768)
         unet({name: np.zeros(shape, np.float32) for name, shape in known.items()})
