@@ -75,11 +75,11 @@ def test_its_layers_are_called_as_those_of_a_tasks_own_graph(shared: Any, export
 
 
 def test_experts_behind_norms_of_their_own_keep_a_projection_each(shared: Any, exported: Any) -> None:
-    """Eight experts a block: eight projections up, one down, instead of one and one."""
+    """Four experts a block: four projections up, one down, instead of one and one."""
     counts = op_counts(graph_io.load(shared("sd2")))
-    blocks = counts["Gelu"] // 8
+    blocks = counts["Gelu"] // 4
     dynamic = op_counts(graph_io.load(exported("sd2")))
-    assert counts["MatMul"] == dynamic["MatMul"] - 7 * blocks - 1  # seven of eight down projections, and the input bias
+    assert counts["MatMul"] == dynamic["MatMul"] - 3 * blocks - 1  # three of four down projections, and the input bias
 
 
 def test_everything_the_task_decides_is_a_row_of_a_table(shared: Any) -> None:
