@@ -49,6 +49,8 @@ class Pipeline:
 def unets(folder: Path, size: int, options: dict[str, str], count: int) -> Any:
     """UNets of the bundle's first ``count`` tasks, each run once."""
     bundle = runtime.load(folder)
+    if count > len(bundle.tasks):
+        raise ValueError(f"the bundle has {len(bundle.tasks)} of {count} tasks")
     for task in bundle.tasks[:count]:
         unet = bundle.unet(task.name)
         sides = unet.inputs["sample"].shape[2:]
