@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from mtu_compile.graph.edit import (
@@ -10,6 +9,7 @@ from mtu_compile.graph.edit import (
     attribute,
     constant,
     constant_tensor,
+    in_float64,
     only_user,
     produced_by,
     replace_value,
@@ -63,28 +63,30 @@ def _scale_once(graph: ir.Model, scores: ir.Node) -> int:
     queries, keys = (_factor(value) for value in scores.inputs)
     if queries is None or keys is None:
         return 0
-    (query, of_query), (key, of_key) = queries, keys
+    (query, number), (key, other) = queries, keys
     scaled = query.outputs[0]
     if len(scaled.uses()) != 1 or scaled.is_graph_output():
         return 0
-    both = (of_query.astype(np.float64) * of_key).astype(of_query.dtype)
-    at = 1 if constant_tensor(query.inputs[1]) is not None else 0
-    query.replace_input_with(at, add_constant(graph, f"{query.name}.scale", both))
-    scores.replace_input_with(1, key.inputs[0 if constant_tensor(key.inputs[1]) is not None else 1])
+    of_query, of_key = constant(query.inputs[number]), constant(key.inputs[other])
+    assert of_query is not None
+    assert of_key is not None
+    both = (in_float64(of_query) * of_key).astype(of_query.dtype)
+    query.replace_input_with(number, add_constant(graph, f"{query.name}.scale", both))
+    scores.replace_input_with(1, key.inputs[1 - other])
     if not key.outputs[0].uses() and not key.outputs[0].is_graph_output():
         graph.graph.remove(key, safe=True)
     return 1
 
 
-def _factor(value: ir.Value | None) -> tuple[ir.Node, np.ndarray] | None:  # type: ignore[type-arg]
-    """The Mul that makes ``value``, and the single number it multiplies by."""
+def _factor(value: ir.Value | None) -> tuple[ir.Node, int] | None:
+    """The Mul that makes ``value``, and which of its inputs is a single number."""
     node = produced_by(value, "Mul")
     if node is None:
         return None
-    for operand, other in (node.inputs, node.inputs[::-1]):
-        tensor = constant_tensor(operand)
-        if tensor is not None and tensor.size == 1 and len(tensor.shape) <= 1 and constant_tensor(other) is None:
-            return node, tensor.numpy()
+    for at, operand in enumerate(node.inputs):
+        tensor, other = constant_tensor(operand), constant_tensor(node.inputs[1 - at])
+        if tensor is not None and tensor.size == 1 and len(tensor.shape) <= 1 and other is None:
+            return node, at
     return None
 
 

@@ -92,11 +92,7 @@ def without_content(network: nn.Module) -> Iterator[Mapping[str, Tensor]]:
 
 
 def _widen(module: Any, arguments: Any) -> None:
-    half = {
-        name: one
-        for name, one in module.named_parameters(recurse=False)
-        if one.dtype in (torch.float16, torch.bfloat16)
-    }
+    half = {name: one for name, one in module.named_parameters(recurse=False) if one.dtype in HALF.values()}
     if half:
         module._half = half
         for name, one in half.items():

@@ -21,11 +21,10 @@ from examples.emoji.gpu.diffusion import Velocity, set_dropout
 from examples.emoji.gpu.loop import Group, History
 from examples.emoji.gpu.prompts import DamagedPrompts, Prompts, captions_of, token_ids
 from examples.emoji.gpu.setting import Setting, fast
-from examples.emoji.gpu.task_data import OUTSIDE, SHIFTED, TextPictures, stack, weights_of
+from examples.emoji.gpu.task_data import OUTSIDE, SHIFTED, TextPictures, drop, stack, weights_of
 from examples.emoji.make_tasks import random_masks
 from mtu_compile.core.tasks import Task
 from mtu_compile.model.encode import latent_mask
-from mtu_compile.model.recipe import DROPOUT
 from mtu_compile.model.unet import MTUUNet2DConditionModel
 
 #: Share of a step's examples by task's kind; the rest counts 2.
@@ -158,22 +157,9 @@ class FurtherData:
         parts = []
         for task, (pixels, finish, ids) in zip(self.tasks, drawn, strict=True):
             clean, condition = finish(*(next(latents) for _ in pixels))
-            parts.append(self._drop(task, clean, condition, ids))
+            parts.append((clean, *drop(task, condition, ids, self.empty, self.channels)))
         clean, condition, ids = (torch.cat(column) for column in zip(*parts, strict=True))
         return clean, condition, ids
-
-    def _drop(self, task: Task, clean: Tensor, condition: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Without prompt, condition or both now and then, for classifier-free guidance."""
-        text_only, condition_only, both = DROPOUT[task.guidance]
-        chance = torch.rand(len(ids), device=self.device)
-        no_text = (chance < text_only) | (
-            (chance >= text_only + condition_only) & (chance < text_only + condition_only + both)
-        )
-        no_condition = (chance >= text_only) & (chance < text_only + condition_only + both)
-        ids = torch.where(no_text[:, None], self.empty, ids)
-        condition = condition.masked_fill(no_condition[:, None, None, None], 0.0)
-        padded = nn.functional.pad(condition, (0, 0, 0, 0, 0, self.channels - condition.shape[1]))
-        return clean, padded, ids
 
     def _kind(self, task: Task) -> Callable[[int], tuple[list[Tensor], Callable[..., tuple[Tensor, Tensor]], Tensor]]:
         """What draws a task's pictures, what makes clean latents and condition of their latents, and token ids."""

@@ -64,6 +64,24 @@ class TextPictures:
         return self.pool[variant.clamp(max=len(self.pool) - 1), index], index
 
 
+def drop(task: Task, condition: Tensor, ids: Tensor, empty: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Without prompt, condition or both now and then, for classifier-free guidance.
+
+    Returns:
+        The condition [b, channels, h, w], with zeros behind its own channels, and token ids [b, L]; ``empty``, those of
+        the empty prompt, where there is none.
+    """
+    text_only, condition_only, both = DROPOUT[task.guidance]
+    chance = torch.rand(len(ids), device=ids.device)
+    no_text = (chance < text_only) | (
+        (chance >= text_only + condition_only) & (chance < text_only + condition_only + both)
+    )
+    no_condition = (chance >= text_only) & (chance < text_only + condition_only + both)
+    ids = torch.where(no_text[:, None], empty, ids)
+    condition = condition.masked_fill(no_condition[:, None, None, None], 0.0)
+    return nn.functional.pad(condition, (0, 0, 0, 0, 0, channels - condition.shape[1])), ids
+
+
 class TaskData:
     """Batches of all four tasks, drawn and put together on the GPU.
 
@@ -119,16 +137,7 @@ class TaskData:
         parts = []
         for task, size in zip(self.tasks, self.sizes, strict=True):
             clean, condition, ids = self._kind(task)(size)
-            text_only, condition_only, both = DROPOUT[task.guidance]
-            chance = torch.rand(size, device=self.device)
-            no_text = (chance < text_only) | (
-                (chance >= text_only + condition_only) & (chance < text_only + condition_only + both)
-            )
-            no_condition = (chance >= text_only) & (chance < text_only + condition_only + both)
-            ids = torch.where(no_text[:, None], self.empty, ids)
-            condition = condition.masked_fill(no_condition[:, None, None, None], 0.0)
-            padded = nn.functional.pad(condition, (0, 0, 0, 0, 0, self.channels - condition.shape[1]))
-            parts.append((clean, padded, ids))
+            parts.append((clean, *drop(task, condition, ids, self.empty, self.channels)))
         clean, condition, ids = (torch.cat(column) for column in zip(*parts, strict=True))
         return clean, condition, ids
 
