@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from mtu_compile.runtime import cpu_isa, proven
 from tests.board import conftest as tiny
 from tests.board.local_agent import REPOSITORY, Delivery, Died, LocalAgent, Refused
 from tests.conftest import MadeOnce
+from tests.waiting import alive, until
 
 
 @pytest.fixture(scope="module")
@@ -414,13 +414,7 @@ def test_a_board_that_was_left_alone_in_a_check_ends_it(two: Any) -> None:
         (child,) = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split()
         agent.process.kill()
         agent.process.wait()
-        until = time.monotonic() + 10
-        while Path(f"/proc/{child}").exists() and time.monotonic() < until:
-            if "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
-                break
-            time.sleep(0.05)
-        else:
-            assert not Path(f"/proc/{child}").exists()
+        until(lambda: not alive(child))
     is_whole(store, {version}, "in a check")
 
 

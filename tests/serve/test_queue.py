@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import openai
 import pytest
 
 from tests.serve.conftest import HOLE, LIMIT, MASK, SOURCE, Running, png
+from tests.waiting import until
 
 Start = Callable[..., Running]
 WISH = {"prompt": "a cat", "num_inference_steps": 5, "rng_seed": 1}
@@ -28,16 +28,6 @@ def b64(picture: Any) -> str:
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(16) as made:
         yield made
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
-    pause = threading.Event()
-    for _ in range(int(LIMIT / 0.02)):
-        if condition():
-            return
-        pause.wait(0.02)
-    raise AssertionError("it never came true")
 
 
 @contextmanager

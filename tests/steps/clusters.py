@@ -8,26 +8,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtu_compile.core.errors import ConfigError
 from mtu_compile.steps.executors.on_ray import OnRay
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-
-
-def until(ready: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for it; a limit against what hangs, no measure."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if ready():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"it did not happen within {seconds:.0f} seconds")
 
 
 def free_port() -> int:

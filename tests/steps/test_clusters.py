@@ -18,9 +18,10 @@ from mtu_compile.core.progress import Progress
 from mtu_compile.steps import Steps, Store
 from mtu_compile.steps.executors import cluster as of_clusters
 from mtu_compile.steps.executors.there import Expected
-from tests.steps.clusters import ROOT, DaskCluster, DidNotStart, RayCluster, dask_cluster, free_port, ray_cluster, until
+from tests.steps.clusters import ROOT, DaskCluster, DidNotStart, RayCluster, dask_cluster, free_port, ray_cluster
 from tests.steps.heard import Heard
 from tests.steps.some_steps import Marks, awaited, drawn, failed, killed, killed_once, repeated, written
+from tests.waiting import alive, until
 
 
 @pytest.fixture(scope="module", params=["dask", pytest.param("ray", marks=pytest.mark.heavy)])
@@ -221,7 +222,7 @@ def test_when_a_build_is_killed_its_steps_on_the_cluster_end(
     worker = int(mark.name.split("-")[1])
     build.send_signal(signal.SIGKILL)
     build.wait(timeout=60)
-    until(lambda: not Path(f"/proc/{worker}").exists() or "State:\tZ" in Path(f"/proc/{worker}/status").read_text())
+    until(lambda: not alive(worker))
     (marks.folder / "go").touch()
     steps = begin()  # the cluster is free for the next, which goes on
     assert steps.run(awaited.of("wait", "words", marks)).read_text() == "words"

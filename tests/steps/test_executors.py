@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from mtu_compile.steps.executors import InThisProcess, executor_for
 from mtu_compile.steps.executors.in_processes import InProcesses
 from tests.steps.heard import Heard
 from tests.steps.some_steps import Marks, drawn, failed, killed, met, repeated, written
+from tests.waiting import alive, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,21 +124,6 @@ def test_when_the_build_ends_its_processes_do(tmp_path: Path, how: signal.Signal
     until(lambda: not alive(worker))
     assert "leaked" not in said and "resource_tracker" not in said
     assert not list((tmp_path / "cache" / "entries").glob("awaited-*"))
-
-
-def alive(process: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def until(ready: object) -> None:
-    for _ in range(3000):
-        if callable(ready) and ready():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not happen within a minute")
 
 
 def test_large_models_get_processes_of_their_own() -> None:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mtu_compile.core.errors import MtuError, NotFiniteError
 from mtu_compile.core.progress import Progress
 from mtu_compile.steps import Steps, Store, key
 from tests.steps.some_steps import Marks, Text, failed, repeated, written
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,14 +211,6 @@ def build(tmp_path: Path, marks: Marks) -> Iterator[Callable[[], subprocess.Pope
     for process in begun:
         process.kill()
         process.communicate()
-
-
-def until(ready: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if ready():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not happen within a minute")
 
 
 def test_a_killed_build_goes_on_where_it_was(

@@ -25,6 +25,7 @@ from targets.npu.__main__ import main
 from targets.npu.compiler import CompilerFailed, compile_blob, find_compiler
 from targets.npu.provider import Provider, cache_folder, openvino_release
 from targets.npu.worker import worker
+from tests.waiting import alive, until
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ sys.exit(5)"""
             compile_blob(
                 save_ir(tmp_path / "net"), tmp_path / "b", platform="4000", provider=pretend(script), timeout=3
             )
-        assert not alive(int(started.read_text()))
+        until(lambda: not alive(started.read_text()))
         assert names(tmp_path) == ["net", "pid"]
 
     def test_ctrl_c_leaves_neither_processes_nor_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +191,7 @@ sys.exit(5)"""
         monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compile_blob(save_ir(tmp_path / "net"), tmp_path / "b", platform="4000", provider=pretend(script))
-        assert not alive(int(started.read_text()))
+        until(lambda: not alive(started.read_text()))
         assert names(tmp_path) == ["net", "pid"]
 
     def test_an_ir_without_weights_is_refused(self, tmp_path: Path) -> None:
@@ -202,19 +203,6 @@ sys.exit(5)"""
     def test_a_place_that_is_not_there_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(MtuError, match="cannot write"):
             compile_blob(save_ir(tmp_path / "net"), tmp_path / "no" / "b", platform="4000", provider=pretend(WRITES))
-
-
-def alive(pid: int) -> bool:
-    """Whether a process still runs (one that only waits to be collected does not)."""
-    for _ in range(50):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return False
-        if state == "Z":
-            return False
-        time.sleep(0.1)
-    return True
 
 
 class TestFinding:
