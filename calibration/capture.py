@@ -62,12 +62,14 @@ def capture(
     if not samples:
         raise CalibrationError(f"there are no samples to calibrate task {task.name!r} with")
     inputs: list[dict[str, Array]] = []
+    latents: list[Array] = []
     trajectories: list[int] = []
     for i, sample in enumerate(samples):
         noise = seed + SEED_OFFSET + i
-        seen = observe(pipeline, task, sample, size=size, steps=steps, seed=noise, fit=fit, output_type="latent").inputs
-        picked = pick(sampling, len(seen), calls, i, noise)
-        inputs += [seen[index] for index in picked]
+        seen = observe(pipeline, task, sample, size=size, steps=steps, seed=noise, fit=fit, output_type="latent")
+        picked = pick(sampling, len(seen.inputs), calls, i, noise)
+        inputs += [seen.inputs[index] for index in picked]
+        latents.append(seen.made.latents.float().cpu().numpy())
         trajectories += [i] * len(picked)
         if progress is not None:
             progress(1)
@@ -85,6 +87,7 @@ def capture(
         size=pipeline.resolve_size(*(size or (None, None))),
         strategy=sampling,
         producer={"mtu-compile": __version__, "torch": version("torch"), "diffusers": version("diffusers")},
+        latents=np.stack(latents),
     )
 
 

@@ -69,6 +69,7 @@ class CalibrationSet:
         size: height and width of the pictures in pixels.
         strategy: which calls of a trajectory were kept (``calibration.capture.Sampling``), or the name of a baseline.
         producer: tools that made the set, with versions.
+        latents: of each trajectory what it ended with, [P, 1, C, h, w] float32; ``None`` if that was not kept.
     """
 
     task: str
@@ -84,6 +85,7 @@ class CalibrationSet:
     size: Sequence[int] = ()
     strategy: str = "stratified"
     producer: Mapping[str, str] = field(default_factory=dict)
+    latents: Array | None = None
 
     @property
     def sha256(self) -> str:
@@ -94,6 +96,8 @@ class CalibrationSet:
                 array = np.ascontiguousarray(inputs[name])
                 digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
                 digest.update(array.tobytes())
+        if self.latents is not None:
+            digest.update(f"latents {self.latents.shape}\n".encode() + self.latents.tobytes())
         return digest.hexdigest()
 
     def _header(self) -> dict[str, Any]:
@@ -131,6 +135,8 @@ class CalibrationSet:
         for name in self.inputs[0] if self.inputs else ():
             table, index = _distinct(inputs[name] for inputs in self.inputs)
             tensors[f"{name}.values"], tensors[f"{name}.index"] = table, index
+        if self.latents is not None:
+            tensors["latents"] = np.ascontiguousarray(self.latents)
         # One entry: safetensors writes several in any order, and equal sets should be equal files.
         described = {**self._header(), "sha256": self.sha256}
         with atomic_file(path) as partial:
@@ -158,7 +164,7 @@ class CalibrationSet:
                 {name: tensors[f"{name}.values"][tensors[f"{name}.index"][i]] for name in names}
                 for i in range(len(header["timesteps"]))
             )
-            loaded = cls(inputs=inputs, **header)
+            loaded = cls(inputs=inputs, latents=tensors.get("latents"), **header)
             intact = loaded.sha256 == recorded
         except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise CalibrationError(f"{path} cannot be read: {error}", hint=CAPTURE_HINT) from error

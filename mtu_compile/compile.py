@@ -135,7 +135,7 @@ def _load(options: BuildOptions, steps: Steps) -> _Given:
         host = host_needs(model, options.build_memory)
         host.require()
         rows = load.build_rows(options, model.tasks)
-        sets = load.given_sets(options.calibration, model, steps)
+        sets = load.given_sets(options.calibration, model, steps, decoder=options.int8_decoder)
         recipes = load.recipes(options.quant_config, model.tasks, search=options.mixed)
         if options.routing == "shared":
             load.one_recipe(recipes)
@@ -200,7 +200,17 @@ def _compile(ready: _Prepared, steps: Steps, folder: Path, *, last: bool) -> bun
     observed = observe.observe(steps, model, given.rows, drawing, given.sets, quantised=quantised)
     references = [seen.reference for seen in observed.values()]
     caching = step_cache.begin(steps, options.step_cache, model, given.rows, drawing, ready.asked.cached)
-    parts = engines.build_parts(steps, target, options.precision, model, ready.parts, references, folder)
+    captured = [seen.calibration for seen in observed.values() if seen.calibration is not None]
+    parts = engines.build_parts(
+        steps,
+        target,
+        options.precision,
+        model,
+        ready.parts,
+        references,
+        folder,
+        captured if options.int8_decoder else (),
+    )
     if last:
         steps.release(*ready.parts.values())
     source = bundle.Source(options.model.resolve().name, model.checkpoint.sha256)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mtu_compile.bundle.kinds import Bytes, Cosine, Count, Decibels, Magnitude, Name, Positive, Ratio, Seconds, Text
 from mtu_compile.bundle.plan import PlanRecord
-from mtu_compile.bundle.quantisation import CalibrationRecord, CompressionRecord, QuantisationRecord
+from mtu_compile.bundle.quantisation import CalibrationRecord, CompressionRecord, DecoderRecord, QuantisationRecord
 from mtu_compile.bundle.requirements import BoardRequirements
 from mtu_compile.bundle.step_cache import StepCacheRecord
 from mtu_compile.core.precision import Precision
@@ -141,6 +141,7 @@ class BuildProvenance:
         shared_weights_saved_bytes: how much smaller the bundle is because its UNets keep in one file what their weights
             have in common; ``None`` where each has a file of its own.
         steps: what was run for it, and what was taken from the cache.
+        decoder: how the VAE decoder was quantised; ``None`` where it is float.
     """
 
     plan: PlanRecord | None = None
@@ -149,3 +150,4 @@ class BuildProvenance:
     float16_range: Mapping[str, HalfRangeRecord] = field(default_factory=dict)
     shared_weights_saved_bytes: Bytes | None = None
     steps: tuple[StepRecord, ...] = ()
+    decoder: DecoderRecord | None = None

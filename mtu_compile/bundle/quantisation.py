@@ -238,6 +238,22 @@ class QuantisationRecord:
 
 
 @dataclass(frozen=True)
+class DecoderRecord:
+    """The VAE decoder in INT8: how it was quantised, and its pictures against the float decoder's.
+
+    Attributes:
+        quantisation: how.
+        pictures: how many were compared, of other rows than it was quantised with.
+        worst_psnr_db, mean_psnr_db: of them, both decoded from the float original's latents.
+    """
+
+    quantisation: QuantisationRecord
+    pictures: Positive
+    worst_psnr_db: Decibels
+    mean_psnr_db: Decibels
+
+
+@dataclass(frozen=True)
 class CompressSettingsRecord:
     """``calibration.compress.CompressSettings``; ``ratio`` and ``group_size`` are those of INT4."""
 

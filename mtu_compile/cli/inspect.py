@@ -51,6 +51,9 @@ def command(bundle: Path, as_config: bool, as_json: bool) -> None:
         facts.append(("proven at", f"instruction sets {', '.join(proven)}"))
     if (saved := manifest.provenance.shared_weights_saved_bytes) is not None:
         facts.append(("weights", f"of all tasks in one file, which saves {readable(saved)}"))
+    if (decoder := manifest.provenance.decoder) is not None:
+        away = f"worst PSNR to the float one's pictures {decoder.worst_psnr_db:.1f} dB, of {decoder.pictures}"
+        facts.append(("VAE decoder", f"in INT8, {away}"))
     table(str(bundle), ("", ""), facts)
     rows = []
     for name, entry in manifest.tasks.items():

@@ -18,6 +18,7 @@ from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
 from mtu_compile.runtime.step_cache import without_deep_feature
 from mtu_compile.runtime.task_engine import TaskEngine
+from mtu_compile.stages.decoder import DECODER, QuantisedDecoder, int8_decoder
 from mtu_compile.stages.half_parts import parts_in_half, unet_in_half
 from mtu_compile.stages.job import BuiltUnet, Cut, Gate, Model, Parts, Shallow, Specialised
 from mtu_compile.stages.on_target import OnTarget
@@ -50,6 +51,7 @@ def build_parts(
     graphs: Mapping[str, Path],
     references: Sequence[Path],
     folder: Path,
+    sets: Sequence[Path] = (),
 ) -> Parts:
     """Text encoder and autoencoder as engines in ``folder``, in the float type that suits a UNet in ``precision``.
 
@@ -57,6 +59,7 @@ def build_parts(
         model: the float original.
         graphs: by part, its float graph.
         references: float references of all tasks, which tell how large the parts' numbers get.
+        sets: calibration sets to quantise the VAE decoder with; none leave it float.
 
     Raises:
         NotFiniteError: a part overflows float16, and the target has no wider type.
@@ -64,15 +67,26 @@ def build_parts(
     """
     chosen, here = parts_in_half(steps, target, precision, model, graphs, references), OnTarget.of(target)
 
+    quantised: QuantisedDecoder | None = None
+    if sets and chosen[DECODER][0] != target.companion_precision("int8"):
+        steps.progress.note("the VAE decoder stays float: its numbers go beyond what is computed in beside INT8")
+    elif sets:
+        factor = float(model.pipeline.vae.config.scaling_factor)
+        call = int8_decoder.of("quantise vae decoder", graphs[DECODER], tuple(sets), tuple(references), factor)
+        quantised = steps.run(call)
+
     def build(steps: Steps, name: str) -> Artifact:
-        kind, label = chosen[name][0], name.replace("_", " ")
-        lowered, _ = lower(steps, target, graphs[name], kind, label=label)
+        kind, graph, original = chosen[name][0], graphs[name], None
+        label = name.replace("_", " ")
+        if name == DECODER and quantised is not None:
+            kind, graph, original = "int8", quantised.graph, graph
+        lowered, _ = lower(steps, target, graph, kind, label=label, original=original)
         done = steps.run(engine.of(f"build {label}", here, kind, lowered, name, label))
         return _placed(steps, done.artifact, folder / name)
 
     engines = dict(zip(graphs, steps.each(build, list(graphs)), strict=True))
     ranges = {name: (kind, measured) for name, (kind, measured) in chosen.items() if measured is not None}
-    return Parts(engines, ranges)
+    return Parts(engines, ranges, None if quantised is None else quantised.record)
 
 
 def build_unet(

@@ -13,7 +13,7 @@ from mtu_compile import bundle
 from mtu_compile.accuracy.host.half_range import HalfRange
 from mtu_compile.accuracy.host.parity import Parity
 from mtu_compile.accuracy.verdict import CheckResult
-from mtu_compile.bundle.quantisation import CompressionRecord, QuantisationRecord
+from mtu_compile.bundle.quantisation import CompressionRecord, DecoderRecord, QuantisationRecord
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.routing import RoutingChoice
 from mtu_compile.core.tasks import Task, find_task
@@ -103,6 +103,7 @@ class BuildOptions:
         cache: folder where the results of steps are kept, or ``None`` to keep nothing.
         executor: where steps are run (``steps.executors.named``).
         step_cache: let fewer UNet steps be whole, with at most this interval between them; ``None``: all are whole.
+        int8_decoder: quantise the VAE decoder, too.
     """
 
     model: Path
@@ -133,6 +134,7 @@ class BuildOptions:
     cache: Path | None = None
     executor: str = "auto"
     step_cache: StepCacheChoice | None = None
+    int8_decoder: bool = False
 
     @property
     def workload(self) -> Workload:
@@ -320,10 +322,12 @@ class Parts:
     Attributes:
         engines: of the family's text encoders, ``vae_encoder`` and ``vae_decoder``.
         ranges: by name, the float type of a part and how far its numbers go, where that type could be too small.
+        decoder: how the VAE decoder was quantised; ``None`` where it is float.
     """
 
     engines: Mapping[str, Artifact]
     ranges: Mapping[str, tuple[Precision, HalfRange]]
+    decoder: DecoderRecord | None = None
 
 
 @dataclass(frozen=True)

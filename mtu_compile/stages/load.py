@@ -12,6 +12,7 @@ from calibration.notices import RowNotice, row_notices
 from calibration.quant_settings import QuantSettings
 from calibration.samples import split_samples
 from calibration.set_folder import load_folder, set_file
+from calibration.sets import CAPTURE_HINT
 from mtu_compile.core.errors import CalibrationError, ConfigError
 from mtu_compile.core.fit import Fit
 from mtu_compile.core.hashing import file_sha256, model_sha256
@@ -80,6 +81,10 @@ def check_options(options: BuildOptions, target: Target) -> None:
         raise ConfigError(
             f"{options.precision} is not quantised by a config", hint="leave --quant-config away, or build with --int8"
         )
+    if options.int8_decoder and options.precision != "int8":
+        raise ConfigError(
+            f"{options.precision} leaves the VAE decoder float", hint="leave --int8-decoder away, or build with --int8"
+        )
     check_seed(options.seed)
     check_sampler(options.model, options.sampler, options.steps)
 
@@ -140,14 +145,15 @@ def note_rows(model: Model, rows: Mapping[str, Rows], fit: Fit, progress: Progre
     return notices
 
 
-def given_sets(folder: Path | None, model: Model, steps: Steps) -> dict[str, Path]:
+def given_sets(folder: Path | None, model: Model, steps: Steps, *, decoder: bool) -> dict[str, Path]:
     """Files of the calibration sets in ``folder``, each of this model and fit for its task's graph; none for none.
 
     Args:
         steps: will be given them.
+        decoder: the VAE decoder is quantised with them, too.
 
     Raises:
-        CalibrationError: a task without a set, or a set of another model or shape.
+        CalibrationError: a task without a set, or a set of another model or shape, or without what the decoder needs.
     """
     if folder is None:
         return {}
@@ -160,6 +166,11 @@ def given_sets(folder: Path | None, model: Model, steps: Steps) -> dict[str, Pat
             )
         shape = (task.unet_batch, model.channels(task), *model.latent_size)
         sets[task.name].verify(task=task.name, model_sha256=model.checkpoint.sha256, shape=shape)
+        if decoder and sets[task.name].latents is None:
+            raise CalibrationError(
+                f"the calibration set for task {task.name!r} has no final latents to quantise the VAE decoder with",
+                hint=CAPTURE_HINT,
+            )
     files = {task.name: set_file(folder, task.name) for task in model.tasks}
     return {name: steps.know(file, file_sha256(file)) for name, file in files.items()}
 

@@ -163,7 +163,8 @@ def describe_build(
         for name, (precision, measured) in parts.ranges.items()
     }
     steps = tuple(StepRecord(one.step, one.title, one.cached, one.seconds) for one in ran)
-    return bundle.BuildProvenance(conform(PlanRecord, planned.to_json()), board, as_task, ranges, saved, steps)
+    record = conform(PlanRecord, planned.to_json())
+    return bundle.BuildProvenance(record, board, as_task, ranges, saved, steps, parts.decoder)
 
 
 def pack_for_board(target: Target, folder: Path, progress: Progress, *, fetch: bool) -> BoardRequirements | None:
