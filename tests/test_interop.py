@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from PIL import Image
 from mtu_compile import bundle as bundles
 from mtu_compile import runtime
 from mtu_compile.accuracy.formulas import psnr_db
+from tests.conftest import MadeOnce
 
 MODEL = Path(__file__).parents[1] / "examples" / "emoji" / "model"
 #: Where ``make interop`` installs optimum-intel, which takes older transformers than this project.
@@ -28,17 +29,23 @@ SAME_DB = 50.0
 pytestmark = pytest.mark.heavy
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Path:
+def example_in_float(folder: Path, cache: Path, routing: Literal["static", "shared"]) -> Path:
     """The example's text-to-image and inpainting tasks for a CPU, in float32."""
     from mtu_compile.compile import BuildOptions, build
 
-    out = tmp_path_factory.mktemp("interop") / "bundle"
     tasks = ("t2i", "inpaint")
+    few = {"steps": 2, "check_pictures": 1}
     options = BuildOptions(
-        MODEL, out, precision="fp32", tasks=tasks, routing="static", steps=2, check_pictures=1, gate="off"
+        MODEL, folder / "bundle", precision="fp32", tasks=tasks, routing=routing, gate="off", cache=cache, **few
     )
     return build(options).path
+
+
+@pytest.fixture(scope="module")
+def bundle(made_once: MadeOnce, run_folder: Path, shared_exports: Path) -> Path:
+    """With a UNet for each task."""
+    cache = run_folder / "interop-cache"
+    return made_once("interop", lambda folder: example_in_float(folder, cache, "static")) / "bundle"
 
 
 @pytest.fixture(scope="module")
@@ -182,23 +189,14 @@ def test_nothing_was_changed_by_opening_it(genai, bundle):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Path:
+def exported(made_once: MadeOnce, run_folder: Path, shared_exports: Path) -> Path:
     """The text-to-image task of a bundle with one UNet for all tasks, as ``export-static`` writes it."""
-    from mtu_compile.compile import BuildOptions, build
     from mtu_compile.export_static import export_static
 
-    work = tmp_path_factory.mktemp("shared")
-    options = BuildOptions(
-        MODEL,
-        work / "bundle",
-        precision="fp32",
-        routing="shared",
-        tasks=("t2i", "inpaint"),
-        steps=2,
-        check_pictures=1,
-        gate="off",
-    )
-    return export_static(build(options).path, "t2i", work / "out").path
+    def make(folder: Path) -> None:
+        export_static(example_in_float(folder, run_folder / "interop-cache", "shared"), "t2i", folder / "out")
+
+    return made_once("interop-shared", make) / "out"
 
 
 def test_openvino_genai_opens_one_task_of_a_shared_bundle(genai, exported, ours, noise):

@@ -21,32 +21,34 @@ from mtu_compile import bundle
 from mtu_compile.accuracy.host.check import check_bundle
 from mtu_compile.accuracy.verdict import TaskCheck
 from mtu_compile.graph import io as graph_io
+from tests.conftest import MadeOnce
 
 MODEL = Path(__file__).parents[2] / "examples" / "emoji" / "model"
 TASK, OTHER = "inpaint", "sr"
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("shared_exports")]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Path:
+@pytest.fixture(scope="session")
+def built(made_once: MadeOnce) -> Path:
     """The example's inpainting task in INT8, checked on two of its samples, and another task's graph."""
     from mtu_compile.compile import BuildOptions, build
 
-    out = tmp_path_factory.mktemp("defects") / "bundle"
-    options = BuildOptions(
-        MODEL,
-        out,
-        target="jetson-orin",
-        tasks=(TASK, OTHER),
-        steps=6,
-        calibration_pictures=3,
-        check_pictures=2,
-        gate="off",
-        fetch_wheels=False,
-    )
-    build(options)
-    return out
+    def make(folder: Path) -> None:
+        options = BuildOptions(
+            MODEL,
+            folder / "bundle",
+            target="jetson-orin",
+            tasks=(TASK, OTHER),
+            steps=6,
+            calibration_pictures=3,
+            check_pictures=2,
+            gate="off",
+            fetch_wheels=False,
+        )
+        build(options)
+
+    return made_once("defects", make) / "bundle"
 
 
 @pytest.fixture

@@ -35,6 +35,8 @@ def test_a_build_on_a_cluster_that_loses_a_worker_makes_the_same_bundles(
         return subprocess.Popen(list(map(str, command)), text=True, env=environment, **pipes)  # type: ignore[call-overload]
 
     entries, said = tmp_path / "cache-there" / "entries", list[str]()
+    planned = mtu("plan", tiny_model, "--cache", tmp_path / "cache-there")  # exports; all that follows is the cluster's
+    assert planned.code == 0, planned.err
     with dask_cluster(tmp_path / "dask") as cluster:
         there = build("there", "--executor", cluster.name)
         assert there.stderr is not None

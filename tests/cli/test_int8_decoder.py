@@ -11,7 +11,7 @@ import numpy as np
 import openvino
 import pytest
 
-from calibration.sets import CalibrationSet
+from calibration.set_folder import load_folder, write_folder
 from mtu_compile import bundle, runtime
 from mtu_compile.accuracy.formulas import picture_psnr_db
 from tests.cli.conftest import BUILD
@@ -75,13 +75,12 @@ def test_a_set_without_final_latents_is_refused(tiny_model: Path, mtu: Run, tmp_
     sets = tmp_path / "set"
     done = mtu("calibrate", tiny_model, "-o", sets, "--task", "t2i", "--steps", 4, "--pictures", 3, "--calls", 3)
     assert done.code == 0, done.err
-    file = sets / "t2i.safetensors"
-    kept = CalibrationSet.load(file)
+    (kept,) = load_folder(sets).values()
     assert kept.latents is not None and kept.latents.shape == (3, 1, 4, 8, 8)
     older = replace(kept, latents=None)
     assert older.sha256 != kept.sha256
-    older.save(file)
-    assert CalibrationSet.load(file).latents is None
+    write_folder(sets, {"t2i": older})
+    assert load_folder(sets)["t2i"].latents is None
     given: tuple[Any, ...] = ("--calibration", sets, "--int8-decoder", "-o", tmp_path / "b")
     refused = mtu("build", tiny_model, *OPTIONS, "--task", "t2i", *given)
     assert refused.code == 5 and "no final latents" in refused.err and not (tmp_path / "b").exists()

@@ -41,7 +41,7 @@ def overflowing_sdxl(sdxl_pipeline_dir: Path, made_once: Any) -> Path:
     return made_once("sdxl-overflow", make) / "model"
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_sdxls_decoder_overflows_in_float16_and_is_built_in_float32(
     overflowing_sdxl: Path, tmp_path: Path, mtu: Run
 ) -> None:
@@ -64,7 +64,7 @@ def test_sdxls_decoder_overflows_in_float16_and_is_built_in_float32(
     assert manifest["tasks"]["t2i"]["accuracy"]["passed"] is True
 
 
-@pytest.mark.parametrize("target", ["intel-gpu", pytest.param("jetson-orin", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("target", ["intel-gpu", pytest.param("jetson-orin", marks=pytest.mark.slow)])
 def test_a_unet_that_overflows_is_refused_by_its_first_node(
     tiny_model: Path, tmp_path: Path, mtu: Run, target: str
 ) -> None:

@@ -21,6 +21,7 @@ from mtu_compile.model.sampler import check_sampler, set_timesteps, use_sampler
 from mtu_compile.model.upcycle import upcycle_folder
 from mtu_compile.runtime import Runtime
 from mtu_compile.runtime.engine import Engine
+from tests.conftest import MadeOnce
 from tests.published_schedulers import PUBLISHED
 
 TASKS = (Task("t2i", (), "text", 2.0), Task("turbo", (), "text", 0.0))
@@ -50,10 +51,10 @@ def sd15(base_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def built(sd15: Path, tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Path:
+def built(sd15: Path, made_once: MadeOnce, shared_exports: Path) -> Path:
     """A bundle of both tasks that passed its gate with the folder's own sampler."""
     options = {"precision": "fp32", "steps": 4, "check_pictures": 1}
-    return build(BuildOptions(sd15, tmp_path_factory.mktemp("bundles") / "pndm", **options)).path
+    return made_once("pndm", lambda folder: build(BuildOptions(sd15, folder / "bundle", **options))) / "bundle"
 
 
 @pytest.fixture(scope="module")

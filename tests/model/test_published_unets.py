@@ -163,8 +163,10 @@ GRAPHS = {
 }
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("families", marks=pytest.mark.heavy), pytest.param("blocks and embeddings", marks=pytest.mark.slow)],
+)
 @torch.no_grad()
 def test_a_tasks_graph_is_diffusers_function(name: str, tmp_path: Path) -> None:
     plain = make(GRAPHS[name])

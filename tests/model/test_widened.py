@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mtu_compile.graph import io as graph_io
 from mtu_compile.model import export
 from mtu_compile.model.folder import MODELS
 from mtu_compile.model.pipeline import MTUPipeline
+from mtu_compile.model.upcycle import upcycle_unet
 from mtu_compile.model.weights import find_weights
 from mtu_compile.model.widened import half_of, is_widened, widen_on_use
 
@@ -60,19 +62,32 @@ def test_weights_come_back_after_a_layer_that_fails() -> None:
     assert network(torch.zeros(1, 3)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("part", ["text_encoder_2", pytest.param("unet", marks=pytest.mark.heavy)])
-def test_its_graph_is_float32s(folder: Path, tmp_path: Path, part: str) -> None:
+def test_a_text_encoders_graph_is_float32s(folder: Path, tmp_path: Path) -> None:
     graphs = []
     for widened in (False, True):
         pipeline = MTUPipeline.from_pretrained(folder, widened=widened)
-        network, place = getattr(pipeline, part), tmp_path / str(widened)
-        if part == "unet":
-            out = export.export_unet(network, place, text_length=16)
-        else:
-            out = export.export_text_encoder(network, place, 16, pipeline.family.texts[1])
-        graphs.append(graph_io.load(out).graph)
+        network = pipeline.text_encoder_2
+        graphs.append(export.export_text_encoder(network, tmp_path / str(widened), 16, pipeline.family.texts[1]))
         assert is_widened(network) == widened
         assert {torch.float32} < set(weights(network).values()) or not widened
+    assert_same_graph(*graphs)
+
+
+@pytest.mark.heavy
+def test_a_unets_graph_is_float32s(one_level_unet: Any, tmp_path: Path) -> None:
+    half = upcycle_unet(one_level_unet(), PAPER_TASKS[:2], num_experts=2, d_task=8, router_width=8).eval().half()
+    whole, widened = copy.deepcopy(half).float(), widen_on_use(half)
+    assert_same_graph(
+        *(
+            export.export_unet(one, tmp_path / name, text_length=5)
+            for name, one in (("whole", whole), ("widened", widened))
+        )
+    )
+
+
+def assert_same_graph(first: Path, second: Path) -> None:
+    """The same nodes and, to the bit, the same weights."""
+    graphs = [graph_io.load(path).graph for path in (first, second)]
     one, other = (list(graph) for graph in graphs)
     assert [(node.name, node.op_type) for node in one] == [(node.name, node.op_type) for node in other]
     compared = 0

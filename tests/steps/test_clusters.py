@@ -24,7 +24,7 @@ from tests.steps.some_steps import Marks, awaited, drawn, failed, killed, killed
 from tests.waiting import alive, until
 
 
-@pytest.fixture(scope="module", params=["dask", pytest.param("ray", marks=pytest.mark.heavy)])
+@pytest.fixture(scope="module", params=["dask", pytest.param("ray", marks=pytest.mark.slow)])
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DaskCluster | RayCluster]:

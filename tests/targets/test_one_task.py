@@ -17,6 +17,7 @@ from mtu_compile.model import export
 from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.task_engine import TaskEngine
 from targets.openvino.one_task import bind_ir
+from tests.conftest import MadeOnce
 
 TEXT, LATENT = 5, 8
 F32 = {"device": "CPU", "INFERENCE_PRECISION_HINT": "f32"}
@@ -24,16 +25,18 @@ SHAPE = {"height": LATENT, "width": LATENT, "text_length": TEXT}
 
 
 @pytest.fixture(scope="module")
-def shared(tiny_mtu: Any, tmp_path_factory: pytest.TempPathFactory, shared_exports: Path) -> Path:
+def shared(tiny_mtu: Any, made_once: MadeOnce, shared_exports: Path) -> Path:
     """Folder with the graph of all tasks: for any batch and for one sample, as ONNX and as IR."""
-    folder = tmp_path_factory.mktemp("one-task")
-    dynamic = export.export_unet(tiny_mtu(), folder / "dynamic", text_length=TEXT)
-    free, one = folder / "free.onnx", folder / "one.onnx"
-    passes.run_pipeline(dynamic, free, passes.SHARED_PIPELINE, passes.PassContext(**SHAPE))
-    passes.run_pipeline(free, one, ("mtu::freeze-shapes",), passes.PassContext(batch=1))  # just before it is built
-    for graph in (free, one):
-        targets.get("cpu").build(graph, folder / graph.stem, precision="fp32")
-    return folder
+
+    def make(folder: Path) -> None:
+        dynamic = export.export_unet(tiny_mtu(), folder / "dynamic", text_length=TEXT)
+        free, one = folder / "free.onnx", folder / "one.onnx"
+        passes.run_pipeline(dynamic, free, passes.SHARED_PIPELINE, passes.PassContext(**SHAPE))
+        passes.run_pipeline(free, one, ("mtu::freeze-shapes",), passes.PassContext(batch=1))  # just before it is built
+        for graph in (free, one):
+            targets.get("cpu").build(graph, folder / graph.stem, precision="fp32")
+
+    return made_once("one-task", make)
 
 
 def inputs(engine: Engine, channels: int, batch: int) -> dict[str, np.ndarray]:
