@@ -7,6 +7,9 @@ MODEL := examples/emoji/model
 DEMO := build/demo
 HERE := not slow and not gpu and not npu and not jetson
 
+# What setup did not compile is compiled once and kept, or each of the many processes of the tests would do it again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup npu-compiler schema demo test test-all test-int8 test-slow fuzz interop lint format types imports check-all bench bench-peers eval ablation example claim routers typed report-picture clean
 
 help: ## list what can be made

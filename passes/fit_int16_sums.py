@@ -21,6 +21,9 @@ LIMIT = 128
 #: Largest integer of a symmetric weight.
 _MOST = 127
 
+#: Weights that are rounded at once.
+_BLOCK = 1 << 18
+
 
 class FitInt16Sums:
     """Give a weight's output channels a coarser scale where two neighbouring products could overflow 16 bits.
@@ -94,10 +97,10 @@ class _Weight:
         return str(self.layer.name or self.dequantise.outputs[0].name)
 
     def integers(self) -> Array:
-        """[…] int32."""
+        """[…] int8."""
         tensor = constant_tensor(self.dequantise.inputs[0])
         assert tensor is not None
-        return tensor.numpy().astype(np.int32)
+        return tensor.numpy()
 
     def scales(self) -> Array:
         """One for each output channel, float64."""
@@ -133,42 +136,75 @@ def largest_pairs(integers: Array, axis: int) -> Array:
         axis: output channels.
     """
     weight = np.moveaxis(integers, axis, 0)
-    outputs, inputs = weight.shape[:2]
-    weight = weight.reshape(outputs, inputs, -1)
-    if inputs % 2:
-        weight = np.pad(weight, ((0, 0), (0, 1), (0, 0)))
-    pairs = weight.reshape(outputs, -1, 2, weight.shape[2])
-    positive = np.maximum(pairs, 0).sum(axis=2)
-    negative = np.maximum(-pairs, 0).sum(axis=2)
-    largest: Array = np.maximum(positive, negative).reshape(outputs, -1).max(axis=1)
-    return largest
+    rest = tuple(range(1, weight.ndim))
+    largest: Array = np.maximum(weight.max(axis=rest), -weight.min(axis=rest).astype(np.int32))
+    if (inputs := weight.shape[1]) > 1:
+        # Of two of one sign the sum; where signs differ, it is less than the larger of them.
+        sums = np.add(weight[:, 0 : inputs - 1 : 2], weight[:, 1::2], dtype=np.int16)
+        largest = np.maximum(largest, np.maximum(sums.max(axis=rest), -sums.min(axis=rest)))
+    return largest.astype(np.int32)
 
 
 def _fit(graph: ir.Model, weight: _Weight, original: ir.TensorProtocol | None) -> bool:
     """Round a weight anew where it has to be; returns whether it had to."""
-    integers, scales, axis = weight.integers(), weight.scales(), weight.axis
-    if not (largest_pairs(integers, axis) > LIMIT).any():
+    stored, scales, axis = weight.integers(), weight.scales(), weight.axis
+    if not (largest_pairs(stored, axis) > LIMIT).any():
         return False
-    shape = [-1 if d == axis else 1 for d in range(integers.ndim)]
-    exact = integers * scales.reshape(shape)
-    if original is not None and tuple(original.shape.numpy()) == integers.shape:
-        floats = graph_io.read_weight(original)
-        # Half a step is what rounding leaves; more, and it was another weight that was quantised.
-        if (np.abs(floats - exact) <= 0.505 * scales.reshape(shape)).all():
-            exact = floats
-    while (over := largest_pairs(integers, axis)).max() > LIMIT:
-        # A channel that rounding brought back above the limit by one gets a little more.
-        scales = np.where(over > LIMIT, scales * np.maximum(over / LIMIT, 1.002), scales)
-        integers = np.clip(np.rint(exact / scales.reshape(shape)), -_MOST, _MOST).astype(np.int32)
+    integers, floats = np.moveaxis(stored.copy(), axis, 0), None
+    if original is not None and tuple(original.shape.numpy()) == stored.shape:
+        floats = np.moveaxis(graph_io.read_weight(original), axis, 0)
+    parts = [slice(at, at + _together(integers)) for at in range(0, len(integers), _together(integers))]
+    # Half a step is what rounding leaves; more, and it was another weight that was quantised.
+    if floats is not None and not all(_rounds_to(floats[part], integers[part], scales[part]) for part in parts):
+        floats = None
+    for part in parts:
+        exact = integers[part] if floats is None else floats[part]
+        integers[part], scales[part] = _rounded(integers[part], scales[part], exact, in_steps=floats is None)
+    integers = np.moveaxis(integers, 0, axis)
     numbers, steps, zero = weight.dequantise.inputs
     assert numbers is not None and steps is not None and numbers.const_value is not None
     kind = steps.const_value.numpy().dtype if steps.const_value is not None else np.dtype(np.float32)
-    _give(graph, weight.dequantise, 0, integers.astype(np.int8), "fitted")
+    _give(graph, weight.dequantise, 0, np.ascontiguousarray(integers), "fitted")
     _give(graph, weight.dequantise, 1, scales.astype(kind), "fitted")
     if zero is not None:
         _give(graph, weight.dequantise, 2, np.zeros(len(scales), np.int8), "fitted")
     weight.dequantise.attributes["axis"] = ir.AttrInt64("axis", axis)
     return True
+
+
+def _together(integers: Array) -> int:
+    """How many output channels are worked on at once: few enough for a CPU's cache."""
+    return max(1, _BLOCK * len(integers) // integers.size)
+
+
+def _rounds_to(floats: Array, integers: Array, scales: Array) -> bool:
+    """Whether ``integers`` are ``floats`` in steps of ``scales``, one an output channel, the first axis."""
+    steps = scales.astype(np.float32).reshape(-1, *[1] * (integers.ndim - 1))
+    return bool((np.abs(floats / steps - integers) <= 0.505).all())
+
+
+def _rounded(integers: Array, scales: Array, exact: Array, *, in_steps: bool) -> tuple[Array, Array]:
+    """``integers`` [output channels, …] within the limit, and their scales.
+
+    Args:
+        exact: what is rounded, ``in_steps`` of ``scales`` or as it is.
+    """
+    integers, scales = np.array(integers), scales.copy()
+    over = largest_pairs(integers, 0)
+    left = np.flatnonzero(over > LIMIT)
+    ones = [1] * (integers.ndim - 1)
+    exact = exact[left].astype(np.float32)
+    if in_steps:
+        exact *= scales[left].astype(np.float32).reshape(-1, *ones)
+    while len(left):
+        # A channel that rounding brought back above the limit by one gets a little more.
+        scales[left] *= np.maximum(over[left] / LIMIT, 1.002)
+        steps = scales[left].astype(np.float32).reshape(-1, *ones)
+        integers[left] = np.clip(np.rint(exact / steps), -_MOST, _MOST)
+        over[left] = largest_pairs(integers[left], 0)
+        still = over[left] > LIMIT
+        left, exact = left[still], exact[still]
+    return integers, scales
 
 
 def _give(graph: ir.Model, node: ir.Node, place: int, array: Array, suffix: str) -> None:

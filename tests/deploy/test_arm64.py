@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.board import conftest as tiny
 from tests.conftest import MadeOnce
 
 DEBOOTSTRAP, QEMU = shutil.which("debootstrap") or "/usr/sbin/debootstrap", shutil.which("qemu-aarch64-static")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji" / "model"
 #: Of Debian 12.
 SYSTEM = System("3.11", "2.36", "aarch64")
 
@@ -80,15 +82,38 @@ def on_board(root: Path, *words: str, path: str) -> str:
     return done.stdout
 
 
+def example_in_int8(made_once: MadeOnce) -> Path:
+    """The example's text-to-image for ONNX Runtime: INT8 whose activations are signed, as Arm multiplies them."""
+    from mtu_compile.compile import BuildOptions, build
+
+    def make(folder: Path) -> None:
+        few = {"steps": 6, "calibration_pictures": 4, "check_pictures": 1, "gate": "warn"}
+        build(BuildOptions(EXAMPLE, folder / "bundle", target="onnxruntime", tasks=("sr",), **few))
+
+    return made_once("arm64-example", make) / "bundle"
+
+
+#: What makes each bundle, a request to it, and what the newest ONNX Runtime has to be older than.
+BUNDLES: dict[str, tuple[Callable[[MadeOnce], Path], tuple[str, ...], tuple[str, ...]]] = {
+    "onnxruntime": (tiny.onnxruntime_bundle, ("--task", "t2i", "--prompt", "a red cat"), ("onnxruntime<1.27",)),
+    "openvino": (tiny.openvino_bundle, ("--task", "t2i", "--prompt", "a red cat"), ()),
+    "example-int8": (example_in_int8, ("--task", "sr", "--image", "/source.png"), ("onnxruntime<1.27",)),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=missing() or "")
-def test_the_runtimes_wheels_run_on_arm64_and_make_x86s_pictures(made_once: MadeOnce, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", BUNDLES)
+def test_the_runtimes_wheels_run_on_arm64_and_make_x86s_pictures(
+    name: str, made_once: MadeOnce, tmp_path: Path
+) -> None:
+    make_bundle, request, constraint = BUNDLES[name]
     root, folder = tmp_path / "root", tmp_path / "bundle"
-    make_root(root)
-    shutil.copytree(tiny.onnxruntime_bundle(made_once), folder)
+    shutil.copytree(made_once("arm64-root", lambda place: make_root(place / "root")) / "root", root, symlinks=True)
+    shutil.copytree(make_bundle(made_once), folder)
     manifest = bundle.read(folder)
     (folder / "wheels").mkdir()
-    needed = (*packages.extras(manifest, SYSTEM.python), "onnxruntime<1.27")
+    needed = (*packages.extras(manifest, SYSTEM.python), *constraint)
     for path in wheels.fetch_dependencies(folder / "wheels", SYSTEM.platforms, SYSTEM.python, extra=needed):
         assert "x86_64" not in path.name
     own = wheels.write_wheel(folder / "wheels")
@@ -109,6 +134,7 @@ def test_the_runtimes_wheels_run_on_arm64_and_make_x86s_pictures(made_once: Made
     (environment,) = (root / "board" / "environments").iterdir()
     assert set(json.loads((environment / "environment.json").read_text())["wheels"]) == names
     assert done["figures"]["facts"]["machine"] == "aarch64"
-    run = ["run", "/board/current/bundle", "--task", "t2i", "--prompt", "a red cat", "-o", "/out.png"]
+    shutil.copy(next(iter(sorted((EXAMPLE / "samples" / "sr").glob("*.png")))), root / "source.png")
+    run = ["run", "/board/current/bundle", *request, "-o", "/out.png"]
     on_board(root, "-m", "mtu_compile", *run, path=f"/board/environments/{environment.name}/site")
     assert (root / "out.png").read_bytes().startswith(b"\x89PNG")
