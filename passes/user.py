@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -202,10 +203,23 @@ def run_user_pass(item: UserPass, graph: Path, out: Path) -> UserPassResult:
     return UserPassResult(item.id, item.sha256, item.tolerance, rewrites, changed, difference)
 
 
+class _Uncached(SourceFileLoader):
+    """Compiles the file as it is now, and leaves nothing beside it."""
+
+    def get_data(self, path: str) -> bytes:
+        if path.endswith(".pyc"):
+            raise OSError("not read")
+        return super().get_data(path)
+
+    def set_data(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"there is no file {str(path)!r}", hint="--pass takes FILE.py:function")
-    spec = importlib.util.spec_from_file_location(f"mtu_user_pass_{path.stem}", path.resolve())
+    name, file = f"mtu_user_pass_{path.stem}", path.resolve()
+    spec = importlib.util.spec_from_file_location(name, file, loader=_Uncached(name, str(file)))
     assert spec is not None and spec.loader is not None  # a .py file has both
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickles of the file look themselves up

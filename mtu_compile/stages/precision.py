@@ -289,17 +289,22 @@ def _choose(
     else:
         tasks = {task.name: TaskInputs(calibration.inputs, task.guided) for task in unet.tasks.values()}
     ids = target.spec.lowering
-    with progress.stage(f"time layers {unet.label}"), ExitStack() as there:
-        in_float = there.enter_context(_lowered_beside(unet.graph, ids.get(target.companion_precision("int8"), ())))
-        quantised = there.enter_context(_lowered_beside(int8, ids.get("int8", ()), original=unet.graph))
-        compare = compare_costs
-        if isinstance(calibration, MergedSet):
-            compare = partial(compare_costs_at, batch=target.spec.shared_batch or calibration.batch)
-        costs = compare(target, in_float, quantised, rounds=effort.rounds)
+    lowering = ids.get("int8", ())
     # The numbers the device multiplies, in float32 still.
-    exact = tuple(name for name in ids.get("int8", ()) if name not in HALF)
+    exact = tuple(name for name in lowering if name not in HALF)
     with ExitStack() as there:
-        multiplied = there.enter_context(_lowered_beside(int8, exact, original=unet.graph))
+        with progress.stage(f"time layers {unet.label}"), ExitStack() as meanwhile:
+            as_built = there if exact == lowering else meanwhile
+            quantised = as_built.enter_context(_lowered_beside(int8, lowering, original=unet.graph))
+            half = ids.get(target.companion_precision("int8"), ())
+            in_float = meanwhile.enter_context(_lowered_beside(unet.graph, half))
+            compare = compare_costs
+            if isinstance(calibration, MergedSet):
+                compare = partial(compare_costs_at, batch=target.spec.shared_batch or calibration.batch)
+            costs = compare(target, in_float, quantised, rounds=effort.rounds)
+        multiplied = quantised
+        if exact != lowering:
+            multiplied = there.enter_context(_lowered_beside(int8, exact, original=unet.graph))
         graph = there.enter_context(SwitchedGraph(unet.graph, multiplied, parallel=effort.parallel))
         total = effort.estimates(len(task.inputs) for task in tasks.values())
         with progress.stage(f"measure layers {unet.label}", total) as advance:
