@@ -1,10 +1,10 @@
 """Which metric sees which defect? INT8 UNets are spoilt on purpose, and judged as ``mtu-compile check`` judges.
 
-    python -m bench.defects --bundle build/demo/bundle --graphs build/bench/graphs-example
+    mtu-compile build examples/emoji/model --target jetson-orin --int8 --no-wheels -o build/bench/jetson
+    python -m bench.defects
 
-Graphs are ``TASK/int8.onnx``, written by ``python -m bench.targets example --graphs-only``. Text encoder and
-autoencoder come from the bundle, and the float reference is recorded anew, on held-out pictures, with the wanted
-picture where there is one.
+The bundle's UNets are ONNX graphs, so that they can be edited; nothing runs on a Jetson. The float reference is
+recorded anew, on held-out pictures, with the wanted picture where there is one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from mtu_compile import bundle
 from mtu_compile.accuracy.metrics import METRICS
 from mtu_compile.accuracy.verdict import TaskCheck
 from mtu_compile.graph import io as graph_io
+from mtu_compile.runtime.engine import Engine, open_engine
 from mtu_compile.runtime.reference import Reference
 from targets.openvino.host import HOST_CONFIG
 
@@ -73,6 +74,15 @@ def record(model: Path, data: Path, names: Sequence[str], pictures: int, steps: 
     return recorded
 
 
+def on_this_cpu(folder: Path, place: str, graph: Path) -> Callable[[bundle.EngineRef], Engine]:
+    """Opens a bundle's graphs by OpenVINO, quantised ones in INT8, and ``graph`` instead of the one at ``place``."""
+
+    def open_network(ref: bundle.EngineRef) -> Engine:
+        return open_engine("openvino", graph if ref.path == place else folder / ref.path, HOST_CONFIG)
+
+    return open_network
+
+
 def markdown(results: Mapping[str, Mapping[str, Mapping[str, Seen]]]) -> str:
     """One table a task: defects × metrics, bold where a metric is beyond its threshold."""
     lines = []
@@ -95,8 +105,7 @@ def markdown(results: Mapping[str, Mapping[str, Mapping[str, Seen]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=Path("build/demo/bundle"))
-    parser.add_argument("--graphs", type=Path, default=Path("build/bench/graphs-example"))
+    parser.add_argument("--bundle", type=Path, default=Path("build/bench/jetson"), help="with ONNX graphs")
     parser.add_argument("--model", type=Path, default=Path("examples/emoji/model"))
     parser.add_argument("--data", type=Path, default=Path("build/emoji/held-out"))
     parser.add_argument("--pictures", type=int, default=2, help="pictures a task")
@@ -109,13 +118,12 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, Seen]]] = {}
     for name, reference in record(args.model, args.data, names, args.pictures, args.steps).items():
         rows = results.setdefault(name, {})
-        graphs = {other: args.graphs / other / "int8.onnx" for other in entries}
+        graphs = {other: args.bundle / entry.engine.path for other, entry in entries.items()}
         others = {other: graph_io.load(path) for other, path in graphs.items() if other != name}
         for defect in defects(entries[name].task, others):
             with tempfile.TemporaryDirectory() as work:
                 graph = graphs[name] if defect.edit is None else spoil(graphs[name], defect.edit, Path(work) / "m.onnx")
-                # INT8 where it is quantised, float32 elsewhere.
-                opener = held_out.opener(args.bundle, name, graph, HOST_CONFIG)
+                opener = on_this_cpu(args.bundle, entries[name].engine.path, graph)
                 checks = held_out.check(args.bundle, {name: reference}, tasks=[name], opener=opener)
                 rows[defect.name] = seen(checks[name])
             caught = [metric for metric, one in rows[defect.name].items() if one.beyond]

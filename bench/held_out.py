@@ -61,15 +61,13 @@ def check(
     return checks
 
 
-def opener(
-    folder: Path, task: str, graph: Path, config: Mapping[str, str] | None = None
-) -> Callable[[bundle.EngineRef], Engine]:
-    """Opens a bundle's networks, and ``graph`` in the place of a task's UNet, as ``config`` says if given."""
+def opener(folder: Path, task: str, graph: Path) -> Callable[[bundle.EngineRef], Engine]:
+    """Opens a bundle's networks, and ``graph`` in the place of a task's UNet."""
     place = bundle.read(folder, verify=False).tasks[task].engine.path
 
     def open_network(ref: bundle.EngineRef) -> Engine:
         if ref.path == place:
-            return open_engine(ref.kind, graph, config or ref.config)
+            return open_engine(ref.kind, graph, ref.config)
         weights = None if ref.weights is None else folder / ref.weights
         return open_engine(ref.kind, folder / ref.path, ref.config, weights=weights)
 

@@ -2,7 +2,6 @@
 
     python -m bench.targets example       every task of the emoji example, 16×16 latents
     python -m bench.targets sd15          one task of Stable Diffusion 1.5's size, random weights, 32×32 latents
-    python -m bench.targets example --graphs-only      for ``bench.defects``
 
 The graphs are exported and quantised once; then each target lowers and builds them, one process each, so that a figure
 is one build's own. Peak memory is the largest process: the NPU compiler runs in a child.
