@@ -180,7 +180,7 @@ def _together(integers: Array) -> int:
 def _rounds_to(floats: Array, integers: Array, scales: Array) -> bool:
     """Whether ``integers`` are ``floats`` in steps of ``scales``, one an output channel, the first axis."""
     steps = scales.astype(np.float32).reshape(-1, *[1] * (integers.ndim - 1))
-    return bool((np.abs(floats / steps - integers) <= 0.505).all())
+    return bool((np.abs(floats - integers * steps) <= 0.505 * steps).all())
 
 
 def _rounded(integers: Array, scales: Array, exact: Array, *, in_steps: bool) -> tuple[Array, Array]:

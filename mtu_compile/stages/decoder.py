@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +74,8 @@ def int8_decoder(
 
 def _settings(graph: Path) -> QuantSettings:
     names = [node.name for node in load_float(graph).graph.node]
-    present = tuple(scope for scope in FLOAT if any(_within(name, scope) for name in names))
+    present = tuple(scope for scope in FLOAT if any(re.fullmatch(scope, name) for name in names))
     return QuantSettings(smooth_quant_alpha=None, range_estimator="histogram", ignored_scopes=present)
-
-
-def _within(name: str, scope: str) -> bool:
-    return name.startswith(scope.rstrip("*").rstrip("."))
 
 
 def _feeds(latents: Sequence[NDArray[Any]], most: int, scaling_factor: float) -> list[dict[str, NDArray[Any]]]:
