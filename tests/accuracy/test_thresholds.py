@@ -77,16 +77,19 @@ def test_thresholds_are_known_for_every_precision_and_no_other():
             assert tight < loose if name == "truth_drop_db" else loose < tight, name
 
 
-def test_the_example_asks_for_more_than_the_defaults():
+def test_the_example_asks_for_no_less_than_the_defaults_and_mostly_for_more():
     defaults = Thresholds.default("int8").limits
     rows = read_thresholds(EXAMPLE)["int8"]
     assert list(rows) == ["t2i", "edit", "sr", "inpaint"]
     assert rows["edit"].keys() == defaults.keys()
     for task, row in rows.items():
+        stricter = 0
         for name, wanted in row.items():
             least = defaults[name]
             assert wanted is not None
-            assert wanted < least if name == "truth_drop_db" else wanted > least, (task, name)
+            assert wanted <= least if name == "truth_drop_db" else wanted >= least, (task, name)
+            stricter += wanted != least
+        assert stricter >= len(row) - 2, task
 
 
 def test_a_bundle_is_judged_by_its_own_and_else_by_the_defaults():
