@@ -47,6 +47,10 @@ class Call:
     def timestep(self) -> float:
         return timestep(self.inputs)
 
+    def compare(self, output: NDArray[Any], guidance: Guidance) -> StepMetrics:
+        """What another answer to it is worth."""
+        return step_metrics({OUTPUT: self.output}, {OUTPUT: output}, timestep=self.timestep, guidance=guidance)
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -128,7 +132,21 @@ def measure(
 ) -> Iterator[tuple[float, list[float]]]:
     """Switch the groups of these ``numbers`` to INT8 one by one: ``noise`` and ``guidance_noise`` of each."""
     for output in graph.run_each(call.inputs, numbers):
-        yield noise_of(_compare(call, output, guidance))
+        yield noise_of(call.compare(output, guidance))
+
+
+def measure_again(
+    known: Sensitivity, graph: SwitchedGraph, calls: Sequence[Call], numbers: Sequence[int], *, guidance: Guidance
+) -> None:
+    """Put what ``measure`` finds of these groups into the place of what is ``known`` of them; of none, nothing is run.
+
+    Args:
+        calls: those that ``known`` is of.
+    """
+    for place, call in enumerate(calls if len(numbers) else ()):
+        for number, (noise, deltas) in zip(numbers, measure(graph, call, numbers, guidance=guidance), strict=True):
+            known.noise[number, place], known.guidance_noise[number, place] = noise, deltas
+            known.measured[number, place] = True
 
 
 def noise_of(step: StepMetrics) -> tuple[float, list[float]]:
@@ -142,7 +160,7 @@ def compare_calls(
 ) -> tuple[StepMetrics, ...]:
     """Every call with the groups named in ``int8`` quantised, against the float graph."""
     outputs = graph.run_all([call.inputs for call in calls], int8)
-    return tuple(_compare(call, output, guidance) for call, output in zip(calls, outputs, strict=True))
+    return tuple(call.compare(output, guidance) for call, output in zip(calls, outputs, strict=True))
 
 
 def answers(graph: SwitchedGraph, inputs: Sequence[Feed]) -> tuple[Call, ...]:
@@ -161,7 +179,3 @@ def evenly_spread(timesteps: Sequence[float], count: int) -> list[int]:
 def timestep(inputs: Feed) -> float:
     """Of a UNet call; 0 for a graph that has no such input."""
     return float(np.ravel(inputs["timestep"])[0]) if "timestep" in inputs else 0.0
-
-
-def _compare(call: Call, output: NDArray[Any], guidance: Guidance) -> StepMetrics:
-    return step_metrics({OUTPUT: call.output}, {OUTPUT: output}, timestep=call.timestep, guidance=guidance)

@@ -3,95 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.merged import MergedSet
-from calibration.mixed.evaluating import ChoiceRunner, Criteria, accuracy
+from calibration.mixed.effort import Effort, TaskInputs
+from calibration.mixed.errors import LayerErrors, layer_errors
+from calibration.mixed.evaluating import Criteria, accuracy
 from calibration.mixed.judging import JudgedTask, Steps
 from calibration.mixed.ranking import Ranking
-from calibration.sensitivity import Feed, Sensitivity, answers, evenly_spread, timestep
+from calibration.sensitivity import Feed, Sensitivity
 from calibration.switched_graph import SwitchedGraph
 from mtu_compile.bundle.quantisation import CostsRecord, CriteriaRecord, LayerRecord, MixedRecord, Why
 from mtu_compile.core.guidance import Guidance
 from targets.costs.layers import ComparedCosts
 
-#: Networks with more weights than these are measured less: a run of the emoji example takes 20 ms, one of Stable
-#: Diffusion 1.5 two seconds a sample, one of SDXL three times that, and there are dozens to hundreds.
-LARGE, HUGE = 200_000_000, 1_500_000_000
-
 #: Where the whole choice misses what its parts promised, the parts have to promise this much more.
 _STRICTER = 0.8
 _ROUNDS = 8
+#: The search ends where so many stricter choices in succession come no nearer to the criteria.
+_PATIENCE = 3
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured.
-
-    Attributes:
-        calls: UNet calls each layer's error is known on.
-        check_calls: calls a whole choice is run on.
-        probes: passes backward for each of ``calls``, see ``calibration.sensitivity.estimate``.
-        probes_if_met: the same where every layer may be in INT8: nothing is chosen by the estimates then, which are
-            only told.
-        rounds: inferences the layers are timed over.
-        parallel: whether inferences that are not timed run beside each other, see ``SwitchedGraph``.
-    """
-
-    calls: int = 4
-    check_calls: int = 20
-    probes: int = 8
-    probes_if_met: int = 8
-    rounds: int = 96
-    parallel: bool = True
-
-    @classmethod
-    def of(cls, weights: int) -> Effort:
-        """What a network of so many weights is worth."""
-        if weights <= LARGE:
-            return cls()
-        less = cls(calls=2, check_calls=6, probes=4, probes_if_met=1, rounds=12, parallel=False)
-        return less if weights <= HUGE else replace(less, check_calls=4, rounds=6)
-
-    def split(self, tasks: int) -> Effort:
-        """What is measured for each of so many tasks that share one network.
-
-        Together they are measured on twice the calls that one has by itself, and each on one at least.
-        """
-        if tasks == 1:
-            return self
-        return replace(self, calls=max(1, 2 * self.calls // tasks), check_calls=max(1, 2 * self.check_calls // tasks))
-
-    def estimates(self, inputs: Iterable[int]) -> int:
-        """How often ``progress`` is called: calls that layers' errors are estimated on.
-
-        Args:
-            inputs: how many UNet calls there are of each task.
-        """
-        return sum(min(self.calls, self.check_calls, count) for count in inputs)
-
-
-@dataclass(frozen=True)
-class TaskInputs:
-    """What layers are judged on for one task.
-
-    Attributes:
-        inputs: of the UNet, the task's calibration set; a few of them are used, the same every time.
-        guidance: the task's kind of guidance.
-    """
-
-    inputs: Sequence[Feed]
-    guidance: Guidance
-
-    @classmethod
-    def of_each(cls, merged: MergedSet) -> dict[str, TaskInputs]:
-        """By task, its part of a merged calibration set."""
-        return {task: cls(merged.of_task(task), guidance) for task, guidance in merged.guidance.items()}
 
 
 def choose(
@@ -126,6 +60,8 @@ def choose_for_all(
     effort: Effort | None = None,
     costs: ComparedCosts | None = None,
     criteria: Criteria | None = None,
+    errors: LayerErrors | None = None,
+    of_this_graph: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, MixedRecord]:
     """Choose the layers that stay float in one UNet for several tasks, each of which is held to the criteria.
@@ -139,13 +75,20 @@ def choose_for_all(
         effort: how much is measured for each task, see ``Effort.split``; what a small network is worth if not given.
         costs: what the layers cost on the device.
         criteria: what each task has to keep; the defaults of ``Criteria`` if not given.
+        errors: of the layers, of this graph or of one that was lowered otherwise; measured first if not given.
+        of_this_graph: whether they are this very graph's, so that all of it in INT8 need not be run again.
         progress: called with 1 after each call that layers' errors are estimated on.
 
     Returns:
         By task, the choice, which is the same for all, and what was measured in this task.
     """
     criteria, effort = criteria or Criteria(), effort or Effort()
-    judged = _judged(graph, tasks, criteria, effort, progress)
+    if errors is None:
+        errors, of_this_graph = layer_errors(graph, tasks, effort=effort, criteria=criteria, progress=progress), True
+    judged = {
+        name: JudgedTask.of(graph, task, errors, name, criteria, effort, of_this_graph=of_this_graph)
+        for name, task in tasks.items()
+    }
     steps, search = _searched(list(judged.values()), costs, criteria)
     return {
         name: MixedRecord(
@@ -163,28 +106,6 @@ def choose_for_all(
     }
 
 
-def _judged(
-    graph: SwitchedGraph,
-    tasks: Mapping[str, TaskInputs],
-    criteria: Criteria,
-    effort: Effort,
-    progress: Callable[[int], None] | None,
-) -> dict[str, JudgedTask]:
-    """What INT8 of all layers does in each task, and then, as exactly as that makes it needed, what each layer does."""
-    runners, all_int8 = dict[str, ChoiceRunner](), dict[str, Steps]()
-    for name, task in tasks.items():
-        timesteps = [timestep(feed) for feed in task.inputs]
-        calls = answers(graph, [task.inputs[i] for i in evenly_spread(timesteps, effort.check_calls)])
-        runners[name] = ChoiceRunner(graph, calls, task.guidance)
-        all_int8[name] = runners[name].run(())
-    met = all(criteria.met_by(steps) for steps in all_int8.values())
-    probes = effort.probes_if_met if met else effort.probes
-    return {
-        name: JudgedTask.of(runner, criteria, all_int8[name], calls=effort.calls, probes=probes, progress=progress)
-        for name, runner in runners.items()
-    }
-
-
 def _searched(
     tasks: Sequence[JudgedTask], costs: ComparedCosts | None, criteria: Criteria
 ) -> tuple[list[Steps], _Search]:
@@ -197,18 +118,33 @@ def _searched(
         return _Search(Ranking.of([task.sensitivity for task in tasks], costs, criteria))
 
     search, limit = begin(), 1.0
+    strains = list[tuple[bool, float]]()
+    best = frozenset(search.kept)
     for _ in range(_ROUNDS):
         # Most choices that miss the criteria miss them here: the other calls need not run.
-        if met(task.run_telling(search.kept) for task in tasks):
-            if met(task.run(search.kept) for task in tasks):
-                break
-        elif search.accuracy and sum(task.corrected(search.kept) for task in tasks):
+        found, corrected = [task.run_telling(search.kept) for task in tasks], False
+        if met(found):
+            found = [task.run(search.kept) for task in tasks]
+            if met(found):
+                return found, search
+        elif search.accuracy:
+            corrected = sum(task.corrected(search.kept) for task in tasks) > 0
+        # Of two misses, the one that shows only on calls that layers' errors are not known on is the nearer.
+        whole = all(len(steps) == len(task.runner.calls) for task, steps in zip(tasks, found, strict=True))
+        strain = not whole, max(criteria.strain(step) for steps in found for step in steps)
+        if not strains or strain < min(strains):
+            best = frozenset(search.kept)
+        strains.append(strain)
+        if len(strains) > _PATIENCE and min(strains[-_PATIENCE:]) >= min(strains[:-_PATIENCE]):
+            break  # what is missed is not what the layers in INT8 add up to
+        if corrected:
             search = begin()
         before = set(search.kept)
         while search.choose(limit) and search.kept == before and limit > _STRICTER**_ROUNDS:
             limit *= _STRICTER
         if search.kept == before:  # the budget is spent
             break
+    search.kept = set(best)
     return [task.run(search.kept) for task in tasks], search
 
 

@@ -7,14 +7,17 @@ one, may do more than that. Such a layer is looked for by halves, each run on it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from calibration.mixed.evaluating import ChoiceRunner, Criteria, telling_calls
+from calibration.mixed.effort import Effort, TaskInputs
+from calibration.mixed.errors import LayerErrors
+from calibration.mixed.evaluating import ChoiceRunner, Criteria
 from calibration.mixed.ranking import loads
-from calibration.sensitivity import Sensitivity, estimate, measure, noise_of
+from calibration.sensitivity import Call, Sensitivity, measure_again, noise_of
+from calibration.switched_graph import SwitchedGraph
 from mtu_compile.accuracy.calls import StepMetrics
 
 #: A sum of errors is wrong where a run shows this many times as much; by chance, it is off by a decibel.
@@ -36,42 +39,39 @@ class JudgedTask:
         criteria: what it has to keep.
         telling: places of the calls that layers' errors are known on, the worst in INT8 first.
         sensitivity: of the layers, on these.
+        all_int8: what every layer in INT8 does.
     """
 
     runner: ChoiceRunner
     criteria: Criteria
     telling: tuple[int, ...]
     sensitivity: Sensitivity
+    all_int8: Steps
     _known: dict[frozenset[int], dict[int, StepMetrics]] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
-        runner: ChoiceRunner,
+        graph: SwitchedGraph,
+        task: TaskInputs,
+        errors: LayerErrors,
+        name: str,
         criteria: Criteria,
-        all_int8: Steps,
+        effort: Effort,
         *,
-        calls: int,
-        probes: int,
-        progress: Callable[[int], None] | None,
+        of_this_graph: bool,
     ) -> JudgedTask:
-        """Estimate each layer's error on ``calls`` calls that ``all_int8``, everything in INT8, says most about."""
-        telling = telling_calls(runner.calls, all_int8, criteria, calls)
-        found = estimate(
-            runner.graph,
-            [runner.calls[i] for i in telling],
-            guidance=runner.guidance,
-            probes=probes,
-            progress=progress,
-        )
-        task = cls(runner, criteria, tuple(telling), found, {frozenset(): dict(enumerate(all_int8))})
-        task._measure(np.flatnonzero(np.isnan(found.noise).any(axis=1)).tolist())
-        return task
-
-    @property
-    def all_int8(self) -> Steps:
-        """What every layer in INT8 does."""
-        return self.run(())
+        """What ``errors`` know of the task called ``name``; layers that they do not know are measured."""
+        known = errors.tasks[name]
+        pairs = zip(task.checked(effort), known.answers, strict=True)
+        runner = ChoiceRunner(graph, [Call(feed, output) for feed, output in pairs], task.guidance)
+        steps = zip(runner.calls, known.int8, strict=True)
+        all_int8 = tuple(call.compare(output, task.guidance) for call, output in steps)
+        judged = cls(runner, criteria, tuple(known.telling.tolist()), errors.of(name, graph.groups), all_int8)
+        if of_this_graph:
+            judged._known[frozenset()] = dict(enumerate(all_int8))
+        judged._measure(np.flatnonzero(np.isnan(judged.sensitivity.noise).any(axis=1)).tolist())
+        return judged
 
     def run(self, kept: Collection[int], places: Sequence[int] | None = None) -> Steps:
         """Every call, or those at ``places``, with the groups ``kept`` in float and all others in INT8."""
@@ -123,9 +123,5 @@ class JudgedTask:
 
     def _measure(self, numbers: Sequence[int]) -> None:
         """Run these groups alone, on every call that errors are known on."""
-        known, graph = self.sensitivity, self.runner.graph
-        for place, call in enumerate(self.telling if len(numbers) else ()):
-            results = measure(graph, self.runner.calls[call], numbers, guidance=self.runner.guidance)
-            for number, (noise, deltas) in zip(numbers, results, strict=True):
-                known.noise[number, place], known.guidance_noise[number, place] = noise, deltas
-                known.measured[number, place] = True
+        calls = [self.runner.calls[i] for i in self.telling]
+        measure_again(self.sensitivity, self.runner.graph, calls, numbers, guidance=self.runner.guidance)

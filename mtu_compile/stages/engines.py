@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import passes
-from calibration.mixed.choosing import LARGE
+from calibration.mixed.effort import LARGE
 from mtu_compile.accuracy.host.parity import Backend, Parity, Recorded, parity_of_tasks
 from mtu_compile.bundle import EngineRef, EngineState
 from mtu_compile.core.tasks import Task

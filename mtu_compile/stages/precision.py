@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import passes
@@ -13,26 +11,19 @@ from calibration.aligning import align
 from calibration.compress import CompressSettings, compress_onnx
 from calibration.dequantise import dequantise_onnx
 from calibration.fp8 import to_fp8
-from calibration.merged import MergedSet
-from calibration.mixed import Effort, TaskInputs, choose_for_all
-from calibration.mixed.times import compare_costs_at
 from calibration.quant_settings import QuantSettings
 from calibration.quantize import QuantisationReport, quantize_onnx
 from calibration.ranges import graph_ranges
-from calibration.sets import CalibrationSet
-from calibration.switched_graph import SwitchedGraph
 from mtu_compile import bundle
 from mtu_compile.bundle.quantisation import AlignmentRecord, CompressionRecord, MixedRecord, QuantisationRecord
 from mtu_compile.core.errors import BuildError
-from mtu_compile.core.progress import Progress
 from mtu_compile.core.schema import conform
-from mtu_compile.graph import io as graph_io
+from mtu_compile.stages.float_layers import choose_layers
 from mtu_compile.stages.job import Lowered, QuantRecipe, Specialised
-from mtu_compile.stages.on_target import OnTarget
+from mtu_compile.stages.quantising import TOOLS, inputs_of, merged_inputs
 from mtu_compile.stages.specialise import pass_records
 from mtu_compile.steps import Steps, Work, step
 from targets.base import Precision, Target
-from targets.costs.layers import compare_costs
 
 #: Precisions of the weights alone, which need no calibration, and how they are made. INT4 in blocks of 64 and for all
 #: linear layers: with 32 or 128, or a fifth to a half of them in INT8, the emoji example's UNets are within 1.5 dB.
@@ -41,9 +32,6 @@ COMPRESSED: Mapping[Precision, CompressSettings] = {
     "int4-weights": CompressSettings("int4", ratio=1.0, group_size=64),
 }
 
-#: Passes that change the type of what is not quantised, and leave the quantised layers as they are.
-HALF: tuple[str, ...] = ("mtu::to-fp16", "mtu::to-bf16")
-
 #: What a UNet is quantised with. Time embedding, first and last convolution cost next to nothing and stay float. What
 #: each setting gains or loses on the emoji example is in docs/accuracy.md.
 INT8 = QuantSettings(
@@ -51,10 +39,6 @@ INT8 = QuantSettings(
     range_estimator="histogram",
     ignored_scopes=("time_embedding.*", ".*time_emb_proj.*", "conv_in.*", "conv_out.*"),
 )
-
-
-#: What quantises, compresses, lowers, and measures.
-TOOLS = ("nncf", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True)
@@ -149,8 +133,7 @@ def quantise(
         unet = replace(unet, graph=aligned.graph)
     int8 = steps.run(int8_unet.of(f"quantise {unet.label}", unet, sets, settings))
     if recipe.settings is None and recipe.search and precision == "int8":
-        here, title = OnTarget.of(target), f"choose layers {unet.label}"
-        chosen = steps.run(chosen_layers.of(title, here, unet, sets, int8.graph))
+        chosen = choose_layers(steps, target, unet, sets, int8.graph)
         float_layers = next(iter(chosen.values())).float_layers
         if len(float_layers) == sum(done for done, _ in int8.report.layers.values()):
             raise BuildError(
@@ -174,7 +157,7 @@ def quantise(
 @step(tools=TOOLS, cpu=True)
 def aligned_unet(work: Work, unet: Specialised, sets: Mapping[str, Path], settings: QuantSettings) -> Aligned:
     """The UNet of several tasks with each of them in the range of the one scale that every layer has in INT8."""
-    merged = _merged(unet, sets)
+    merged = merged_inputs(unet, sets)
     out, inputs = work.folder / "aligned.onnx", {name: merged.of_task(name) for name in merged.sets}
     with work.progress.stage(f"align {unet.label}", sum(map(len, inputs.values()))) as advance:
         report = align(unet.graph, out, inputs, quantisation=settings, progress=advance)
@@ -184,18 +167,10 @@ def aligned_unet(work: Work, unet: Specialised, sets: Mapping[str, Path], settin
 @step(tools=TOOLS, cpu=True)
 def int8_unet(work: Work, unet: Specialised, sets: Mapping[str, Path], settings: QuantSettings) -> Quantised:
     """The UNet with every layer in INT8 that ``settings`` do not leave out."""
-    calibration, out = _inputs(unet, sets), work.folder / "int8.onnx"
+    calibration, out = inputs_of(unet, sets), work.folder / "int8.onnx"
     with work.progress.stage(f"quantise {unet.label}", len(calibration.inputs)) as advance:
         report = quantize_onnx(unet.graph, calibration, out, settings=settings, progress=lambda done, total: advance(1))
     return Quantised(out, report)
-
-
-@step(tools=TOOLS, cpu=True)
-def chosen_layers(
-    work: Work, target: OnTarget, unet: Specialised, sets: Mapping[str, Path], int8: Path
-) -> Mapping[str, MixedRecord]:
-    """Measure what INT8 costs and gains each layer, and choose those that stay float; by task, what was measured."""
-    return _choose(target.target, unet, _inputs(unet, sets), int8, work.progress)
 
 
 @step(tools=TOOLS)
@@ -252,60 +227,3 @@ def lowered(work: Work, graph: Path, ids: tuple[str, ...], original: Path | None
     with work.progress.stage(f"lower {label}"):
         out, context = work.folder / f"{graph.stem}-lowered.onnx", passes.PassContext(original=original)
         return Rewritten(out, pass_records(passes.run_pipeline(graph, out, ids, context)))
-
-
-@contextmanager
-def _lowered_beside(graph: Path, ids: tuple[str, ...], *, original: Path | None = None) -> Iterator[Path]:
-    """``graph`` after the passes called ``ids``, for a while; the very one where there are none."""
-    if not ids:
-        yield graph
-        return
-    with graph_io.beside(graph, "lowered") as out:
-        passes.run_pipeline(graph, out, ids, passes.PassContext(original=original), reuse=True)
-        yield out
-
-
-def _inputs(unet: Specialised, sets: Mapping[str, Path]) -> CalibrationSet | MergedSet:
-    """What is in the calibration sets' files, for the graph of one task or of several."""
-    return _merged(unet, sets) if unet.shared else CalibrationSet.load(sets[unet.name])
-
-
-def _merged(unet: Specialised, sets: Mapping[str, Path]) -> MergedSet:
-    loaded = {name: CalibrationSet.load(file) for name, file in sets.items()}
-    return MergedSet.of(loaded, unet.tasks, channels=unet.width)
-
-
-def _choose(
-    target: Target,
-    unet: Specialised,
-    calibration: CalibrationSet | MergedSet,
-    int8: Path,
-    progress: Progress,
-) -> dict[str, MixedRecord]:
-    """Measure what INT8 costs and gains each layer, and choose those that stay float; by task, what was measured."""
-    effort = Effort.of(graph_io.disk_bytes(unet.graph) // 4)
-    if isinstance(calibration, MergedSet):
-        tasks, effort = TaskInputs.of_each(calibration), effort.split(len(unet.tasks))
-    else:
-        tasks = {task.name: TaskInputs(calibration.inputs, task.guided) for task in unet.tasks.values()}
-    ids = target.spec.lowering
-    lowering = ids.get("int8", ())
-    # The numbers the device multiplies, in float32 still.
-    exact = tuple(name for name in lowering if name not in HALF)
-    with ExitStack() as there:
-        with progress.stage(f"time layers {unet.label}"), ExitStack() as meanwhile:
-            as_built = there if exact == lowering else meanwhile
-            quantised = as_built.enter_context(_lowered_beside(int8, lowering, original=unet.graph))
-            half = ids.get(target.companion_precision("int8"), ())
-            in_float = meanwhile.enter_context(_lowered_beside(unet.graph, half))
-            compare = compare_costs
-            if isinstance(calibration, MergedSet):
-                compare = partial(compare_costs_at, batch=target.spec.shared_batch or calibration.batch)
-            costs = compare(target, in_float, quantised, rounds=effort.rounds)
-        multiplied = quantised
-        if exact != lowering:
-            multiplied = there.enter_context(_lowered_beside(int8, exact, original=unet.graph))
-        graph = there.enter_context(SwitchedGraph(unet.graph, multiplied, parallel=effort.parallel))
-        total = effort.estimates(len(task.inputs) for task in tasks.values())
-        with progress.stage(f"measure layers {unet.label}", total) as advance:
-            return choose_for_all(graph, tasks, effort=effort, costs=costs, progress=advance)

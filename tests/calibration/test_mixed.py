@@ -161,6 +161,43 @@ def test_a_graph_without_derivatives_is_measured_layer_by_layer() -> None:
     assert found.layers[1].sqnr_db == pytest.approx(-10 * np.log10(3e-2), abs=0.1)
 
 
+def test_a_search_that_comes_no_nearer_ends_and_keeps_the_nearest() -> None:
+    """What is missed is not the layers': it grows with every layer that becomes float."""
+
+    class Stubborn(Network):
+        runs = 0
+
+        def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
+            self.runs += 1
+            beside = 0.0 if not int8 else 6e-2 * (1 + 0.1 * (len(self.groups) - len(int8)))
+            return super().run(feed, int8) + beside * self._signal
+
+    network = Stubborn([3e-2, *(1e-5 + 1e-7 * i for i in range(60))])
+    found = run(network, criteria=Criteria(slowdown=0.9), effort=Effort(calls=1))
+    assert not found.met and found.float_layers == ("layer0",)
+    assert network.runs < 60
+
+
+def test_errors_of_one_graph_serve_another(tmp_path: Path) -> None:
+    """Of the groups that both have; one that is the other's own is measured, and what a choice does is run there."""
+    task = {"t2i": TaskInputs(CALLS, "none")}  # type: ignore[arg-type]
+    known = mixed.layer_errors(Network(POWERS[:5]), task, effort=Effort())  # type: ignore[arg-type]
+    known.save(tmp_path / "errors.safetensors")
+    errors = mixed.LayerErrors.load(tmp_path / "errors.safetensors")
+    network = Network(POWERS)
+    (found,) = mixed.choose_for_all(
+        network,  # type: ignore[arg-type]
+        task,
+        criteria=Criteria(slowdown=0.5),
+        errors=errors,
+    ).values()
+    alone = run(network, criteria=Criteria(slowdown=0.5))
+    assert found.float_layers == alone.float_layers == ("layer1", "layer3") and found.met
+    assert [layer.measured for layer in found.layers] == [False] * 5 + [True]
+    assert [layer.sqnr_db for layer in found.layers[:5]] == [layer.sqnr_db for layer in alone.layers[:5]]
+    assert found.chosen == alone.chosen and found.all_int8 != alone.all_int8
+
+
 def test_guidance_is_a_criterion_of_its_own() -> None:
     """Noise that is small beside the output and large beside the difference of its samples."""
     network = Network([2e-4, 1e-7])

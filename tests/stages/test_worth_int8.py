@@ -18,7 +18,11 @@ def test_where_every_layer_is_slower_in_int8_the_build_says_so(tmp_path: Path) -
     unet: Any = SimpleNamespace(graph=tmp_path / "model.onnx", label="t2i", shared=False)
     report = SimpleNamespace(layers={"Conv": (2, 3), "MatMul": (1, 1)})
     chosen = {"t2i": SimpleNamespace(float_layers=("conv_1", "conv_2", "linear"))}
-    results = {"int8_unet": SimpleNamespace(graph=tmp_path / "int8.onnx", report=report), "chosen_layers": chosen}
+    results = {
+        "int8_unet": SimpleNamespace(graph=tmp_path / "int8.onnx", report=report),
+        "known_errors": None,
+        "chosen_layers": chosen,
+    }
     steps: Any = SimpleNamespace(run=lambda call: results[call.step.name])
     with pytest.raises(BuildError, match="no layer of t2i is worth INT8 on onnxruntime") as caught:
         precision.quantise(steps, targets.get("onnxruntime"), "int8", unet, {}, QuantRecipe())
