@@ -161,7 +161,7 @@ def test_a_graph_without_derivatives_is_measured_layer_by_layer() -> None:
     assert found.layers[1].sqnr_db == pytest.approx(-10 * np.log10(3e-2), abs=0.1)
 
 
-def test_a_search_that_comes_no_nearer_ends_and_keeps_the_nearest() -> None:
+def test_a_search_that_comes_no_nearer_ends_and_keeps_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missed is not the layers': it grows with every layer that becomes float."""
 
     class Stubborn(Network):
@@ -172,10 +172,13 @@ def test_a_search_that_comes_no_nearer_ends_and_keeps_the_nearest() -> None:
             beside = 0.0 if not int8 else 6e-2 * (1 + 0.1 * (len(self.groups) - len(int8)))
             return super().run(feed, int8) + beside * self._signal
 
-    network = Stubborn([3e-2, *(1e-5 + 1e-7 * i for i in range(60))])
+    powers = [3e-2, *(1e-5 + 1e-7 * i for i in range(60))]
+    network, patient = Stubborn(powers), Stubborn(powers)
     found = run(network, criteria=Criteria(slowdown=0.9), effort=Effort(calls=1))
     assert not found.met and found.float_layers == ("layer0",)
-    assert network.runs < 60
+    monkeypatch.setattr("calibration.mixed.choosing._PATIENCE", 100)
+    assert run(patient, criteria=Criteria(slowdown=0.9), effort=Effort(calls=1)).float_layers == ("layer0",)
+    assert network.runs < patient.runs
 
 
 def test_errors_of_one_graph_serve_another(tmp_path: Path) -> None:
