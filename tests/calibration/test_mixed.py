@@ -172,7 +172,7 @@ def test_a_search_that_comes_no_nearer_ends_and_keeps_the_nearest(monkeypatch: p
             beside = 0.0 if not int8 else 6e-2 * (1 + 0.1 * (len(self.groups) - len(int8)))
             return super().run(feed, int8) + beside * self._signal
 
-    powers = [3e-2, *(1e-5 + 1e-7 * i for i in range(60))]
+    powers = [3e-2, *(4e-5 + 1e-8 * i for i in range(60))]
     network, patient = Stubborn(powers), Stubborn(powers)
     found = run(network, criteria=Criteria(slowdown=0.9), effort=Effort(calls=1))
     assert not found.met and found.float_layers == ("layer0",)
