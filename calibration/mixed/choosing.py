@@ -89,7 +89,7 @@ def choose_for_all(
         name: JudgedTask.of(graph, task, errors, name, criteria, effort, of_this_graph=of_this_graph)
         for name, task in tasks.items()
     }
-    steps, search = _searched(list(judged.values()), costs, criteria)
+    steps, search = _searched(list(judged.values()), costs, criteria, effort.looks)
     return {
         name: MixedRecord(
             criteria=CriteriaRecord(**asdict(criteria)),
@@ -107,9 +107,9 @@ def choose_for_all(
 
 
 def _searched(
-    tasks: Sequence[JudgedTask], costs: ComparedCosts | None, criteria: Criteria
+    tasks: Sequence[JudgedTask], costs: ComparedCosts | None, criteria: Criteria, looks: int
 ) -> tuple[list[Steps], _Search]:
-    """What the choice does in every task, and the search that made it."""
+    """What the choice does in every task, and the search that made it; ``looks`` as in ``Effort``."""
 
     def met(found: Iterable[Steps]) -> bool:
         return all(criteria.met_by(steps) for steps in found)
@@ -128,7 +128,13 @@ def _searched(
             if met(found):
                 return found, search
         elif search.accuracy:
-            corrected = sum(task.corrected(search.kept) for task in tasks) > 0
+            # The worst first, and no other where that one says something new of its layers.
+            order = sorted(range(len(tasks)), key=lambda i: -max(map(criteria.strain, found[i])))
+            for task in (tasks[i] for i in order if not criteria.met_by(found[i])):
+                corrected, spent = task.corrected(search.kept, looks)
+                looks -= spent
+                if corrected:
+                    break
         # Of two misses, the one that shows only on calls that layers' errors are not known on is the nearer.
         whole = all(len(steps) == len(task.runner.calls) for task, steps in zip(tasks, found, strict=True))
         strain = not whole, max(criteria.strain(step) for steps in found for step in steps)

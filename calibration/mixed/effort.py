@@ -24,6 +24,7 @@ class Effort:
         probes: passes backward for each of ``calls``, see ``calibration.sensitivity.estimate``.
         probes_if_met: the same where every layer may be in INT8: nothing is chosen by the estimates then, which are
             only told.
+        looks: inferences that a search spends on looking for layers that do more than is said of them, of all tasks.
         rounds: inferences the layers are timed over.
         parallel: whether inferences that are not timed run beside each other, see ``SwitchedGraph``.
     """
@@ -32,6 +33,7 @@ class Effort:
     check_calls: int = 20
     probes: int = 8
     probes_if_met: int = 8
+    looks: int = 1000
     rounds: int = 96
     parallel: bool = True
 
@@ -40,8 +42,8 @@ class Effort:
         """What a network of so many weights is worth."""
         if weights <= LARGE:
             return cls()
-        less = cls(calls=2, check_calls=6, probes=4, probes_if_met=1, rounds=12, parallel=False)
-        return less if weights <= HUGE else replace(less, check_calls=4, rounds=6)
+        less = cls(calls=2, check_calls=6, probes=4, probes_if_met=1, looks=48, rounds=12, parallel=False)
+        return less if weights <= HUGE else replace(less, check_calls=4, looks=24, rounds=6)
 
     def split(self, tasks: int) -> Effort:
         """What is measured for each of so many tasks that share one network.

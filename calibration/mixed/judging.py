@@ -24,7 +24,7 @@ from mtu_compile.accuracy.calls import StepMetrics
 _WRONG = 1.5
 #: What no layer is looked for because of, as a part of what a criterion allows.
 _HARMLESS = 0.2
-#: Runs that are spent on looking, of a task and a choice.
+#: Inferences that are spent on looking at most, of a task and a choice.
 _LOOKS = 24
 
 Steps = tuple[StepMetrics, ...]
@@ -85,31 +85,43 @@ class JudgedTask:
         """The calls that layers' errors are known on."""
         return self.run(kept, self.telling)
 
-    def corrected(self, kept: Collection[int]) -> bool:
-        """Measure the layers because of which a choice does more than the sum of its parts; whether there are any."""
+    def corrected(self, kept: Collection[int], looks: int) -> tuple[bool, int]:
+        """Measure the layers because of which a choice does more than the sum of its parts.
+
+        Returns:
+            Whether there are any, and how many of the ``looks`` that are left it took to find them.
+        """
         int8 = [i for i in range(len(self.sensitivity.groups)) if i not in kept]
         steps = self.run_telling(kept)
         worst = max(range(len(steps)), key=lambda i: self.criteria.strain(steps[i]))
-        found = [i for i in self._underestimated(int8, worst, steps[worst]) if not self.sensitivity.measured[i].all()]
+        suspects, spent = self._underestimated(int8, worst, steps[worst], min(looks, _LOOKS))
+        found = [i for i in suspects if not self.sensitivity.measured[i].all()]
         self._measure(found)
-        return bool(found)
+        return bool(found), spent
 
-    def _underestimated(self, int8: Sequence[int], place: int, step: StepMetrics) -> list[int]:
-        """Groups of ``int8`` whose INT8 does more at a call than is known; ``step`` is what all of them do."""
+    def _underestimated(self, int8: Sequence[int], place: int, step: StepMetrics, most: int) -> tuple[list[int], int]:
+        """Groups of ``int8`` whose INT8 does more at a call than is known, and the inferences that finding them took.
+
+        Args:
+            step: what all of them do.
+            most: inferences it may take.
+        """
         graph, call = self.runner.graph, self.runner.calls[self.telling[place]]
         found, looks = [], 0
         to_divide = [list(int8)] if self._wrong(int8, place, step) else []
-        while to_divide and looks < _LOOKS:
+        while to_divide:
             numbers = to_divide.pop(0)
             if len(numbers) == 1:
                 found += numbers
+                continue
+            if looks + 2 > most:
                 continue
             for half in (numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]):
                 looks += 1
                 names = [graph.groups[i].name for i in half]
                 if self._wrong(half, place, self.runner.compare(call, names)):
                     to_divide.append(half)
-        return found
+        return found, looks
 
     def _wrong(self, int8: Sequence[int], place: int, step: StepMetrics) -> bool:
         """Whether these groups do much more at a call than the sum of what each does."""

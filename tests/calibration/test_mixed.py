@@ -129,27 +129,37 @@ def test_a_choice_that_misses_what_it_promised_is_searched_further() -> None:
     assert found.met and len(found.float_layers) == 5  # k aligned errors have k² of the power: 2.5e-3 allow one
 
 
+class Bent(Network):
+    """Some layers do a thousand times what the first order says: sums of estimates hide it, runs of halves do not."""
+
+    def __init__(self, powers: list[float], hidden: list[int]) -> None:
+        super().__init__(powers)
+        self.runs, self.hidden = 0, hidden
+
+    def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
+        self.runs += 1
+        return super().run(feed, int8)
+
+    def noise(self, feed: Any, number: int) -> np.ndarray:
+        return self._noise[number] * (0.03 if number in self.hidden else 1.0)
+
+
 @pytest.mark.parametrize("hidden", [[2], [0, 4]])
 def test_layers_that_do_more_than_the_first_order_says_are_found_and_measured(hidden: list[int]) -> None:
-    """Their estimate is a thousandth of what they do: no sum of estimates shows them, but runs of halves do."""
-
-    class Bent(Network):
-        runs = 0
-
-        def run(self, feed: Any, int8: Any = ()) -> np.ndarray:
-            self.runs += 1
-            return super().run(feed, int8)
-
-        def noise(self, feed: Any, number: int) -> np.ndarray:
-            return self._noise[number] * (0.03 if number in hidden else 1.0)
-
-    powers = [1e-2 if i in hidden else 1e-2 if i == 7 else 1e-6 for i in range(40)]
-    network = Bent(powers)
+    network = Bent([1e-2 if i in hidden else 1e-2 if i == 7 else 1e-6 for i in range(40)], hidden)
     found = run(network, criteria=Criteria(slowdown=0.5))
     assert found.met and found.float_layers == tuple(f"layer{i}" for i in sorted([*hidden, 7]))
     assert [i for i, one in enumerate(found.layers) if one.measured] == hidden
     assert all(found.layers[i].sqnr_db == pytest.approx(20, abs=0.3) for i in hidden)
     assert network.runs < 40  # fewer than a run for each layer
+
+
+def test_looking_for_them_has_its_limit() -> None:
+    """12 inferences find one of 40 layers (two a halving); 8 do not, and what is left is to do more with less."""
+    powers = [1e-2 if i in (2, 7) else 1e-6 for i in range(40)]
+    for looks, measured in ((12, [2]), (8, []), (0, [])):
+        found = run(Bent(powers, [2]), criteria=Criteria(slowdown=0.5), effort=Effort(looks=looks, calls=1))
+        assert [i for i, one in enumerate(found.layers) if one.measured] == measured
 
 
 def test_a_graph_without_derivatives_is_measured_layer_by_layer() -> None:
