@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from onnx_ir.passes.common import CheckerPass, LiftConstantsToInitializersPass
 
@@ -30,9 +30,6 @@ EXTERNAL_BYTES = 256 * 2**20
 #: Tensors up to this size stay in the model file, and are read with it: the ONNX checker and shape inference want to
 #: see the small ones (shapes, indices).
 INLINE_BYTES = 1024
-
-#: After this long nobody is at work any more on what lies beside a graph.
-LEFT_SECONDS = 24 * 3600.0
 
 
 def load(path: Path) -> ir.Model:
@@ -156,22 +153,42 @@ def save(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_BYTES, r
 def beside(graph: Path, name: str) -> Iterator[Path]:
     """Where a graph can be written for a while that reuses weights of ``graph``; it is removed afterwards.
 
-    What a process left that was killed is removed by the next that comes a day later: until then it may be at work.
+    What a process that was killed left, gigabytes perhaps, is removed by the next: each holds a lock of the kernel's
+    while it is at work, which ends with it.
 
     Args:
         graph: ONNX file.
         name: of what is written, for whoever comes upon it.
     """
-    for left in graph.parent.glob(f".{name}-*.onnx*"):
-        with suppress(OSError):  # another may remove it, too
-            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
-                left.unlink()
-    path = graph.with_name(f".{name}-{secrets.token_hex(4)}.onnx")
+    for stem in {one.name.partition(".onnx")[0] for one in graph.parent.glob(f".{name}-*.onnx*")}:
+        left = graph.with_name(f"{stem}.onnx")
+        if (lock := _claim(left)) is not None:
+            _clear(left, lock)
+    while (lock := _claim(path := graph.with_name(f".{name}-{secrets.token_hex(4)}.onnx"))) is None:
+        pass  # another took the lock for one that was left, and removed it
     try:
         yield path
     finally:
-        for file in (path, path.with_name(f"{path.name}.data")):
-            file.unlink(missing_ok=True)
+        _clear(path, lock)
+
+
+def _claim(path: Path) -> FileLock | None:
+    """The lock of what is written for a while; ``None`` if another has it."""
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    if Path(lock.lock_file).exists():
+        return lock
+    lock.release()
+    return None
+
+
+def _clear(path: Path, lock: FileLock) -> None:
+    for file in (path, path.with_name(f"{path.name}.data"), Path(lock.lock_file)):
+        file.unlink(missing_ok=True)
+    lock.release()
 
 
 def _lies_in(tensor: ir.TensorProtocol | None, folder: Path) -> bool:

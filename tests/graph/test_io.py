@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +95,34 @@ def test_a_neighbour_shares_the_weights_that_are_the_same(external: Path, inline
     assert {one.name for one in external.parent.iterdir()} == {"model.onnx", "model.onnx.data"}
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_a_day_later(external: Path) -> None:
-    left, at_work = (external.with_name(f".twin-{name}.onnx.data") for name in ("0", "1"))
-    for path in (left, at_work):
-        path.write_bytes(b"weights")
-    os.utime(left, (0, 0))
+def test_what_a_killed_process_left_is_removed_by_the_next(external: Path) -> None:
+    """And nothing of one that is at work."""
+    code = (
+        "import sys, time; from pathlib import Path; from mtu_compile.graph import io\n"
+        "with io.beside(Path(sys.argv[1]), 'twin') as path:\n"
+        "    path.write_bytes(b'graph'); path.with_name(path.name + '.data').write_bytes(b'weights')\n"
+        "    print(path, flush=True); time.sleep(600)\n"
+    )
+    others = [
+        subprocess.Popen([sys.executable, "-c", code, str(external)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        left, at_work = (Path(one.stdout.readline().strip()) for one in others if one.stdout)
+        others[0].kill()
+        others[0].wait()
+        assert left.exists()
+        with graph_io.beside(external, "twin") as path:
+            assert path not in (left, at_work) and not path.exists()
+            assert at_work.read_bytes() == b"graph"
+            assert {one.name for one in external.parent.iterdir() if one.name.startswith(left.name)} == set()
+    finally:
+        for one in others:
+            one.kill()
+            one.wait()
     with graph_io.beside(external, "twin"):
-        assert at_work.exists() and not left.exists()
+        pass
+    assert {one.name for one in external.parent.iterdir()} == {"model.onnx", "model.onnx.data"}
 
 
 @pytest.mark.parametrize("location", ["../model.onnx.data", "sub/../../x", "{absolute}", "C:\\x", "..\\x", ""])
