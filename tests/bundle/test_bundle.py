@@ -18,53 +18,28 @@ from mtu_compile.bundle import (
     EngineRef,
     Manifest,
     PassRecord,
-    Source,
-    TaskEntry,
-    TextPart,
     contents,
 )
 from mtu_compile.bundle.files import _sealed
 from mtu_compile.core.errors import EXIT_INPUT, BundleError, ConfigError, MtuError
-from mtu_compile.core.tasks import PAPER_TASKS
+from tests.bundle import small
 
-CONTENT = {
-    "model_index.json": b"{}",
-    "tokenizer/tokenizer.json": b"{}",
-    "text_encoder/openvino_model.xml": b"<net/>",
-    "text_encoder/openvino_model.bin": bytes(range(256)),
-    "vae_decoder/openvino_model.xml": b"<net/>",
-    "unet/openvino_model.xml": b"<net/>",
-    "unet_edit/openvino_model.xml": b"<net/>",
-    "unet_edit/openvino_model.bin": bytes(5000),
-}
-
-
-def engine(folder: str) -> EngineRef:
-    return EngineRef("openvino", f"{folder}/openvino_model.xml", {"INFERENCE_PRECISION_HINT": "bf16"})
-
-
+CONTENT = {**small.CONTENT, "unet_edit/openvino_model.xml": b"<net/>"}
 ACCURACY = {"measured_with": "a test", "worst_sqnr_db": 31.5, "ssim": 0.99, "another": math.inf}
 
 
 def example() -> Manifest:
-    t2i, edit = PAPER_TASKS[0], PAPER_TASKS[1]
+    """``small.describe``, with more in it."""
+    given = small.describe()
     passes = (PassRecord("mtu::bind-task", True, 3), PassRecord("mtu::drop-experts", False, 0))
-    return Manifest(
+    t2i, edit = given.tasks["t2i"], given.tasks["edit"]
+    return replace(
+        given,
         tools={"mtu-compile": "0.1.0", "openvino": "2026.4.1"},
-        source=Source("emoji", "0" * 64),
-        target="cpu",
-        precision="int8",
-        image_size=(64, 96),
-        latent_channels=4,
-        vae_scale=8,
-        scaling_factor=0.18215,
-        text=TextPart("tokenizer/tokenizer.json", 77, 1, engine("text_encoder")),
-        vae_encoder=None,
-        vae_decoder=engine("vae_decoder"),
         scheduler={"_class_name": "DDIMScheduler", "lambda_min_clipped": -math.inf, "trained_betas": None},
         tasks={
-            "t2i": TaskEntry(t2i, 0, engine("unet"), 20, passes, "1" * 64, ACCURACY),
-            "edit": TaskEntry(edit, 1, engine("unet_edit"), 20, accuracy_reason="no Jetson attached"),
+            "t2i": replace(t2i, passes=passes, calibration="1" * 64, accuracy=ACCURACY, accuracy_reason=None),
+            "edit": replace(edit, accuracy_reason="no Jetson attached"),
         },
         provenance=BuildProvenance(as_task="t2i"),
     )
