@@ -1,8 +1,8 @@
 """What INT8 does to each task, layer by layer and of all layers together: the same for every device that runs them.
 
 It takes most of a search's time, and does not depend on what the device is good at: a build for several targets
-measures it once. Where a target's graph has the same layers in INT8 and rounds a few weights again, it is a decibel off
-at most; what a choice of layers really does is run on each target's own graph (``judging``).
+measures it once. Where a target's graph has the same layers in INT8 and rounds a few weights again, it is a decibel or
+two off at most; what a choice of layers really does is run on each target's own graph (``judging``).
 """
 
 from __future__ import annotations

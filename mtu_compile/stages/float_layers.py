@@ -54,7 +54,7 @@ def choose_layers(
     return steps.run(chosen_layers.of(f"choose layers {unet.label}", here, unet, sets, int8, errors))
 
 
-@step(tools=TOOLS, cpu=True)
+@step(tools=(*TOOLS, "torch"), cpu=True)
 def known_errors(
     work: Work, which: tuple[str, ...], unet: Specialised, sets: Mapping[str, Path], int8: Path
 ) -> KnownErrors:
