@@ -19,7 +19,7 @@ from mtu_compile.runtime.schedulers import SAMPLERS, from_config
 from tests.published_schedulers import PUBLISHED
 from tests.scheduler_checks import CLASSES, SD, deviation, ours, takes, theirs
 
-#: What diffusers' float32 rounds away, which is another number on each CPU: up to 1.4e-5 was seen, from no signal at all.
+#: What float32 rounds away in diffusers, another number on each CPU: up to 1.4e-5 was seen, from no signal at all.
 ROUNDING = 5e-5
 
 #: Steps by spacing: few and many, even and odd, around 15, where the solvers change their last steps.
