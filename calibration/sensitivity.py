@@ -68,6 +68,11 @@ class Sensitivity:
     guidance_noise: Array
     measured: NDArray[np.bool_]
 
+    @property
+    def unknown(self) -> list[int]:
+        """Groups of which there is not even an estimate."""
+        return [int(number) for number in np.flatnonzero(np.isnan(self.noise).any(axis=1))]
+
     def sqnr_db(self, index: int) -> float:
         """Of the UNet's output when only group ``index`` is INT8, pooled over the calls, decibels."""
         return decibels(1.0, float(self.noise[index].mean()))

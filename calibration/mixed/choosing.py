@@ -122,9 +122,9 @@ def _searched(
     best = frozenset(search.kept)
     for _ in range(_ROUNDS):
         # Most choices that miss the criteria miss them here: the other calls need not run.
-        found, corrected = [task.run_telling(search.kept) for task in tasks], False
+        found, whole, corrected = [task.run_telling(search.kept) for task in tasks], False, False
         if met(found):
-            found = [task.run(search.kept) for task in tasks]
+            found, whole = [task.run(search.kept) for task in tasks], True
             if met(found):
                 return found, search
         elif search.accuracy:
@@ -136,7 +136,6 @@ def _searched(
                 if corrected:
                     break
         # Of two misses, the one that shows only on calls that layers' errors are not known on is the nearer.
-        whole = all(len(steps) == len(task.runner.calls) for task, steps in zip(tasks, found, strict=True))
         strain = not whole, max(criteria.strain(step) for steps in found for step in steps)
         if not strains or strain < min(strains):
             best = frozenset(search.kept)

@@ -117,8 +117,7 @@ def layer_errors(
         telling = telling_calls(calls[name], steps[name], criteria, effort.calls)
         told = [calls[name][i] for i in telling]
         known = estimate(graph, told, guidance=task.guidance, probes=probes, progress=progress)
-        unknown = np.flatnonzero(np.isnan(known.noise).any(axis=1)).tolist()
-        measure_again(known, graph, told, unknown, guidance=task.guidance)
+        measure_again(known, graph, told, known.unknown, guidance=task.guidance)
         found[name] = TaskErrors(
             np.stack([call.output for call in calls[name]]),
             np.stack(quantised[name]),

@@ -70,7 +70,7 @@ class JudgedTask:
         judged = cls(runner, criteria, tuple(known.telling.tolist()), errors.of(name, graph.groups), all_int8)
         if of_this_graph:
             judged._known[frozenset()] = dict(enumerate(all_int8))
-        judged._measure(np.flatnonzero(np.isnan(judged.sensitivity.noise).any(axis=1)).tolist())
+        judged._measure(judged.sensitivity.unknown)
         return judged
 
     def run(self, kept: Collection[int], places: Sequence[int] | None = None) -> Steps:

@@ -15,7 +15,6 @@ from calibration.mixed.times import compare_costs_at
 from calibration.sets import CalibrationSet
 from calibration.switched_graph import SwitchedGraph
 from mtu_compile.bundle.quantisation import MixedRecord
-from mtu_compile.core.progress import Progress
 from mtu_compile.graph import io as graph_io
 from mtu_compile.stages.job import Specialised
 from mtu_compile.stages.on_target import OnTarget
@@ -76,28 +75,9 @@ def chosen_layers(
     work: Work, target: OnTarget, unet: Specialised, sets: Mapping[str, Path], int8: Path, errors: KnownErrors
 ) -> Mapping[str, MixedRecord]:
     """Time the layers on the target, and choose those that stay float; by task, what was measured."""
-    return _choose(target.target, unet, inputs_of(unet, sets), int8, errors, work.progress)
-
-
-def _judged_on(unet: Specialised, calibration: CalibrationSet | MergedSet) -> tuple[Mapping[str, TaskInputs], Effort]:
-    """What choices of layers are judged on, by task, and how much is measured of each."""
-    effort = Effort.of(graph_io.disk_bytes(unet.graph) // 4)
-    if isinstance(calibration, MergedSet):
-        return TaskInputs.of_each(calibration), effort.split(len(unet.tasks))
-    return {task.name: TaskInputs(calibration.inputs, task.guided) for task in unet.tasks.values()}, effort
-
-
-def _choose(
-    target: Target,
-    unet: Specialised,
-    calibration: CalibrationSet | MergedSet,
-    int8: Path,
-    errors: KnownErrors,
-    progress: Progress,
-) -> dict[str, MixedRecord]:
-    """Time the layers on the target, and choose those that stay float; by task, what was measured."""
+    device, calibration, progress = target.target, inputs_of(unet, sets), work.progress
     tasks, effort = _judged_on(unet, calibration)
-    ids = target.spec.lowering
+    ids = device.spec.lowering
     lowering = ids.get("int8", ())
     # The numbers the device multiplies, in float32 still.
     exact = tuple(name for name in lowering if name not in HALF)
@@ -105,12 +85,12 @@ def _choose(
         with progress.stage(f"time layers {unet.label}"), ExitStack() as meanwhile:
             as_built = there if exact == lowering else meanwhile
             quantised = as_built.enter_context(_lowered_beside(int8, lowering, original=unet.graph))
-            half = ids.get(target.companion_precision("int8"), ())
+            half = ids.get(device.companion_precision("int8"), ())
             in_float = meanwhile.enter_context(_lowered_beside(unet.graph, half))
             compare = compare_costs
             if isinstance(calibration, MergedSet):
-                compare = partial(compare_costs_at, batch=target.spec.shared_batch or calibration.batch)
-            costs = compare(target, in_float, quantised, rounds=effort.rounds)
+                compare = partial(compare_costs_at, batch=device.spec.shared_batch or calibration.batch)
+            costs = compare(device, in_float, quantised, rounds=effort.rounds)
         multiplied = quantised
         if exact != lowering:
             multiplied = there.enter_context(_lowered_beside(int8, exact, original=unet.graph))
@@ -124,6 +104,14 @@ def _choose(
                 errors=LayerErrors.load(errors.file),
                 of_this_graph=exact == errors.passes,
             )
+
+
+def _judged_on(unet: Specialised, calibration: CalibrationSet | MergedSet) -> tuple[Mapping[str, TaskInputs], Effort]:
+    """What choices of layers are judged on, by task, and how much is measured of each."""
+    effort = Effort.of(graph_io.disk_bytes(unet.graph) // 4)
+    if isinstance(calibration, MergedSet):
+        return TaskInputs.of_each(calibration), effort.split(len(unet.tasks))
+    return {task.name: TaskInputs(calibration.inputs, task.guided) for task in unet.tasks.values()}, effort
 
 
 @contextmanager
