@@ -14,7 +14,7 @@ from mtu_compile import bundle, runtime
 from mtu_compile.accuracy.calls import Feed
 from mtu_compile.accuracy.recorded import calls_of
 from mtu_compile.core.errors import BundleError, TargetError
-from mtu_compile.runtime.reference import Reference
+from mtu_compile.runtime.reference import Reference, Trajectory
 
 #: UNet calls that are timed, after ``_WARM_UP`` that are not: the first ones compile, allocate and warm up.
 CALLS = 10
@@ -81,16 +81,10 @@ def measure(root: Path) -> Measured:
             if not device:
                 raise TargetError(f"the engine of task {name!r} does not say what runs it")
             times = _time(unet, next(iter(calls_of(trajectory))).inputs)
+            # With another prompt: what the text encoders made of this one would be remembered.
+            _picture(loaded, name, trajectory, min(_WARM_UP, reference.steps), trajectory.prompt and "something else")
             began = time.perf_counter()
-            loaded.run(
-                name,
-                trajectory.prompt,
-                image=trajectory.image,
-                mask=trajectory.mask,
-                steps=reference.steps,
-                seed=trajectory.seed,
-                latents=trajectory.noise,
-            )
+            _picture(loaded, name, trajectory, reference.steps, trajectory.prompt)
             image = time.perf_counter() - began
             tasks[name] = TaskTiming(
                 round(median(times) * 1e3, 3), len(times), round(image, 3), reference.steps, device
@@ -105,6 +99,10 @@ def peak_bytes() -> int | None:
     except OSError:
         return None
     return int(match[1]) * 1024 if match else None
+
+
+def _picture(loaded: runtime.Runtime, task: str, like: Trajectory, steps: int, prompt: str) -> None:
+    loaded.run(task, prompt, image=like.image, mask=like.mask, steps=steps, seed=like.seed, latents=like.noise)
 
 
 def _time(unet: Any, inputs: Feed) -> list[float]:

@@ -14,6 +14,7 @@ from mtu_compile.accuracy.host.half_range import (
     HalfRange,
     computes_in_half,
     half_range,
+    half_ranges,
     part_precision,
     require_half,
 )
@@ -118,19 +119,24 @@ def unet_ranges(
 ) -> Mapping[str, HalfRange]:
     """``unet_in_half`` where the device computes in float16."""
     found = {}
-    for task_id, task in unet.tasks.items():
-        trajectories = Reference.load(references[task.name]).trajectories[:1]
-        calls = [(number, step) for one in trajectories for number, step in enumerate(one.inputs, start=1)]
-        picked = [calls[i] for i in sorted({round(i) for i in np.linspace(0, len(calls) - 1, CALLS)})]
-        feeds = [
-            TaskCall(task.name, task_id, task.guided, unet.width, step) if unet.shared else step for _, step in picked
-        ]
-        with work.progress.stage(f"numbers {task.name}"):
-            measured = half_range(graph, feeds, work.folder)
-        where = [(number, float(step["timestep"][0])) for number, step in picked]
-        if judge:
-            require_half(measured, task.name, here.target.spec, where, len(calls))
-        found[task.name] = _finite(measured)
+    with (
+        work.progress.stage(f"numbers {unet.label}", len(unet.tasks)) as advance,
+        half_ranges(graph, work.folder) as measure,
+    ):
+        for task_id, task in unet.tasks.items():
+            trajectories = Reference.load(references[task.name]).trajectories[:1]
+            calls = [(number, step) for one in trajectories for number, step in enumerate(one.inputs, start=1)]
+            picked = [calls[i] for i in sorted({round(i) for i in np.linspace(0, len(calls) - 1, CALLS)})]
+            feeds = [
+                TaskCall(task.name, task_id, task.guided, unet.width, step) if unet.shared else step
+                for _, step in picked
+            ]
+            measured = measure(feeds)
+            where = [(number, float(step["timestep"][0])) for number, step in picked]
+            if judge:
+                require_half(measured, task.name, here.target.spec, where, len(calls))
+            found[task.name] = _finite(measured)
+            advance(1)
     return found
 
 

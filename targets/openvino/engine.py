@@ -110,7 +110,7 @@ class OpenVINOEngine(EngineBase):
             if device == "CPU" and _is_shared(model) and model.is_dynamic():
                 if _weigh(model) <= SMALL:
                     self._any_batch = lambda samples: core.compile_model(of_batch(model, samples), device, options)
-                elif branched := is_quantised(model):
+                elif branched := self._branches(model):
                     whole = branches(model)
             compiled = None
             if prebuilt is not None:
@@ -143,6 +143,10 @@ class OpenVINOEngine(EngineBase):
 
     def _prepare(self, model: Any) -> None:
         """Change a model that was read before it is compiled; one that runs as it is needs nothing."""
+
+    def _branches(self, model: Any) -> bool:
+        """Whether a large model that was prepared, whose batch is free, is compiled with a branch for each batch."""
+        return is_quantised(model)
 
     def _import(self, core: Any, model: Any, device: str, options: Mapping[str, str], blob: Path) -> Any:
         """The compiled model in ``blob``, or ``None`` with a warning if it is not usable here."""

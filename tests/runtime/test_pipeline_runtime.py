@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import diffusers
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw
 from mtu_compile import bundle, runtime
 from mtu_compile.bundle.files import _sealed
 from mtu_compile.core.errors import EXIT_ACCURACY, BundleError, ConfigError, InputError, NotFiniteError
-from mtu_compile.runtime import Runtime
+from mtu_compile.runtime import Runtime, networks
 
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
@@ -210,6 +211,23 @@ def test_engines_are_opened_when_needed_and_kept(tiny_bundle: Any) -> None:
         fresh.run("t2i", "b", steps=1)
         assert fresh.networks.engines == opened
     assert fresh.networks.engines == {}
+
+
+def test_a_prompt_is_encoded_once_and_by_itself(tiny_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with runtime.load(tiny_bundle[0]) as fresh:
+        encoder = fresh.networks.open(fresh.manifest.text.engine)
+        run = Mock(wraps=encoder._run)  # type: ignore[attr-defined]
+        monkeypatch.setattr(encoder, "_run", run)
+        first = fresh.run("t2i", "red", steps=1).latents
+        assert run.call_count == 2  # the prompt and the empty one
+        fresh.run("t2i", "blue", steps=1)
+        assert run.call_count == 3
+        np.testing.assert_array_equal(fresh.run("t2i", "red", steps=1).latents, first)
+        assert run.call_count == 3
+        for other in range(networks.PROMPTS):
+            fresh.run("t2i", str(other), steps=1)
+        np.testing.assert_array_equal(fresh.run("t2i", "red", steps=1).latents, first)
+        assert run.call_count == 3 + networks.PROMPTS + 1  # forgotten, unlike the empty one that every picture needs
 
 
 @pytest.mark.parametrize("guidance_batch", [1, 2, None])

@@ -8,7 +8,8 @@ rounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,21 @@ def computes_in_half(spec: TargetSpec, precision: Precision) -> bool:
 
 
 def half_range(graph: Path, feeds: Sequence[Feed], work: Path) -> HalfRange:
-    """Run ``graph`` on each of ``feeds``, rounding to float16 where a device does.
+    """Run ``graph`` on each of ``feeds``, rounding to float16 where a device does; else as ``half_ranges``."""
+    with half_ranges(graph, work) as measure:
+        return measure(feeds)
+
+
+@contextmanager
+def half_ranges(graph: Path, work: Path) -> Iterator[Callable[[Sequence[Feed]], HalfRange]]:
+    """What is ``half_range`` for several groups of inputs of one graph, which is opened once.
 
     Args:
         graph: static ONNX file, float, quantised, or lowered to float16 already.
-        feeds: arrays by input name.
         work: existing folder for the graph that rounds; what is written there is removed.
+
+    Yields:
+        A function of inputs, each of them arrays by input name.
 
     Raises:
         ModelError, PassError: a graph that cannot be read, or lowered to float16.
@@ -90,18 +100,22 @@ def half_range(graph: Path, feeds: Sequence[Feed], work: Path) -> HalfRange:
     model, probes = _probed(graph)
     path = graph_io.save(model, work / "probed.onnx")
     del model
-    # What is optimised away or fused cannot be looked at.
-    options = lean_options(in_files=path.with_name(f"{path.name}.data").exists(), optimise=False)
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def measure(feeds: Sequence[Feed]) -> HalfRange:
         found = HalfRange(0.0, "")
         for index, feed in enumerate(feeds):
             values = session.run([probe.output for probe in probes], dict(feed))
             found = _wider(found, probes, [float(value) for value in values], index)
+        return found
+
+    # What is optimised away or fused cannot be looked at.
+    options = lean_options(in_files=path.with_name(f"{path.name}.data").exists(), optimise=False)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        yield measure
     finally:
         path.unlink()
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-    return found
 
 
 def require_half(found: HalfRange, task: str, spec: TargetSpec, calls: Sequence[tuple[int, float]], steps: int) -> None:

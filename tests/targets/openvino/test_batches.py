@@ -14,6 +14,7 @@ from mtu_compile.core.errors import TargetError
 from targets.openvino import engine as engine_module
 from targets.openvino.batches import MOST, branches, of_batch
 from targets.openvino.engine import OpenVINOEngine
+from targets.openvino.float_engine import OpenVINOFloatEngine
 from targets.openvino.mapped import give_back
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -68,12 +69,15 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "SMALL", 0)
 
 
-@pytest.mark.parametrize(("quantised", "most"), [(True, MOST), (False, None)])
-def test_a_large_network_has_branches_if_it_is_quantised(
-    tmp_path: Path, large: None, quantised: bool, most: int | None
+@pytest.mark.parametrize(
+    ("kind", "quantised", "most"),
+    [(OpenVINOEngine, True, MOST), (OpenVINOEngine, False, None), (OpenVINOFloatEngine, True, None)],
+)
+def test_a_large_network_has_branches_if_it_multiplies_integers(
+    tmp_path: Path, large: None, kind: type[OpenVINOEngine], quantised: bool, most: int | None
 ) -> None:
     openvino.save_model(shared(quantised=quantised), tmp_path / "net.xml", compress_to_fp16=False)
-    engine = OpenVINOEngine(tmp_path / "net.xml", F32)
+    engine = kind(tmp_path / "net.xml", F32)
     assert engine.inputs["sample"].most == most
     given = feeds(3)
     alone = [engine({**given, "sample": given["sample"][i : i + 1], "task": given["task"][i : i + 1]}) for i in (0, 1)]
