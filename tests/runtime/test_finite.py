@@ -23,7 +23,7 @@ PICTURE = Image.new("RGB", (32, 32), "red")
 
 
 class Spoilt:
-    """An engine of which the last number of every output is not one."""
+    """An engine of which the last number of every sample is not one."""
 
     def __init__(self, engine: Engine, value: float) -> None:
         self._engine, self._value = engine, value
@@ -32,7 +32,7 @@ class Spoilt:
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         outputs = self._engine(inputs)
         for output in outputs.values():
-            output.flat[-1] = self._value
+            output.reshape(len(output), -1)[:, -1] = self._value
         return outputs
 
 
