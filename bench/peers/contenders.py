@@ -50,6 +50,15 @@ CONTENDERS = (
     Contender(
         "ours, INT8, shared", "ours", OURS, {"precision": "int8", "routing": "shared"}, None, True, "ours, bf16, static"
     ),
+    Contender(
+        "ours, INT8, decoder too",
+        "ours",
+        OURS,
+        {"precision": "int8", "routing": "static", "decoder": "int8"},
+        None,
+        True,
+        "ours, bf16, static",
+    ),
     Contender("ours, bf16, static", "ours", OURS, {"precision": "bf16", "routing": "static"}, ours=True),
     Contender("optimum-intel, hybrid INT8", "intel", PEERS, {"weights": "hybrid"}, float_name="optimum-intel, float"),
     Contender("optimum-intel, float", "intel", PEERS, {"weights": "fp16"}),

@@ -45,6 +45,7 @@ def of_one_task(folder: Path, task: str, out: Path) -> Path:
     """
     import torch
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from tokenizers import Tokenizer
 
     from mtu_compile.model.pipeline import MTUPipeline
     from mtu_compile.model.unet_config import MTU_KEYS
@@ -74,6 +75,8 @@ def of_one_task(folder: Path, task: str, out: Path) -> Path:
         requires_safety_checker=False,
     ).save_pretrained(out)
     _name_as_published(out / "text_encoder" / "model.safetensors")
+    # transformers 5 keeps a tokenizer in one file; optimum-onnx has an older one, which reads the published two.
+    Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json")).model.save(str(out / "tokenizer"))
     return out
 
 

@@ -178,7 +178,7 @@ def race(
             say(one.name)
             try:
                 with Process(one, root, size, log) as process:
-                    found[one.name] = {**_load(process), **_interleave(ours, process, rounds)}
+                    found[one.name] = {**_load(process), **_interleave(ours, process, rounds, one.name)}
             except Refused as error:
                 found[one.name] = {"error": str(error)}
     beside = [one["beside"] for one in found.values() if "beside" in one]
@@ -200,14 +200,16 @@ def _load(process: Process) -> dict[str, Any]:
     }
 
 
-def _interleave(ours: Process, process: Process, rounds: int) -> dict[str, Any]:
+def _interleave(ours: Process, process: Process, rounds: int, beside: str) -> dict[str, Any]:
     seconds: dict[tuple[str, int], list[float]] = {}
     both = {"ours": ours, "theirs": process}
     for turn in range(rounds + 1):
         order = list(both.items()) if turn % 2 else list(both.items())[::-1]
         for who, one in order:
             for steps in (SHORT, STEPS):
-                taken = one.tell("image", steps=steps, seed=turn)["seconds"]
+                # No prompt twice: a library may remember what its text encoder made of one.
+                prompt = f"a red apple on a table, {beside} {turn} {steps}"
+                taken = one.tell("image", steps=steps, seed=turn, prompt=prompt)["seconds"]
                 if turn:  # the first round warms up
                     seconds.setdefault((who, steps), []).append(taken)
     step = {

@@ -29,15 +29,19 @@ class Pipeline:
         )
 
     def __call__(self, prompt: str, steps: int, seed: int) -> Image.Image:
-        (picture,) = self._pipe.generate_image(
-            prompt=prompt,
-            width=self._size,
-            height=self._size,
-            sample_steps=steps,
-            seed=seed,
-            cfg_scale=7.5,
-            sample_method="euler",
-        )
+        try:
+            (picture,) = self._pipe.generate_image(
+                prompt=prompt,
+                width=self._size,
+                height=self._size,
+                sample_steps=steps,
+                seed=seed,
+                cfg_scale=7.5,
+                sample_method="euler",
+            )
+        except ValueError as error:
+            # What the binding makes of a model that was not opened: the library goes by the weights of published ones.
+            raise RuntimeError("it does not know this network (get sd version from file failed)") from error
         return picture
 
 

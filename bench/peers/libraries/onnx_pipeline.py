@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from latents import unet_shapes
 from optimum.exporters.onnx import main_export
 from optimum.onnxruntime import ORTStableDiffusionPipeline
@@ -25,7 +26,7 @@ class Pipeline:
         self._size = size
 
     def __call__(self, prompt: str, steps: int, seed: int) -> Image.Image:
-        generator, size = np.random.RandomState(seed), self._size
+        generator, size = torch.Generator().manual_seed(seed), self._size
         made = self._pipe(prompt, height=size, width=size, num_inference_steps=steps, generator=generator)
         return made.images[0]
 

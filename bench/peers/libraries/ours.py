@@ -29,6 +29,8 @@ def prepare(model: Path, folder: Path, size: int, options: dict[str, str]) -> No
     ]
     command += [f"--{options['precision']}", "--routing", options["routing"], "--size", f"{size}x{size}"]
     command += ["--cache", str(folder.parent / "cache")]
+    if options.get("decoder") == "int8":
+        command.append("--int8-decoder")
     if options["routing"] == "static":
         command += ["--task", "t2i"]
     if options.get("weights") == "random":
