@@ -69,7 +69,7 @@ def draw(figures: dict[str, dict[str, Any]], out: Path) -> None:
     for axes, key, scale, label, form in parts:
         values = [rows[name].get(key, 0) * scale for name in order]
         bars = axes.barh(order, values, color=colours)
-        axes.bar_label(bars, [form.format(value) if value else "?" for value in values], padding=3)
+        axes.bar_label(bars, [form.format(value) if value else "–" for value in values], padding=3)
         axes.set_xlabel(label)
         axes.set_xlim(0, max(values) * 1.2)
         axes.spines[["top", "right"]].set_visible(False)
