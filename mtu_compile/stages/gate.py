@@ -67,6 +67,9 @@ def _as_run(manifest: bundle.Manifest) -> bundle.Manifest:
 def _what_to_do(target: Target, manifest: bundle.Manifest, checked: CheckResult) -> str:
     """For the tasks that failed: which layers are to blame, and what helps a bundle of this precision."""
     advice = []
+    if (decoder := manifest.provenance.decoder) is not None:
+        alone = f"the VAE decoder in INT8 alone makes pictures of {decoder.worst_psnr_db:.1f} dB at worst"
+        advice.append(f"{alone}: leave out --int8-decoder")
     for name, task in checked.tasks.items():
         quantised = manifest.tasks[name].provenance.quantisation
         if not task.failures or quantised is None or quantised.mixed is None:

@@ -60,6 +60,18 @@ def test_it_runs_at_every_instruction_set(built: Path, mtu: Run) -> None:
     assert done.code in (0, 1), done.err  # random weights may lose more than thresholds allow; it ran
 
 
+def test_a_build_that_fails_says_what_the_decoder_costs(
+    tiny_model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Run
+) -> None:
+    stricter = tmp_path_factory.mktemp("thresholds") / "stricter.json"
+    stricter.write_text('{"format": "mtu-thresholds-1", "thresholds": {"int8": {"t2i": {"ssim": 1.1}}}}')
+    told = ("--target", "cpu", "--int8", "--int8-decoder", "--task", "t2i", "--thresholds", stricter)
+    done = mtu("build", tiny_model, "-o", tmp_path / "b", *told, *BUILD)
+    assert done.code == 3, done.err
+    assert "decoder in INT8 alone makes pictures of" in done.err and "leave out --int8-decoder" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_it_says(built: Path, mtu: Run) -> None:
     said = mtu("inspect", built)
     assert said.code == 0 and "VAE decoder" in said.out and "INT8" in said.out
