@@ -115,6 +115,14 @@ def tiny_model(base_pipeline_dir: Path, made_once: Any, mtu: Callable[..., Outco
 BUILD = ("--steps", 4, "--calibration-pictures", 3, "--check-pictures", 2)
 
 
+@pytest.fixture
+def stricter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thresholds that no text-to-image in INT8 meets; not in ``tmp_path``, which tests look into."""
+    file = tmp_path_factory.mktemp("thresholds") / "stricter.json"
+    file.write_text('{"format": "mtu-thresholds-1", "thresholds": {"int8": {"t2i": {"ssim": 1.1}}}}')
+    return file
+
+
 @pytest.fixture(scope="session")
 def build_once(made_once: Any, mtu: Callable[..., Outcome]) -> Callable[..., Path]:
     """``build_once(model, *options)``: the bundle that ``mtu-compile build`` makes of them, made once a run.

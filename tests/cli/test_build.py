@@ -71,12 +71,8 @@ def test_an_existing_output_is_kept_unless_forced(
     assert list(bundle.read(out).tasks) == ["t2i"]
 
 
-def test_a_task_below_its_threshold_fails_the_build(
-    tiny_model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Run
-) -> None:
-    out, stricter = tmp_path / "b", tmp_path_factory.mktemp("thresholds") / "stricter.json"
-    stricter.write_text('{"format": "mtu-thresholds-1", "thresholds": {"int8": {"t2i": {"ssim": 1.1}}}}')
-    done = mtu("build", tiny_model, "-o", out, "--thresholds", stricter, *QUICK)
+def test_a_task_below_its_threshold_fails_the_build(tiny_model: Path, tmp_path: Path, stricter: Path, mtu: Run) -> None:
+    done = mtu("build", tiny_model, "-o", tmp_path / "b", "--thresholds", stricter, *QUICK)
     assert done.code == 3 and "t2i: ssim" in done.err
     assert "t2i loses most to INT8 in " in done.err and "--quant-config" in done.err
     assert list(tmp_path.iterdir()) == []

@@ -61,10 +61,8 @@ def test_it_runs_at_every_instruction_set(built: Path, mtu: Run) -> None:
 
 
 def test_a_build_that_fails_says_what_the_decoder_costs(
-    tiny_model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, mtu: Run
+    tiny_model: Path, tmp_path: Path, stricter: Path, mtu: Run
 ) -> None:
-    stricter = tmp_path_factory.mktemp("thresholds") / "stricter.json"
-    stricter.write_text('{"format": "mtu-thresholds-1", "thresholds": {"int8": {"t2i": {"ssim": 1.1}}}}')
     told = ("--target", "cpu", "--int8", "--int8-decoder", "--task", "t2i", "--thresholds", stricter)
     done = mtu("build", tiny_model, "-o", tmp_path / "b", *told, *BUILD)
     assert done.code == 3, done.err
