@@ -77,7 +77,7 @@ def build_all(options: Sequence[BuildOptions], progress: Progress | None = None)
     """
     asked = [_ask(one) for one in options]
     with running(options[0].cache, options[0].output.parent, progress or Progress()) as steps:
-        given = _load(options[0], steps)
+        given = _load(asked, steps)
         ready = [_prepare(one, given, steps, only=len(asked) == 1) for one in asked]
         return steps.each(lambda own, one: _build(one, own, last=own.in_turn and one is ready[-1]), ready)
 
@@ -128,11 +128,12 @@ def _ask(options: BuildOptions) -> _Asked:
     return _Asked(options, target, edits, thresholds, cached)
 
 
-def _load(options: BuildOptions, steps: Steps) -> _Given:
+def _load(asked: Sequence[_Asked], steps: Steps) -> _Given:
     """Read the model and what came with it, and refuse what is wrong with them."""
+    options = asked[0].options
     with steps.progress.stage("load"):
         model = load.load_model(options, sampler=options.sampler)
-        host = host_needs(model, options.build_memory)
+        host = host_needs(model, options.build_memory, ((one.target, one.options.precision) for one in asked))
         host.require()
         rows = load.build_rows(options, model.tasks)
         sets = load.given_sets(options.calibration, model, steps, decoder=options.int8_decoder)
@@ -283,7 +284,7 @@ def plan(options: PlanOptions, progress: Progress | None = None) -> BuildPlan:
     with running(options.cache, Path(tempfile.gettempdir()), progress) as steps:
         with progress.stage("load"):
             model = load.load_model(options)
-            host = host_needs(model, options.build_memory)
+            host = host_needs(model, options.build_memory, [(target, options.precision)])
             host.require_export()
         dynamic, parts = export(steps, model)
         with progress.stage("plan"):

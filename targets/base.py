@@ -268,6 +268,13 @@ class Target(Protocol):
         """
         ...
 
+    def stand_in(self, precision: Precision) -> float:
+        """How often ``host_engine`` holds the float32 weights of a UNet that is built in ``precision``.
+
+        0 where it takes no more memory than the build does anyway.
+        """
+        ...
+
     def share_weights(
         self, folder: Path, engines: Mapping[str, EngineRef], *, least_bytes: int = LEAST_SHARED
     ) -> Mapping[str, EngineRef]:

@@ -9,17 +9,16 @@ What files have mapped is not counted: the system takes it back when it needs ro
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import ConfigError
+from mtu_compile.core.host_memory import host_memory
 from mtu_compile.core.tasks import Task
 
 #: Python with torch, diffusers, ONNX Runtime, OpenVINO and NNCF; bytes.
@@ -109,6 +108,7 @@ def plan_host(
     others: int = 0,
     *,
     memory: int | None = None,
+    stand_in: float = 0.0,
 ) -> HostPlan:
     """The memory a build needs, from the configs alone.
 
@@ -119,6 +119,7 @@ def plan_host(
         weights: numbers in the UNet of one task.
         others: numbers in all text encoders and the autoencoder.
         memory: bytes the build may use, instead of what this machine has.
+        stand_in: how often the UNet's float32 weights are held by what runs it here instead of the device.
     """
     available = host_memory() if memory is None else memory
     batch = max((task.unet_batch for task in tasks), default=1)
@@ -130,7 +131,7 @@ def plan_host(
         return HostPlan(
             f"{width}x{height}",
             LIBRARIES,
-            int(4 * max(WEIGHTS * weights, OTHERS * others)),
+            int(4 * max(max(WEIGHTS, stand_in) * weights, OTHERS * others)),
             int(SCORES * max((4 * batch * one for one in _scores(unet, vae, latent)), default=0)),
             int(FEATURES * 4 * max(maps, vae["block_out_channels"][0] * height * width)),
             available,
@@ -175,20 +176,6 @@ def machine_flops(side: int = 1024) -> float:
         numbers @ numbers
         best = max(best, 2.0 * side**3 / (time.perf_counter() - began))
     return best
-
-
-def host_memory() -> int | None:
-    """Memory of this machine in bytes, or of the container this runs in; ``None`` where the system does not say."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
-        try:
-            total = min(total, int(Path("/sys/fs/cgroup", file).read_text()))
-        except (OSError, ValueError):  # "max" where there is no limit
-            continue
-    return total
 
 
 def _scores(unet: Mapping[str, Any], vae: Mapping[str, Any], latent: tuple[int, int]) -> Iterator[int]:

@@ -69,7 +69,7 @@ def _what_to_do(target: Target, manifest: bundle.Manifest, checked: CheckResult)
     advice = []
     if (decoder := manifest.provenance.decoder) is not None:
         alone = f"the VAE decoder in INT8 alone makes pictures of {decoder.worst_psnr_db:.1f} dB at worst"
-        advice.append(f"{alone}: leave out --int8-decoder")
+        advice.append(f"{alone}, without what INT8 does to the UNet: leaving out --int8-decoder may be enough")
     for name, task in checked.tasks.items():
         quantised = manifest.tasks[name].provenance.quantisation
         if not task.failures or quantised is None or quantised.mixed is None:

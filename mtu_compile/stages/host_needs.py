@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from mtu_compile.core.routing import Routing
 from mtu_compile.planner.host import HostPlan, plan_host, rough_seconds
 from mtu_compile.planner.unet import Unet
 from mtu_compile.stages.job import Model, Workload
-from targets.base import Precision
+from targets.base import Precision, Target
 from targets.costs.roofline import multiply_adds
 
 #: UNet calls a calibration set keeps of each picture (``calibration.capture.CALLS``), which NNCF runs, and what such a
@@ -24,12 +25,20 @@ _PARITY_CALLS, _CHECKED = 12, 3
 _CHOSEN, _ESTIMATED = 3, 3
 
 
-def host_needs(model: Model, memory: int | None) -> HostPlan:
-    """The memory a build needs of this machine, before anything is exported; ``memory`` bytes are what it may use."""
+def host_needs(model: Model, memory: int | None, asked: Iterable[tuple[Target, Precision]]) -> HostPlan:
+    """The memory a build needs of this machine, before anything is exported.
+
+    Args:
+        memory: bytes it may use, instead of what this machine has.
+        asked: what is built, one after the other.
+    """
     pipeline = model.pipeline
     others = sum(map(_numbers, (pipeline.vae, *(encoder for _, encoder in pipeline.texts.branches()))))
     configs = dict(pipeline.unet.config), dict(pipeline.vae.config)
-    return plan_host(*configs, model.tasks, model.size, _numbers(pipeline.unet), others, memory=memory)
+    stand_in = max(target.stand_in(precision) for target, precision in asked)
+    return plan_host(
+        *configs, model.tasks, model.size, _numbers(pipeline.unet), others, memory=memory, stand_in=stand_in
+    )
 
 
 def _numbers(network: Any) -> int:

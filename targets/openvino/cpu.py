@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
 
 from mtu_compile.bundle import EngineRef
 from mtu_compile.core.errors import BuildError
+from mtu_compile.core.host_memory import host_memory
 from mtu_compile.runtime import cpu_isa
 from targets.base import Availability, Precision, TargetSpec
 from targets.openvino.target import OpenVINOTarget
@@ -78,6 +78,9 @@ class CpuTarget(OpenVINOTarget):
     def host_engine(self, engine: EngineRef) -> EngineRef:
         return engine
 
+    def stand_in(self, precision: Precision) -> float:
+        return 0.0
+
     def inference_precision(self, precision: Precision) -> str:
         native = "BF16" in self._capabilities()
         if precision == "bf16" and not native:
@@ -85,7 +88,7 @@ class CpuTarget(OpenVINOTarget):
         return "bf16" if native and precision != "fp32" else "f32"
 
     def memory(self) -> int | None:
-        return _host_memory()
+        return host_memory()
 
     def _capabilities(self) -> tuple[str, ...]:
         """What the CPU does natively, in OpenVINO's words (``"BF16"``, ``"INT8"``, …)."""
@@ -94,14 +97,6 @@ class CpuTarget(OpenVINOTarget):
         found = tuple(openvino.Core().get_property(self._spec.device, "OPTIMIZATION_CAPABILITIES"))
         # OpenVINO asks the CPU, whatever oneDNN was told to leave unused.
         return found if cpu_isa.native_bf16() else tuple(one for one in found if one != "BF16")
-
-
-def _host_memory() -> int | None:
-    """Physical memory of this machine in bytes; ``None`` where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 CPU = CpuTarget()

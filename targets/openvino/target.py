@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mtu_compile.bundle import EngineRef, EngineState, Estimate
 from mtu_compile.core.atomic import scratch, staging
 from mtu_compile.core.errors import ModelError
-from mtu_compile.core.precision import WEIGHTS_ONLY
+from mtu_compile.core.precision import QUANTISED, WEIGHTS_ONLY
 from mtu_compile.core.progress import Progress
 from mtu_compile.runtime.engine import Engine, open_engine
 from targets.base import (
@@ -29,6 +29,7 @@ from targets.base import (
 )
 from targets.costs.layers import read_layers
 from targets.openvino.costs import IR, measure
+from targets.openvino.float_engine import COPIES
 from targets.openvino.host import FLOAT_ACTIVATIONS, HOST_CONFIG, HOST_KIND
 from targets.openvino.ir import (
     any_number_of_prompts,
@@ -157,6 +158,10 @@ class OpenVINOTarget(SpecTarget[TargetSpec]):
 
     def host_engine(self, engine: EngineRef) -> EngineRef:
         return replace(engine, kind=HOST_KIND, config=dict(HOST_CONFIG), prebuilt=None)
+
+    def stand_in(self, precision: Precision) -> float:
+        """Integers become float32 where this machine stands in for the device."""
+        return COPIES if precision in (*QUANTISED, *WEIGHTS_ONLY) else 0.0
 
     def share_weights(
         self, folder: Path, engines: Mapping[str, EngineRef], *, least_bytes: int = LEAST_SHARED

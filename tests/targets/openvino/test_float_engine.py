@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from mtu_compile.accuracy.formulas import sqnr_db
+from mtu_compile.accuracy.host.parity import backends
+from mtu_compile.core.errors import TargetError
 from mtu_compile.runtime.engine import open_engine
 from targets.openvino.float_engine import multiply_in_float
 
@@ -60,6 +62,20 @@ def test_signed_layers_are_exact_on_every_cpu(tmp_path: Path) -> None:
     feed = {"x": np.random.default_rng(1).standard_normal((1, 16, 8, 8)).astype(np.float32) * 2}
     exact = open_engine("onnxruntime", path, {})(feed)["y"]
     assert sqnr_db(exact, open_engine("openvino-float", path, CONFIG)(feed)["y"]) > 60
+
+
+def test_what_cannot_be_computed_here_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,304 and 128 weights, which are held three times in four bytes, make 29 kB; INT8 kernels take no part of it."""
+    path = write_quantised(tmp_path / "model.onnx")
+    monkeypatch.setattr("targets.openvino.float_engine.host_memory", lambda: 29_000)
+    with pytest.raises(TargetError, match=r"model.onnx takes about 29\.\d kB.*this machine has 29\.0 kB"):
+        open_engine("openvino-float", path, CONFIG)
+    open_engine("openvino", path, CONFIG)
+    (offered,) = [one for one in backends(path) if one.name.startswith("OpenVINO")]
+    with pytest.raises(TargetError):
+        offered.open()
+    monkeypatch.setattr("targets.openvino.float_engine.host_memory", lambda: None)
+    open_engine("openvino-float", path, CONFIG)
 
 
 def test_no_integers_are_left(tmp_path: Path) -> None:
