@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from examples.emoji import data
 from examples.emoji.captions import edits
 from examples.emoji.gpu import phases, pools
-from examples.emoji.gpu.diffusion import Velocity, set_dropout
-from examples.emoji.gpu.loop import Group, History
+from examples.emoji.gpu.loop import History
 from examples.emoji.gpu.prompts import DamagedPrompts, Prompts, captions_of, token_ids
-from examples.emoji.gpu.setting import Setting, fast
+from examples.emoji.gpu.setting import Setting
 from examples.emoji.gpu.task_data import OUTSIDE, SHIFTED, TextPictures, drop, stack, weights_of
 from examples.emoji.make_tasks import random_masks
 from mtu_compile.core.tasks import Task
@@ -213,38 +212,6 @@ def train(
     sizes = [setting.batch["tasks"] * share // sum(shares) for share in shares]
     draw = FurtherData(unet.tasks, sizes, today, sets, tokenizer, vae, setting)
     setting.say(f"  data ready: {draw.pictures.count} pictures, {len(draw.source)} edits, batch {sizes}")
-    velocity = Velocity(setting.device)
-    unet.train()
-    text.train()
-    set_dropout(unet, DROPOUT_RATE)
-
-    def predict(sample: Tensor, t: Tensor, states: Tensor) -> Tensor:
-        predicted: Tensor = unet(sample, t, states, task_ids=draw.task_ids, return_dict=False)[0]
-        return predicted
-
-    def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        clean, condition, ids = draw()
-        noisy, t, target = velocity(clean, sizes)
-        return torch.cat((noisy, condition), dim=1), t, ids, target
-
-    sample, t, ids, _ = batch()
-    with setting.autocast():
-        states = text(ids).last_hidden_state.detach()
-    step = fast(setting, "tasks", predict, sample, t, states)
-
-    def losses() -> Tensor:
-        sample, t, ids, target = batch()
-        with setting.autocast():
-            predicted = step(sample, t, text(ids).last_hidden_state)
-        error = (predicted.float() - target).pow(2).mean(dim=(1, 2, 3))
-        return torch.stack([part.mean() for part in error.split(sizes)])
-
-    upcycled = [m for n, m in unet.named_modules() if n.endswith(".ff") or n in ("task_conv_in", "task_embedding")]
-    chosen = {id(p) for m in upcycled for p in m.parameters()}
-    rest = nn.ParameterList([p for p in unet.parameters() if id(p) not in chosen])
-    groups = [Group(upcycled, 1e-3), Group((rest, text), 7e-4)]
-    history = setting.fit(groups, losses, [task.name for task in unet.tasks], until, on_tick=on_tick)
-    set_dropout(unet, 0.0)
-    unet.eval()
-    text.eval()
-    return history
+    return phases.fit_tasks(
+        unet, text, draw, sizes, setting, until, rest_rate=7e-4, dropout=DROPOUT_RATE, on_tick=on_tick
+    )

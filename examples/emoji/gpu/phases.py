@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -130,17 +131,47 @@ def train_tasks(
     on_tick: Callable[[float], None] = lambda progress: None,
 ) -> History:
     """All tasks at once; unlike the paper's, this run trains the backbone and the text encoder on, at half the rate."""
-    device = setting.device
     size = setting.batch["tasks"] // len(unet.tasks)
     sizes = [size] * len(unet.tasks)
     draw = TaskData(unet.tasks, sizes, emoji, tokenizer, encode, setting)
     setting.say(
         f"  pools: {sum(t.numel() * 4 for t in (draw.clean, draw.sharp, draw.blurred, draw.holed)) / 1e9:.2f} GB"
     )
-    velocity = Velocity(device)
+    return fit_tasks(unet, text, draw, sizes, setting, until, rest_rate=5e-4, dropout=DROPOUT_RATE, on_tick=on_tick)
+
+
+class Drawn(Protocol):
+    """Examples of every task, one after the other."""
+
+    task_ids: Tensor
+
+    def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean latents, conditions and token ids."""
+        ...
+
+
+def fit_tasks(
+    unet: MTUUNet2DConditionModel,
+    text: CLIPTextModel,
+    draw: Drawn,
+    sizes: Sequence[int],
+    setting: Setting,
+    until: float,
+    *,
+    rest_rate: float,
+    dropout: float,
+    on_tick: Callable[[float], None] = lambda progress: None,
+) -> History:
+    """Fit UNet and text encoder to what ``draw`` gives, ``sizes`` examples of each task.
+
+    Args:
+        rest_rate: learning rate of what is not upcycled; that has 1e-3.
+        dropout: rate of the UNet's while it trains.
+    """
+    velocity = Velocity(setting.device)
     unet.train()
     text.train()
-    set_dropout(unet, DROPOUT_RATE)
+    set_dropout(unet, dropout)
 
     def predict(sample: Tensor, t: Tensor, states: Tensor) -> Tensor:
         predicted: Tensor = unet(sample, t, states, task_ids=draw.task_ids, return_dict=False)[0]
@@ -160,12 +191,15 @@ def train_tasks(
         sample, t, ids, target = batch()
         with setting.autocast():
             predicted = step(sample, t, text(ids).last_hidden_state)
-        return (predicted.float() - target).pow(2).mean(dim=(1, 2, 3)).unflatten(0, (len(sizes), -1)).mean(dim=1)
+        error = (predicted.float() - target).pow(2).mean(dim=(1, 2, 3))
+        return torch.stack([part.mean() for part in error.split(list(sizes))])
 
     upcycled = [m for n, m in unet.named_modules() if n.endswith(".ff") or n in ("task_conv_in", "task_embedding")]
     chosen = {id(p) for m in upcycled for p in m.parameters()}
     rest = nn.ParameterList([p for p in unet.parameters() if id(p) not in chosen])
-    groups = [Group(upcycled, 1e-3), Group((rest, text), 5e-4)]
+    groups = [Group(upcycled, 1e-3), Group((rest, text), rest_rate)]
     history = setting.fit(groups, losses, [task.name for task in unet.tasks], until, on_tick=on_tick)
     set_dropout(unet, 0.0)
+    unet.eval()
+    text.eval()
     return history
