@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from mtu_compile.core.errors import PassError
 from mtu_compile.graph import qdq
 
 #: One quantiser behind which everything is moved about; ``{w}`` is the weight the convolution reads.
@@ -46,3 +49,35 @@ def test_quantisers_that_no_quantised_layer_reads_are_dropped(weight: str, dropp
     resize = next(node for node in model.graph if node.op_type == "Resize")
     assert resize.inputs[0] is not None and resize.inputs[0].name == ("x" if dropped else "u")
     assert qdq.drop_idle(model) == 0
+
+
+def unsigned_graph(zero: int = 0) -> onnx.ModelProto:
+    """x [4] → uint8 Q/DQ → y, scale 0.01."""
+    values = {"s": np.array(0.01, np.float32), "z": np.array(zero, np.uint8)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], name="dq"),
+    ]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
+    initializers = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    kept = [helper.make_tensor_value_info("q", TensorProto.UINT8, [4])]
+    graph = helper.make_graph(nodes, "u", info[:1], info[1:], initializers, value_info=kept)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_unsigned_activations_become_signed_of_the_same_range(tmp_path):
+    import onnxruntime
+
+    signed = ir.from_proto(unsigned_graph())
+    assert qdq.sign_activations(signed) == 1
+    model = ir.to_proto(signed)
+    onnx.checker.check_model(model, full_check=True)
+    feed = np.array([0, 1.0, 2.55, 9.0], np.float32)
+    (values,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": feed})
+    assert np.allclose(values, [0, 1.0, 2.55, 2.55], atol=0.5 * 2.55 / 127 + 1e-6)
+    assert qdq.sign_activations(signed) == 0
+
+
+def test_an_asymmetric_quantiser_is_not_turned_signed():
+    with pytest.raises(PassError, match="asymmetric"):
+        qdq.sign_activations(ir.from_proto(unsigned_graph(zero=7)))
