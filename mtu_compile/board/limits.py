@@ -24,7 +24,7 @@ class Limits:
     """
 
     step_ms: Annotated[float, Range(0.001, 1e9)] | None = None
-    image_s: Annotated[float, Range(0.001, 1e9)] | None = None
+    image_s: Annotated[float, Range(1e-6, 1e9)] | None = None
     memory_mb: Annotated[float, Range(0.001, 1e9)] | None = None
 
     def judge(self, measured: Mapping[str, Any]) -> tuple[str, ...]:

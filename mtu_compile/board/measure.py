@@ -87,7 +87,7 @@ def measure(root: Path) -> Measured:
             _picture(loaded, name, trajectory, reference.steps, trajectory.prompt)
             image = time.perf_counter() - began
             tasks[name] = TaskTiming(
-                round(median(times) * 1e3, 3), len(times), round(image, 3), reference.steps, device
+                round(median(times) * 1e3, 3), len(times), round(image, 6), reference.steps, device
             )
     return Measured(tasks, peak_bytes())
 

@@ -223,7 +223,7 @@ def test_a_bundle_outside_of_a_store_goes_by_its_own_index(here: Here, tmp_path:
     ("limits", "said"),
     [
         ({"step_ms": 0.001}, "a step takes .* ms here, and 0.001 are allowed"),
-        ({"image_s": 0.001}, "a picture takes .* s here, and 0.001 are allowed"),
+        ({"image_s": 1e-6}, "a picture takes .* s here, and 1e-06 are allowed"),
         ({"memory_mb": 1}, "of memory here, and 1.0 MB are allowed"),
     ],
 )
