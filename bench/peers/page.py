@@ -74,7 +74,7 @@ def draw(figures: dict[str, dict[str, Any]], out: Path) -> None:
         axes.set_xlim(0, max(values) * 1.2)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(out, metadata={"Date": None})
+    figure.savefig(out, metadata={"Date": None}, bbox_inches="tight")
 
 
 def main() -> None:
