@@ -344,6 +344,9 @@ class SpecTarget(ABC, Generic[SpecT]):
     ) -> tuple[LayerCosts, ...] | None:
         """See ``Target``."""
 
+    def stand_in(self, precision: Precision) -> float:
+        return 0.0
+
 
 def require_graph(graph: Path) -> None:
     """``ModelError`` unless ``graph`` is a file."""

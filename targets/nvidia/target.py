@@ -201,9 +201,6 @@ class TensorRTTarget(SpecTarget[TensorRTSpec]):
         """ONNX Runtime on the lowered graph: the same types and the same Q/DQ nodes, on the CPU."""
         return replace(engine, kind="onnxruntime", config={}, prebuilt=None)
 
-    def stand_in(self, precision: Precision) -> float:
-        return 0.0
-
     def share_weights(
         self, folder: Path, engines: Mapping[str, EngineRef], *, least_bytes: int = LEAST_SHARED
     ) -> Mapping[str, EngineRef]:

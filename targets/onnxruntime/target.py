@@ -133,9 +133,6 @@ class OnnxRuntimeTarget(SpecTarget[TargetSpec]):
     def host_engine(self, engine: EngineRef) -> EngineRef:
         return engine
 
-    def stand_in(self, precision: Precision) -> float:
-        return 0.0
-
     def share_weights(
         self, folder: Path, engines: Mapping[str, EngineRef], *, least_bytes: int = LEAST_SHARED
     ) -> Mapping[str, EngineRef]:

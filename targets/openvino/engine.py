@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ class OpenVINOEngine(EngineBase):
             self._any_batch: Callable[[int], Any] | None = None
             branched, whole = False, model
             if device == "CPU" and _is_shared(model) and model.is_dynamic():
-                if _weigh(model) <= SMALL:
+                if weigh(model) <= SMALL:
                     self._any_batch = lambda samples: core.compile_model(of_batch(model, samples), device, options)
                 elif branched := self._branches(model):
                     whole = branches(model)
@@ -226,10 +226,11 @@ def _is_shared(model: Any) -> bool:
     return any(TASK_INPUT in port.names for port in model.inputs)
 
 
-def _weigh(model: Any) -> int:
-    """Bytes of a model's constants."""
+def weigh(model: Any, types: Collection[str] | None = None) -> int:
+    """Bytes of a model's constants; of those of ``types`` (``"i8"``), if given."""
     constants = (node.output(0) for node in model.get_ops() if node.get_type_name() == "Constant")
-    return sum(math.prod(one.get_shape()) * int(one.get_element_type().size) for one in constants)
+    sizes = ((math.prod(one.get_shape()), one.get_element_type()) for one in constants)
+    return sum(n * int(kind.size) for n, kind in sizes if types is None or kind.get_type_name() in types)
 
 
 def fractional_timesteps(model: Any) -> None:

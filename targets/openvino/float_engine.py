@@ -8,7 +8,6 @@ exactly.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from mtu_compile.core.amounts import readable
 from mtu_compile.core.errors import TargetError
 from mtu_compile.core.host_memory import host_memory
-from targets.openvino.engine import OpenVINOEngine
+from targets.openvino.engine import OpenVINOEngine, weigh
 
 #: How often weights are held in float32 while a model is compiled (measured at Stable Diffusion 1.5's size: 11.6 GB
 #: of memory of the process's own, for 3.44 GB).
@@ -33,7 +32,7 @@ class OpenVINOFloatEngine(OpenVINOEngine):
     """
 
     def _prepare(self, model: Any) -> None:
-        needed, memory = int(COPIES * 4 * _integers(model)), host_memory()
+        needed, memory = int(COPIES * 4 * weigh(model, _BYTES)), host_memory()
         if memory is not None and needed > memory:
             raise TargetError(
                 f"{self.name} takes about {readable(needed)} of memory where its INT8 weights are computed with in "
@@ -82,12 +81,6 @@ def multiply_in_float(model: Any) -> int:
     if places:
         model.validate_nodes_and_infer_types()
     return places
-
-
-def _integers(model: Any) -> int:
-    """How many weights a model has as integers."""
-    constants = (node.output(0) for node in model.get_ops() if node.get_type_name() == "Constant")
-    return sum(math.prod(one.get_shape()) for one in constants if one.get_element_type().get_type_name() in _BYTES)
 
 
 def _dequantised(convert: Any, integers: Any) -> tuple[Any, Any]:
