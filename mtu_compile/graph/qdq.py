@@ -7,6 +7,7 @@ ask here.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mtu_compile.core.errors import PassError
+from mtu_compile.graph.edit import add_lazy_constant
 
 #: Operations whose weights (or both operands) are quantised in a UNet.
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -181,6 +183,50 @@ def activation_quantisers(value: ir.Value | None) -> list[ir.Node]:
         data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
         return [found for source in data for found in activation_quantisers(source)]
     return []
+
+
+def fold_weights(model: ir.Model) -> int:
+    """Let a graph have its quantised weights as the floats they stand for, in place; returns how many.
+
+    *Given*::
+
+        y = Conv(x, DequantizeLinear(w int8, scale, zero))
+
+    *Result*::
+
+        y = Conv(x, w')                  w' in the type of the scale; computed when it is read
+
+    For graphs that are run and not built: a run without optimisations would compute them each time. Weights in blocks
+    (INT4) stay as they are.
+    """
+    folded = 0
+    for node in [node for node in model.graph if node.op_type == "DequantizeLinear"]:
+        stored, scale, zero = (constant(value) for value in (*node.inputs[:2], zero_point(node)))
+        value, axis = node.outputs[0], node.attributes.get_int("axis", 1)
+        if stored is None or scale is None or node.attributes.get_int("block_size", 0) or value.is_graph_output():
+            continue
+        shape = tuple(int(size) for size in stored.shape.numpy())
+        folds = partial(_dequantised, stored, scale, zero, axis)
+        weight = add_lazy_constant(model, f"{value.name}.folded", shape, scale.dtype, folds)
+        ir.convenience.replace_all_uses_with(value, weight)
+        folded += 1
+    if folded:
+        RemoveUnusedNodesPass()(model)
+    return folded
+
+
+def _dequantised(
+    stored: ir.TensorProtocol, scale: ir.TensorProtocol, zero: ir.TensorProtocol | None, axis: int
+) -> NDArray[Any]:
+    """What a DequantizeLinear makes: computed in float32, in the type of the scale."""
+    numbers = _float(stored)
+    shape = [1] * numbers.ndim
+    if scale.size > 1:
+        shape[axis] = -1
+    if zero is not None:
+        numbers -= _float(zero).reshape(shape)
+    numbers *= _float(scale).reshape(shape)
+    return numbers.astype(scale.numpy().dtype, copy=False)
 
 
 def count_pairs(model: ir.Model) -> tuple[int, int]:

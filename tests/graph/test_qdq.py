@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mtu_compile.core.errors import PassError
 from mtu_compile.graph import qdq
+from mtu_compile.graph.sessions import open_as_written
 
 #: One quantiser behind which everything is moved about; ``{w}`` is the weight the convolution reads.
 GRAPH = """<ir_version: 10, opset_import: ["" : 20]>
@@ -81,3 +82,38 @@ def test_unsigned_activations_become_signed_of_the_same_range(tmp_path):
 def test_an_asymmetric_quantiser_is_not_turned_signed():
     with pytest.raises(PassError, match="asymmetric"):
         qdq.sign_activations(ir.from_proto(unsigned_graph(zero=7)))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, -2, None])
+def test_folded_weights_are_what_the_runtime_dequantises(axis: int | None, half: bool) -> None:
+    rng, dtype = np.random.default_rng(0), np.float16 if half else np.float32
+    each = (6,) if axis == 0 else (4,)
+    scale = rng.uniform(0.001, 0.1, () if axis is None else each).astype(dtype)
+    values = {
+        "w8": rng.integers(-128, 128, (6, 4, 3), dtype=np.int8),
+        "s": scale,
+        "z": rng.integers(-5, 5, scale.shape, dtype=np.int8),
+    }
+    attributes = {} if axis is None else {"axis": axis}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w8", "s", "z"], ["w"], **attributes),
+        helper.make_node("Identity", ["w"], ["y"]),
+    ]
+    kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    body = helper.make_graph(
+        nodes,
+        "g",
+        [],
+        [helper.make_tensor_value_info("y", kind, [6, 4, 3])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in values.items()],
+    )
+    proto = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    model = ir.from_proto(proto)
+    assert qdq.fold_weights(model) == 1
+    assert [node.op_type for node in model.graph] == ["Identity"]
+    (wanted,) = open_as_written(proto.SerializeToString()).run(None, {})
+    (folded,) = open_as_written(ir.to_proto(model).SerializeToString()).run(None, {})
+    assert folded.dtype == wanted.dtype == dtype
+    np.testing.assert_array_equal(folded, wanted)
+    assert qdq.fold_weights(model) == 0
