@@ -34,10 +34,10 @@ demo: $(READY) ## compile the example model to INT8 for this CPU, check it, and 
 # A worker for each core, and one thread in each: more would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test: $(READY) ## run the tests but those that take minutes each
+test: $(READY) ## run the tests but those that take ten seconds to minutes each
 	$(PYTEST)
 
-test-all: $(READY) ## run the tests of builds that take minutes, too
+test-all: $(READY) ## run those, too
 	$(PYTEST) -m '$(HERE)'
 
 # Seconds of tests: one process, which imports nothing but them. Whole builds try lesser CPUs themselves, in test-all.

@@ -33,6 +33,7 @@ def int8_weights(bundle_folder: Path, engine: bundle.EngineRef) -> int:
     return sum(op.get_type_name() == "Constant" and op.get_element_type() in kinds for op in model.get_ops())
 
 
+@pytest.mark.heavy
 def test_it_is_quantised_and_its_pictures_are_compared(built: Path) -> None:
     manifest = bundle.read(built)
     record = manifest.provenance.decoder
@@ -45,6 +46,7 @@ def test_it_is_quantised_and_its_pictures_are_compared(built: Path) -> None:
     assert manifest.vae_encoder is not None and int8_weights(built, manifest.vae_encoder) == 0
 
 
+@pytest.mark.heavy
 def test_pictures_are_nearly_those_of_the_float_decoder(built: Path, tiny_bundle: Path) -> None:
     assert bundle.read(tiny_bundle).provenance.decoder is None
     made = []
@@ -55,11 +57,13 @@ def test_pictures_are_nearly_those_of_the_float_decoder(built: Path, tiny_bundle
     assert picture_psnr_db(*made) > 20
 
 
+@pytest.mark.heavy
 def test_it_runs_at_every_instruction_set(built: Path, mtu: Run) -> None:
     done = mtu("check", built)
     assert done.code in (0, 1), done.err  # random weights may lose more than thresholds allow; it ran
 
 
+@pytest.mark.heavy
 def test_a_build_that_fails_says_what_the_decoder_costs(
     tiny_model: Path, tmp_path: Path, stricter: Path, mtu: Run
 ) -> None:
@@ -70,6 +74,7 @@ def test_a_build_that_fails_says_what_the_decoder_costs(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.heavy
 def test_what_it_says(built: Path, mtu: Run) -> None:
     said = mtu("inspect", built)
     assert said.code == 0 and "VAE decoder" in said.out and "INT8" in said.out

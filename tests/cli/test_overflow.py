@@ -64,7 +64,13 @@ def test_sdxls_decoder_overflows_in_float16_and_is_built_in_float32(
     assert manifest["tasks"]["t2i"]["accuracy"]["passed"] is True
 
 
-@pytest.mark.parametrize("target", ["intel-gpu", pytest.param("jetson-orin", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param("intel-gpu", marks=pytest.mark.heavy),
+        pytest.param("jetson-orin", marks=pytest.mark.slow),
+    ],
+)
 def test_a_unet_that_overflows_is_refused_by_its_first_node(
     tiny_model: Path, tmp_path: Path, mtu: Run, target: str
 ) -> None:

@@ -55,6 +55,7 @@ def start(tiny_model: Path, tmp_path: Path, run_folder: Path) -> Iterator[Start]
         process.communicate()
 
 
+@pytest.mark.heavy
 def test_a_killed_build_is_cleaned_up_after_and_a_terminated_one_cleans_up_itself(start: Start, tmp_path: Path) -> None:
     killed = start("reference")
     killed.kill()

@@ -53,6 +53,7 @@ def requests() -> list[Request]:
     ]
 
 
+@pytest.mark.heavy
 def test_a_task_gets_the_schedule_of_fewest_whole_steps(cached: Path) -> None:
     manifest = bundle.read(cached)
     entry = manifest.tasks["t2i"]
@@ -66,6 +67,7 @@ def test_a_task_gets_the_schedule_of_fewest_whole_steps(cached: Path) -> None:
     assert entry.accuracy["step_cache"]["ssim"] < entry.accuracy["ssim"]  # it changes the picture
 
 
+@pytest.mark.heavy
 def test_a_task_for_which_none_is_good_enough_keeps_its_steps_whole(cached: Path) -> None:
     entry = bundle.read(cached).tasks["inpaint"]
     assert entry.step_cache is None and entry.provenance.step_cache is not None
@@ -75,6 +77,7 @@ def test_a_task_for_which_none_is_good_enough_keeps_its_steps_whole(cached: Path
     assert entry.accuracy is not None and "step_cache" not in entry.accuracy
 
 
+@pytest.mark.heavy
 def test_pictures_are_the_same_without_the_cache_and_together(cached: Path, shared_float: Path) -> None:
     t2i, inpaint = requests()
     with runtime.load(cached) as loaded, runtime.load(shared_float) as plain:
@@ -94,6 +97,7 @@ def test_pictures_are_the_same_without_the_cache_and_together(cached: Path, shar
             assert np.isfinite(made.latents).all()
 
 
+@pytest.mark.heavy
 def test_the_command_runs_checks_and_inspects_it(
     cached: Path, thresholds: Path, mtu: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -115,6 +119,7 @@ def test_the_command_runs_checks_and_inspects_it(
     assert made["--step-cache"] != made["--no-step-cache"]
 
 
+@pytest.mark.heavy
 def test_both_unets_keep_their_weights_in_one_file(cached: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(cached, tmp_path / "copy"))
     manifest = bundle.read(copy)
@@ -131,6 +136,7 @@ def test_both_unets_keep_their_weights_in_one_file(cached: Path, tmp_path: Path)
         np.testing.assert_array_equal(loaded.run_batch([t2i])[0].latents, expected)
 
 
+@pytest.mark.heavy
 def test_a_manifest_that_contradicts_itself_is_refused(cached: Path, shared_float: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(cached, tmp_path / "copy"))
     manifest = bundle.read(copy)

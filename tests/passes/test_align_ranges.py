@@ -60,7 +60,14 @@ def align(graph: ir.Model, alignment: passes.Alignment) -> passes.PassResult:
     return result
 
 
-@pytest.mark.parametrize(("name", "batch"), [("micro", BATCH), ("sd15", None), ("sdxl", BATCH)])
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [
+        ("micro", BATCH),
+        pytest.param("sd15", None, marks=pytest.mark.heavy),
+        pytest.param("sdxl", BATCH, marks=pytest.mark.heavy),
+    ],
+)
 def test_every_layer_aligned_and_no_result_differs(
     name: str, batch: Any, exported: Any, shared: Any, random_feeds: Any, run_graph: Any, assert_close: Any
 ) -> None:

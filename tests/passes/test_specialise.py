@@ -19,8 +19,9 @@ from mtu_compile.graph.edit import op_counts
 from passes import folding
 
 LATENT, TEXT, HEIGHT, WIDTH = 4, 5, 8, 4
+HEAVY = [pytest.param(name, marks=pytest.mark.heavy) for name in ("sd15", "sdxl")]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("full-sd2", "full-sdxl")]
-ANATOMIES = ["sd15", "sd2", "sdxl", *SLOW]
+ANATOMIES = ["sd2", *HEAVY, *SLOW]
 MODELS = ["micro", *ANATOMIES]
 
 

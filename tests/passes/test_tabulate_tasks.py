@@ -19,8 +19,9 @@ from passes.task_tables import read_table
 BATCH, TEXT, HEIGHT, WIDTH = 3, 5, 8, 4
 #: The batch stays free.
 CONTEXT = passes.PassContext(height=HEIGHT, width=WIDTH, text_length=TEXT)
+HEAVY = [pytest.param(name, marks=pytest.mark.heavy) for name in ("sd15", "sdxl")]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("full-sd2", "full-sdxl")]
-MODELS = ["micro", "sd15", "sd2", "sdxl", *SLOW]
+MODELS = ["micro", "sd2", *HEAVY, *SLOW]
 #: Batches of one task and batches that mix them, in every order of a pair, of one sample to three.
 BATCHES = [(0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3), (3, 0, 2), (1, 3, 1), (0, 3), (2,)]
 
