@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mtu_compile.core.errors import PassError
-from mtu_compile.graph.edit import add_lazy_constant
+from mtu_compile.graph.edit import add_lazy_constant, attribute
 
 #: Operations whose weights (or both operands) are quantised in a UNet.
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -202,8 +202,8 @@ def fold_weights(model: ir.Model) -> int:
     folded = 0
     for node in [node for node in model.graph if node.op_type == "DequantizeLinear"]:
         stored, scale, zero = (constant(value) for value in (*node.inputs[:2], zero_point(node)))
-        value, axis = node.outputs[0], node.attributes.get_int("axis", 1)
-        if stored is None or scale is None or node.attributes.get_int("block_size", 0) or value.is_graph_output():
+        value, axis = node.outputs[0], attribute(node, "axis", 1)
+        if stored is None or scale is None or attribute(node, "block_size", 0) or value.is_graph_output():
             continue
         shape = tuple(int(size) for size in stored.shape.numpy())
         folds = partial(_dequantised, stored, scale, zero, axis)

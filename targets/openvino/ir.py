@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from mtu_compile.core.errors import BuildError
 from targets.base import Availability, require_graph
 from targets.openvino.engine import reason
 from targets.openvino.names import name_nodes
+from targets.openvino.shared_ir import own_constants
 
 if TYPE_CHECKING:
     import openvino
@@ -67,20 +68,18 @@ def write_ir(model: openvino.Model, folder: Path, *, fp16_weights: bool) -> Path
 
     path = folder / IR_NAME
     name_nodes(model)
-    try:
-        if not fp16_weights:
-            openvino.save_model(model, str(path), compress_to_fp16=False)
-            return path
-        # Precision marks set from Python only become attributes that OpenVINO obeys once they were read from an IR;
-        # compressing the model in memory would round the marked constants too (2026.4.1).
-        wide = folder / "wide"
-        wide.mkdir()
-        openvino.save_model(model, str(wide / IR_NAME), compress_to_fp16=False)
-        openvino.save_model(openvino.Core().read_model(str(wide / IR_NAME)), str(path), compress_to_fp16=True)
-        shutil.rmtree(wide)
-    except RuntimeError as error:
-        raise BuildError(f"openvino cannot write {path}: {reason(error)}", hint="is the disk full?") from error
-    return path
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        written = Path(scratch) / "wide.xml"
+        try:
+            openvino.save_model(model, str(written), compress_to_fp16=False)
+            if fp16_weights:
+                # Precision marks set from Python only become attributes that OpenVINO obeys once they were read from an
+                # IR; compressing the model in memory would round the marked constants too (2026.4.1).
+                wide, written = written, written.with_name("half.xml")
+                openvino.save_model(openvino.Core().read_model(str(wide)), str(written), compress_to_fp16=True)
+        except RuntimeError as error:
+            raise BuildError(f"openvino cannot write {path}: {reason(error)}", hint="is the disk full?") from error
+        return own_constants(written, written.with_suffix(".bin"), path)
 
 
 def keep_angles_precise(model: openvino.Model) -> int:

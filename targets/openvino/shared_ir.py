@@ -7,7 +7,7 @@ An IR says of each constant where in the file of weights its bytes begin. That f
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mtu_compile.core.atomic import atomic_file
@@ -15,6 +15,11 @@ from mtu_compile.graph.weight_file import Weight, WeightFile, common_bytes
 
 #: A constant's place in the file of weights: offset and size in bytes.
 Place = tuple[int, int]
+
+#: Bytes up to which a constant lies with others of its kind, before the larger ones. A CPU's kernels have copies of
+#: what is large, and read biases and scales in the file as they run; scattered, each keeps the pages around it in
+#: memory: 205 MB at Stable Diffusion 1.5's size in INT8, where all of them together are 3 MB.
+SMALL = 1 << 16
 
 
 def share_constants(irs: Sequence[Path], *, least_bytes: int = 1) -> tuple[int, ...] | None:
@@ -45,7 +50,7 @@ def share_constants(irs: Sequence[Path], *, least_bytes: int = 1) -> tuple[int, 
     with host.open("ab") as file:
         merged = WeightFile(file, host.stat().st_size, {one: place[0] for place, one in digests[0].items()})
         for path, known in zip(irs[1:], digests[1:], strict=True):
-            moved = {place: merged.put(_weight(path, place), known[place]) for place in sorted(known)}
+            moved = {place: merged.put(_weight(path, place), known[place]) for place in _in_order(known)}
             file.flush()
             _rewrite(path, moved, path)
             path.with_suffix(".bin").unlink()
@@ -53,14 +58,19 @@ def share_constants(irs: Sequence[Path], *, least_bytes: int = 1) -> tuple[int, 
 
 
 def own_constants(path: Path, weights: Path, out: Path) -> Path:
-    """Write an IR whose constants are in ``weights`` to ``out``, with the ``.bin`` of its own beside it."""
+    """Write an IR whose constants are in ``weights`` to ``out``, with a ``.bin`` of its own, small ones first."""
     with out.with_suffix(".bin").open("wb") as file:
         own, moved = WeightFile(file), {}
-        for place in sorted(set(_places(path))):
+        for place in _in_order(_places(path)):
             weight = Weight(weights, *place)
             moved[place] = own.put(weight, weight.digest())
     _rewrite(path, moved, out)
     return out
+
+
+def _in_order(places: Iterable[Place]) -> list[Place]:
+    """Each place once: of small constants, then of the others."""
+    return sorted(set(places), key=lambda place: (place[1] > SMALL, place))
 
 
 def _weight(path: Path, place: Place) -> Weight:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 
 from mtu_compile.accuracy.formulas import sqnr_db
 from targets.openvino.ir import keep_angles_precise, read_graph, write_ir
+
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
 def run_ir(path: Path, feed: dict[str, Any], precision: str) -> np.ndarray:
@@ -89,3 +92,31 @@ def test_other_sines_are_left_alone(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, str(tmp_path / "g.onnx"))
     assert keep_angles_precise(read_graph(tmp_path / "g.onnx")) == 0
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_small_constants_lie_together_before_the_others(fp16: bool, tmp_path: Path) -> None:
+    """What kernels read in the file as they run keeps the pages around it in memory."""
+    import openvino
+    from openvino import opset13 as ops
+
+    large, rng = (256, 256), np.random.default_rng(0)
+    x = ops.parameter([1, 256], np.float32, name="x")
+    y = x
+    for _ in range(3):
+        weight, bias = (ops.constant(rng.standard_normal(shape, dtype=np.float32)) for shape in (large, (1, 256)))
+        y = ops.add(ops.matmul(y, weight, False, False), bias)
+    path = write_ir(openvino.Model([ops.result(y)], [x], "net"), tmp_path, fp16_weights=fp16)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["openvino_model.bin", "openvino_model.xml"]
+    places = [(int(one["offset"]), int(one["size"])) for one in constants(path)]
+    small = [place for place in places if place[1] < 256 * 8]
+    assert len(small) == 3 and len(places) - len(small) == 3
+    assert max(small) < min(place for place in places if place not in small)
+    expected = openvino.Core().compile_model(openvino.Model([ops.result(y)], [x], "net"), "CPU", F32)
+    feed = {"x": rng.standard_normal((1, 256), dtype=np.float32)}
+    assert sqnr_db(expected(feed)[0], run_ir(path, feed, "f32")) > (50 if fp16 else 120)
+
+
+def constants(path: Path) -> list[dict[str, str]]:
+    layers = ElementTree.parse(path).getroot().iter("layer")
+    return [layer.find("data").attrib for layer in layers if layer.get("type") == "Const"]
